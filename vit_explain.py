@@ -1,0 +1,214 @@
+"""Show what a Vision Transformer looked at: `python vit_explain.py --image_path PICTURE`.
+
+Without a category, attention rollout; with one, gradient attention rollout for that category.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vit_settings import CROPS, HEAD_FUSIONS, Settings
+
+__version__ = "0.1.0"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code: 0, 2 for a request that can't be met, 130 for Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = vars(_parser().parse_args(arguments))
+        as_json, show = options.pop("json"), options.pop("show")
+        # torch and timm take seconds to import: --help and wrong options must not wait for them
+        from vit_pipeline import explain_picture
+
+        logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output
+        options["command"] = shlex.join(["vit_explain.py", *arguments])
+        report = explain_picture(Settings(**options))
+        _tell(report["model"]["notice"])
+        print(json.dumps(report, indent=2) if as_json else _as_text(report), flush=True)
+        if show:
+            _show(report["files"]["overlay"])
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{name}{error.strerror or error}")
+    except (ValueError, MemoryError) as error:
+        return _fail(str(error) or "out of memory: try a smaller picture or model")
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        return _fail("the device is out of memory: try --device cpu, or a smaller model")
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage: --help shows that."""
+        self.exit(2, f"vit_explain: {message} (see --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="vit_explain.py",
+        description="Show what a Vision Transformer looked at, as a heatmap over the picture.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"vit_explain {__version__}")
+    _add_method(parser.add_argument_group("what to explain, and how"))
+    _add_model(parser.add_argument_group("model and device"))
+    _add_output(parser.add_argument_group("output"))
+    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def _add_method(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--image_path", metavar="PATH", help="the picture (default: %(default)s)")
+    category = group.add_mutually_exclusive_group()
+    category.add_argument(
+        "--category_index",
+        dest="category",
+        type=int,
+        metavar="N",
+        help="gradient attention rollout for this category; without one, attention rollout",
+    )
+    category.add_argument(
+        "--category",
+        metavar="NAME",
+        help='the same by name ("tiger cat"); "top" for the likeliest category',
+    )
+    add(
+        "--head_fusion",
+        choices=HEAD_FUSIONS,
+        help="how heads are fused (default: max for rollout, mean with a category)",
+    )
+    add(
+        "--discard_ratio",
+        type=float,
+        metavar="F",
+        help="share of the weakest attention to drop, 0 <= F < 1 (default: %(default)s)",
+    )
+    add(
+        "--start_block",
+        type=int,
+        metavar="K",
+        help="first block of the product (default: %(default)s, all blocks)",
+    )
+    add(
+        "--as_published",
+        action="store_true",
+        help="redo maps of the widely used older script: its arithmetic, transform and colours",
+    )
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--model",
+        metavar="NAME",
+        help="auto (DeiT-tiny, else bundled), bundled, or any timm name (default: %(default)s)",
+    )
+    add("--checkpoint", metavar="FILE", help="fine-tuned weights for --model: .safetensors, .pth")
+    add("--class_names", metavar="FILE", help="names of its categories: one a line, or JSON")
+    add(
+        "--crop",
+        nargs="?",
+        const="center",
+        choices=CROPS,
+        help="center (also without a value): the model's own crop; "
+        "none: the whole picture, resized (default: %(default)s)",
+    )
+    device = group.add_mutually_exclusive_group()
+    device.add_argument(
+        "--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)"
+    )
+    device.add_argument("--use_cuda", action="store_true", help="CUDA if there is any, else CPU")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--output_dir", metavar="DIR", help="made if missing (default: %(default)s)")
+    add(
+        "--alpha",
+        type=float,
+        metavar="F",
+        help="strength of the heatmap, 0 to 1 (default: %(default)s)",
+    )
+    add("--colormap", metavar="NAME", help="an OpenCV colour map (default: %(default)s)")
+    add(
+        "--size",
+        choices=("image", "model"),
+        help="draw at the picture's own size (default) or at that of the model's input",
+    )
+    add("--save_mask", action="store_true", help="also the mask as .npy: float32, patch grid")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--show", action="store_true", help="open a window with the result")
+
+
+def _as_text(report: dict) -> str:
+    model, method = report["model"], report["method"]
+    width, height = model["input_size"]
+    rows, columns = model["patch_grid"]
+    lines = [
+        report["device"]["notice"],
+        f"Model: {model['name']}, input {width}x{height} ({_seen(report)}), "
+        f"{rows}x{columns} patches, read-out: {model['readout']}",
+    ]
+    if report["top"]:
+        lines.append("Likeliest categories:")
+        lines += [f"  {c['probability']:6.1%}  {c['index']:4} {c['name']}" for c in report["top"]]
+    lines.append(f"Method: {_method(method)}")
+    lines += [f"Wrote {path}" for path in report["files"].values()]
+    return "\n".join(lines)
+
+
+def _seen(report: dict) -> str:
+    if report["model"]["crop"] == "none":
+        return "the whole picture, resized"
+    left, top, right, bottom = (round(edge) for edge in report["picture"]["region_seen"])
+    width, height = report["picture"]["size"]
+    return f"the model's crop: x {left} to {right}, y {top} to {bottom} of {width}x{height}"
+
+
+def _method(method: dict) -> str:
+    details = f"heads fused by {method['head_fusion']}, discard ratio {method['discard_ratio']}"
+    if method["start_block"]:
+        details += f", from block {method['start_block']}"
+    if method["as_published"]:
+        details += ", as published"
+    category = method["category"]
+    if category is None:
+        return f"attention rollout, the same for every category ({details})"
+    chosen = f"category {category['index']} ({category['name']}, {category['probability']:.1%})"
+    return f"gradient attention rollout for {chosen} ({details})"
+
+
+def _show(path: str) -> None:
+    from vit_window import show
+
+    reason = show(path)
+    if reason:
+        _tell(f"no window: {reason}; the picture is {path}")
+
+
+def _tell(notice: str) -> None:
+    if notice:
+        print(f"vit_explain: {notice}", file=sys.stderr)
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"vit_explain: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Gradient attention rollout: the map of one category.
+
+As attention rollout (vit_rollout), with each block's attention replaced by
+
+    E_l = fuse_heads((A_l * dy_c/dA_l)^+),
+
+y_c being the logit of category c: an attention weight counts as far as a larger one would have
+raised that logit. The clamp at 0 comes before the heads are fused, so that heads can't cancel.
+Each block's attention is weighed with the gradient of the same block. The weighting is that of
+Chefer, Gur & Wolf 2021, "Generic Attention-model Explainability" (equation 5), put into the
+product of Abnar & Zuidema 2020; the combination is a practice, not a paper's method.
+
+Where E is small against the identity, the product is close to a sum over the blocks.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import vit_published
+from vit_attention import (
+    CapturedAttention,
+    TokenLayout,
+    capture_attention,
+    forward,
+    token_layout,
+)
+from vit_checks import check_matrices, check_one_picture, check_settings, pictures_for
+from vit_rollout import Explanation, VITAttentionRollout, fuse_heads, product_masks
+
+
+class VITAttentionGradRollout(VITAttentionRollout):
+    """Gradient attention rollout of a timm ViT, for one category of each picture.
+
+    Only gradients with respect to the attention matrices are taken: the model may be frozen, and
+    no `.grad` appears anywhere.
+
+    Args and errors as for VITAttentionRollout. With `as_published`, heads are always averaged.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attention_layer_name: str = "attn_drop",
+        discard_ratio: float = 0.9,
+        head_fusion: str = "mean",
+        start_block: int = 0,
+        as_published: bool = False,
+    ):
+        super().__init__(
+            model, attention_layer_name, head_fusion, discard_ratio, start_block, as_published
+        )
+
+    def __call__(self, input_tensor: Tensor, category_index: int | None = None) -> np.ndarray:
+        """The mask (h, w) of one picture (1, 3, H, W): float32, largest value 1.
+
+        Args:
+            category_index: index of the category; None for the likeliest one.
+        """
+        check_one_picture(input_tensor)
+        return self.batch(input_tensor, None if category_index is None else [category_index])[0]
+
+    def batch(
+        self, input_tensor: Tensor, category_indices: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """The masks (B, h, w) of B pictures, of one category each (None: the likeliest)."""
+        return self.explain(input_tensor, category_indices).masks
+
+    def explain(
+        self, input_tensor: Tensor, category_indices: Sequence[int] | None = None
+    ) -> Explanation:
+        """Masks and logits of B pictures (B, 3, H, W), from one forward and one backward pass.
+
+        Raises:
+            UnsupportedModel: if what passes the hooks is not attention over the input's tokens.
+            ValueError: if a category is out of range, the model has none, or the input is not a
+                batch of pictures of a size that the model takes.
+        """
+        if not self.model.num_classes:
+            raise ValueError("the model has no categories: only attention rollout explains it")
+        with torch.inference_mode(False), torch.enable_grad():
+            # a tensor made in inference mode could not be recorded by autograd
+            pictures = pictures_for(self.model, input_tensor).clone()
+            layout = token_layout(self.model, *pictures.shape[2:])
+            with capture_attention(
+                self.model, layout, self.attention_layer_name, track_gradient=True
+            ) as captured:
+                logits = forward(self.model, pictures)
+                categories = _one_category_each(category_indices, logits.detach())
+                score = logits.gather(1, torch.tensor(categories, device=logits.device)[:, None])
+                attentions, gradients = _with_gradients(captured, score.sum())
+        masks = self._category_masks(attentions, gradients, layout)
+        return Explanation(masks, logits.detach().float().cpu(), layout, categories)
+
+    def _category_masks(
+        self, attentions: list[list[Tensor]], gradients: list[list[Tensor]], layout: TokenLayout
+    ) -> np.ndarray:
+        """Masks from every block's branches, and the pool's matrix behind them if there is one."""
+        if self.as_published:
+            first = [branches[0] for branches in attentions]
+            first_gradients = [branches[0] for branches in gradients]
+            return vit_published.grad_rollout(first, first_gradients, self.discard_ratio, layout)
+        fused = [
+            sum(weigh(a, g, self.head_fusion) for a, g in zip(*branches, strict=True))
+            for branches in zip(attentions, gradients, strict=True)
+        ]
+        pooled = fused.pop() if layout.pooled_tokens else None
+        return self._masks(fused, layout, pooled)
+
+
+def grad_rollout(
+    attentions: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    discard_ratio: float = 0.9,
+    head_fusion: str = "mean",
+    *,
+    prefix_tokens: int = 1,
+    grid: tuple[int, int] | None = None,
+    readout: Tensor | None = None,
+    start_block: int = 0,
+    as_published: bool = False,
+) -> np.ndarray:
+    """Gradient attention rollout of captured matrices alone.
+
+    Args:
+        attentions: softmaxed attention of each block, (B, H, N, N), block 1 first.
+        gradients: of each picture's logit with respect to these, in the same order.
+        Others as for vit_rollout.rollout.
+
+    Returns:
+        (B, h, w) float32, the largest value of each picture 1.
+
+    Raises:
+        ValueError: if an argument is out of range or the shapes do not fit together.
+    """
+    check_settings(discard_ratio, head_fusion, start_block, as_published, len(attentions))
+    check_matrices(attentions, gradients)
+    layout = TokenLayout.of_matrix(attentions[0].shape[-1], prefix_tokens, grid)
+    attentions = [attention.detach() for attention in attentions]
+    if as_published:
+        return vit_published.grad_rollout(attentions, gradients, discard_ratio, layout)
+    fused = [weigh(a, g, head_fusion) for a, g in zip(attentions, gradients, strict=True)]
+    if readout is None:
+        readout = layout.readout_weights(fused[0])
+    return product_masks(fused, readout, layout, discard_ratio, start_block)
+
+
+def weigh(attention: Tensor, gradient: Tensor, head_fusion: str) -> Tensor:
+    """fuse_heads((A * dy/dA)^+): (B, H, N, N) twice -> (B, N, N)."""
+    return fuse_heads((attention * gradient).clamp(min=0), head_fusion)
+
+
+def _with_gradients(
+    captured: CapturedAttention, score: Tensor
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Attention of every block's branches (then of the pool), and the score's gradients alike."""
+    attentions = captured.blocks() + ([] if captured.pool is None else [[captured.pool]])
+    flat = iter(torch.autograd.grad(score, [matrix for block in attentions for matrix in block]))
+    gradients = [[next(flat) for _ in block] for block in attentions]
+    return [[matrix.detach() for matrix in block] for block in attentions], gradients
+
+
+def _one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -> list[int]:
+    if category_indices is None:
+        return logits.argmax(dim=1).tolist()
+    categories = [int(category) for category in category_indices]
+    if len(categories) != len(logits):
+        raise ValueError(
+            f"category_indices must hold one category for each of {len(logits)} pictures, "
+            f"not {len(categories)}"
+        )
+    for category in categories:
+        if not 0 <= category < logits.shape[1]:
+            raise ValueError(
+                f"category_index must be from 0 to {logits.shape[1] - 1}, not {category}"
+            )
+    return categories

@@ -1,0 +1,82 @@
+"""Open pictures safely: whatever Pillow reads, as upright 8-bit RGB, or one clear error."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+
+class PictureError(ValueError):
+    """A picture is missing, broken, too large, or no picture."""
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """The picture at `path` as RGB: EXIF orientation applied, transparency on white.
+
+    Of an animation the first frame; 16-bit and floating-point grey are brought to 8 bits.
+
+    Raises:
+        PictureError: in one sentence that names the path and what is wrong.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of a possible decompression bomb at half the size it refuses, and of
+            # damaged metadata that does not matter here
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                image.load()
+                return to_rgb(_upright(image))
+    except FileNotFoundError:
+        raise PictureError(f"no picture at {path}: no such file") from None
+    except IsADirectoryError:
+        raise PictureError(f"{path} is a folder: name one picture in it") from None
+    except UnidentifiedImageError:
+        raise PictureError(f"{path} is not a picture, or of a format Pillow can't read") from None
+    except Image.DecompressionBombError:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
+        raise PictureError(f"{path} is too large: more than {limit} million pixels") from None
+    except MemoryError:
+        raise PictureError(f"{path} does not fit into memory: make it smaller first") from None
+    except Exception as error:  # Pillow's decoders raise almost anything on broken files
+        reason = str(error) or type(error).__name__
+        raise PictureError(f"{path} can't be read, it may be damaged: {reason}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow mode -> RGB, transparent parts on white."""
+    if image.mode.startswith("I;16"):
+        image = _grey(np.asarray(image) / 257)  # 65535 is white
+    elif image.mode in ("I", "F"):
+        image = _grey(_to_0_255(np.asarray(image, dtype=np.float64)))
+    elif image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # damaged EXIF: the picture itself may still be fine
+        return image
+
+
+def _grey(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.uint8(np.round(values)))
+
+
+def _to_0_255(values: np.ndarray) -> np.ndarray:
+    """Grey of a type without a fixed white: in 0..1, 0..255 or 0..65535, or else stretched."""
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    for white in (1, 255, 65535):
+        if low >= 0 and high <= white:
+            return values * (255 / white)
+    return (values - low) * (255 / (high - low or 1))

@@ -1,0 +1,269 @@
+"""A model ready to explain: a timm name, a checkpoint of one's own, or the bundled model.
+
+With it come its own input transform and the names of its categories.
+"""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import vit_torchvision  # noqa: F401
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import resolve_model_data_config
+from timm.layers import HybridEmbed
+from timm.models import (
+    is_model,
+    load_state_dict,
+    parse_model_name,
+    resolve_pretrained_cfg,
+    split_model_name_tag,
+)
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vit_attention import check_supported
+from vit_categories import default_names, find_category, read_names
+from vit_hub import WeightsUnavailable, weights_at_hand
+from vit_transform import InputTransform
+
+AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published pictures
+
+
+class ModelError(ValueError):
+    """The model is unknown or can't be had, or the checkpoint does not fit it."""
+
+
+@dataclass
+class LoadedModel:
+    """A model in evaluation mode, with what is needed to feed it and to read its output.
+
+    Attributes:
+        model: the network, on its device.
+        name: what was loaded, as timm names it, or "bundled".
+        transform: PIL picture -> (3, H, W) tensor.
+        categories: their names, by output index; empty for a model without a classifier.
+        notice: what the user should know of how the model was chosen, or "".
+    """
+
+    model: nn.Module
+    name: str
+    transform: InputTransform
+    categories: list[str]
+    notice: str = ""
+
+    def category_index(self, name_or_number: int | str) -> int:
+        """Index of a category given by index or by name (case-blind, any synonym).
+
+        Raises:
+            vit_categories.CategoryError: unknown, ambiguous or out of range.
+        """
+        return find_category(self.categories, name_or_number)
+
+
+@dataclass
+class _Network:
+    """A model and how its pictures are prepared (timm's data config), before all else."""
+
+    model: nn.Module
+    name: str
+    data: dict
+    labels: dict
+    notice: str = ""
+
+
+def load_model(
+    name: str = "auto",
+    checkpoint: str | Path | None = None,
+    class_names: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    crop: str = "none",
+) -> LoadedModel:
+    """Load a model to explain.
+
+    Args:
+        name: "auto" (DeiT-tiny from the local cache or the hub, else the bundled model),
+            "bundled", or any timm name, with tag or "hf-hub:" / "local-dir:" prefix.
+        checkpoint: fine-tuned weights for `name`: a state dict (.safetensors, or .pth, .pt, .bin
+            without code in it). The number of categories is read from its head.
+        class_names: file with the categories' names, one a line or JSON.
+        device: where the model goes.
+        crop: "none" (the whole picture resized) or "center" (the model's own crop).
+
+    Raises:
+        ModelError: unknown or unavailable model, or a checkpoint that doesn't fit.
+        vit_attention.UnsupportedModel: a model whose attention can't be explained.
+        vit_categories.CategoryError: class names that don't fit.
+    """
+    if name == "bundled":
+        network = _bundled(checkpoint)
+    elif checkpoint is not None:
+        network = _fine_tuned(AUTO_MODEL if name == "auto" else name, Path(checkpoint))
+    elif name == "auto":
+        network = _automatic()
+    else:
+        network = _pretrained(name)
+    check_supported(network.model)
+    count = network.model.num_classes
+    names = read_names(class_names, count) if class_names else default_names(count, network.labels)
+    return LoadedModel(
+        model=network.model.eval().to(device),
+        name=network.name,
+        transform=_transform(network.data, crop),
+        categories=names,
+        notice=network.notice,
+    )
+
+
+def build_network(config: dict, num_classes: int | None = None) -> VisionTransformer:
+    """The untrained network that a config.json of the bundled model's kind describes."""
+    if config["class"] != "timm.models.vision_transformer.VisionTransformer":
+        raise ModelError(f"config.json: unknown class {config['class']}")
+    backbone = dict(config["embed_layer"]["backbone"])
+    stem = timm.create_model(backbone.pop("name"), pretrained=False, **backbone)
+    args = config["args"] | ({} if num_classes is None else {"num_classes": num_classes})
+    return VisionTransformer(**args, embed_layer=partial(HybridEmbed, backbone=stem))
+
+
+def data_folder(in_repository: str, installed: str) -> Path:
+    """A folder of data beside this module, in a clone or as pip installs it."""
+    here = Path(__file__).resolve().parent
+    return here / in_repository if (here / in_repository).is_dir() else here / installed
+
+
+def _automatic() -> _Network:
+    try:
+        return _pretrained(AUTO_MODEL)
+    except ModelError as error:
+        network = _bundled(None)
+        network.notice = f"using the bundled model: {error.__cause__ or error}"
+        return network
+
+
+def _bundled(checkpoint: str | Path | None) -> _Network:
+    folder = data_folder("models/bundled", "vit_explain_bundled")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if checkpoint is None:
+        state, count = load_file(folder / "model.safetensors"), None
+    else:
+        state, count = _read_checkpoint(Path(checkpoint), ("head",))
+    model = build_network(config, count)
+    # batch-norm counters matter in training only and are not shipped
+    counters = {key: value for key, value in model.state_dict().items() if "num_batches" in key}
+    _fit(model, counters | state, "bundled", checkpoint)
+    return _Network(model, "bundled", dict(config["transform"]), {})
+
+
+def _pretrained(name: str) -> _Network:
+    prefix, rest, config = _resolve(name)
+    try:
+        if prefix == "local-dir":
+            model = timm.create_model(name, pretrained=True)
+        else:
+            repository = rest if prefix == "hf-hub" else config["hf_hub_id"]
+            with weights_at_hand(repository, config.get("url")):
+                model = timm.create_model(name, pretrained=True)
+    except WeightsUnavailable as error:
+        raise ModelError(
+            f"the weights of {name} {error}; use --model bundled, "
+            "or --checkpoint with a file of its weights"
+        ) from error
+    except Exception as error:  # the hub client and the readers of weights raise almost anything
+        raise ModelError(f"{name} can't be loaded: {_one_line(error)}") from error
+    return _from_timm(model, name)
+
+
+def _fine_tuned(name: str, checkpoint: Path) -> _Network:
+    prefix, _, config = _resolve(name)
+    if prefix:
+        raise ModelError(f"a checkpoint needs one of timm's architectures as model, not {name}")
+    classifier = config.get("classifier") or "head"
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    state, count = _read_checkpoint(checkpoint, heads)
+    given = {"state_dict": state, "num_classes": count, "label_offset": 0, "custom_load": False}
+    try:
+        # through timm's own loading, which knows the key names of older and foreign checkpoints
+        model = timm.create_model(
+            name, pretrained=True, num_classes=count, pretrained_cfg_overlay=given
+        )
+    except Exception as error:
+        raise _does_not_fit(checkpoint, name, error) from error
+    return _from_timm(model, name)
+
+
+def _from_timm(model: nn.Module, name: str) -> _Network:
+    return _Network(model, name, resolve_model_data_config(model), model.pretrained_cfg)
+
+
+def _resolve(name: str) -> tuple[str | None, str, dict]:
+    """Prefix, the rest of the name, and timm's config of it (empty for hub names).
+
+    The architecture is built without memory first, so that a model that can't be explained is
+    refused before anything is downloaded.
+    """
+    try:
+        prefix, rest = parse_model_name(name)
+        if prefix:
+            return prefix, rest, {}
+        architecture, tag = split_model_name_tag(rest)
+        if not is_model(architecture):
+            near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise ModelError(f"timm has no model called {architecture}{hint}")
+        config = resolve_pretrained_cfg(architecture, tag or None).to_dict()
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(_one_line(error)) from error
+    with torch.device("meta"):
+        check_supported(timm.create_model(architecture, pretrained=False))
+    return None, rest, config
+
+
+def _read_checkpoint(path: Path, heads: Sequence[str]) -> tuple[dict[str, Tensor], int]:
+    """A state dict, and the number of categories of its classifier (0 without one)."""
+    if not path.is_file():
+        raise ModelError(f"no checkpoint at {path}")
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+        state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    except Exception as error:
+        raise ModelError(f"checkpoint {path} can't be read: {_one_line(error)}") from error
+    if not state:
+        raise ModelError(f"checkpoint {path} holds no tensors by name")
+    weights = [state[f"{head}.weight"] for head in heads if f"{head}.weight" in state]
+    return state, weights[0].shape[0] if weights else 0
+
+
+def _fit(model: nn.Module, state: dict[str, Tensor], name: str, checkpoint) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise _does_not_fit(checkpoint, name, error) from error
+
+
+def _does_not_fit(checkpoint, name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"checkpoint {checkpoint} does not fit {name}, name its architecture with --model: "
+        f"{_one_line(error)}"
+    )
+
+
+def _transform(data: dict, crop: str) -> InputTransform:
+    return InputTransform(
+        size=tuple(data["input_size"][-2:]),
+        mean=data["mean"],
+        std=data["std"],
+        interpolation=data["interpolation"],
+        crop=crop,
+        crop_pct=data["crop_pct"],
+        crop_mode=data.get("crop_mode") or "center",
+    )
+
+
+def _one_line(error: Exception, limit: int = 240) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + "…"

@@ -1,0 +1,225 @@
+"""Attention rollout: how much of each patch reaches what the classifier reads.
+
+Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers" (section 3, equation 1): the
+residual connection adds the identity to each block's attention, and information flows along the
+product of all blocks,
+
+    A~_l = rownorm(fuse_heads(A_l) + I),    R = A~_L ... A~_2 A~_1,
+
+block 1 first; every row of R sums to 1. The mask is the row of R that the classifier reads, at
+the patches' columns. Only that row is computed: v <- v A~_l from the last block to the first.
+
+Two refinements are not in the paper: heads may be fused by their maximum or minimum, and the
+weakest entries of each block may be set to 0 (`discard_ratio`).
+
+Rollout knows nothing of categories; see vit_grad_rollout for one category's map.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import vit_published
+from vit_attention import TokenLayout, capture_attention, check_supported, forward, token_layout
+from vit_checks import check_matrices, check_one_picture, check_settings, pictures_for
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What one forward pass told of B pictures.
+
+    Attributes:
+        masks: (B, h, w) float32 numpy, the largest value of each 1 (all 0 where no patch counts).
+        logits: (B, categories) on the CPU; (B, features) for a model without a classifier.
+        layout: the tokens of this input, and which of them the classifier reads.
+        categories: the category explained, for each picture; None if the method has none.
+    """
+
+    masks: np.ndarray
+    logits: Tensor
+    layout: TokenLayout
+    categories: list[int] | None = None
+
+
+class VITAttentionRollout:
+    """Attention rollout of a timm ViT.
+
+    Args:
+        model: a timm VisionTransformer; used in evaluation mode, left as it was found.
+        attention_layer_name: part of the name of the modules that attention passes through.
+        head_fusion: "mean" (as in the paper), "max" or "min".
+        discard_ratio: share of the patch-column entries of each block set to 0, in [0, 1).
+        start_block: first block of the product, 0 for all of them. Large models park global
+            information in background patches early on; from the middle on maps follow objects.
+        as_published: the arithmetic of the widely used older script (see vit_published).
+
+    Raises:
+        UnsupportedModel: if the model's attention can't be rolled out.
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attention_layer_name: str = "attn_drop",
+        head_fusion: str = "mean",
+        discard_ratio: float = 0.9,
+        start_block: int = 0,
+        as_published: bool = False,
+    ):
+        check_supported(model)
+        check_settings(discard_ratio, head_fusion, start_block, as_published, len(model.blocks))
+        self.model = model
+        self.attention_layer_name = attention_layer_name
+        self.head_fusion = head_fusion
+        self.discard_ratio = discard_ratio
+        self.start_block = start_block
+        self.as_published = as_published
+
+    def __call__(self, input_tensor: Tensor) -> np.ndarray:
+        """The mask (h, w) of one picture (1, 3, H, W): float32, largest value 1."""
+        check_one_picture(input_tensor)
+        return self.batch(input_tensor)[0]
+
+    def batch(self, input_tensor: Tensor) -> np.ndarray:
+        """The masks (B, h, w) of B pictures (B, 3, H, W): float32, largest value of each 1."""
+        return self.explain(input_tensor).masks
+
+    def explain(self, input_tensor: Tensor) -> Explanation:
+        """Masks and logits of B pictures (B, 3, H, W), from one forward pass.
+
+        Raises:
+            UnsupportedModel: if what passes the hooks is not attention over the input's tokens.
+            ValueError: if the input is not a batch of pictures of a size that the model takes.
+        """
+        pictures = pictures_for(self.model, input_tensor)
+        layout = token_layout(self.model, *pictures.shape[2:])
+        with (
+            torch.inference_mode(),
+            capture_attention(
+                self.model, layout, self.attention_layer_name, reduce=self._fuse
+            ) as captured,
+        ):
+            logits = forward(self.model, pictures).float().cpu()
+            # parallel branches are summed in the residual stream, so their attention is too
+            fused = [sum(branches) for branches in captured.blocks()]
+            pooled = None if captured.pool is None else self._fuse(captured.pool)
+            masks = self._masks(fused, layout, pooled)
+        return Explanation(masks, logits.clone(), layout)
+
+    def _fuse(self, attention: Tensor) -> Tensor:
+        return fuse_heads(attention, self.head_fusion)
+
+    def _masks(self, fused: list[Tensor], layout: TokenLayout, pooled: Tensor | None) -> np.ndarray:
+        if self.as_published:
+            return vit_published.rollout(fused, self.discard_ratio, layout)
+        readout = layout.readout_weights(fused[0], pooled)
+        return product_masks(fused, readout, layout, self.discard_ratio, self.start_block)
+
+
+def rollout(
+    attentions: Sequence[Tensor],
+    discard_ratio: float = 0.9,
+    head_fusion: str = "mean",
+    *,
+    prefix_tokens: int = 1,
+    grid: tuple[int, int] | None = None,
+    readout: Tensor | None = None,
+    start_block: int = 0,
+    as_published: bool = False,
+) -> np.ndarray:
+    """Attention rollout of captured matrices alone.
+
+    Args:
+        attentions: softmaxed attention of each block, (B, H, N, N), block 1 first.
+        discard_ratio: share of the patch-column entries of each block set to 0, in [0, 1).
+        head_fusion: "mean", "max" or "min".
+        prefix_tokens: how many of the N tokens stand before the patches.
+        grid: (h, w) of the patches; by default they are taken to form a square.
+        readout: (B, N), how much the classifier reads each token. By default the first token's
+            row; without prefix tokens, the mean over the patches' rows.
+        start_block: first block of the product, 0 for all of them.
+        as_published: the arithmetic of the older script; one picture, one prefix token.
+
+    Returns:
+        (B, h, w) float32, the largest value of each picture 1.
+
+    Raises:
+        ValueError: if an argument is out of range or the shapes do not fit together.
+    """
+    check_settings(discard_ratio, head_fusion, start_block, as_published, len(attentions))
+    check_matrices(attentions)
+    layout = TokenLayout.of_matrix(attentions[0].shape[-1], prefix_tokens, grid)
+    fused = [fuse_heads(attention.detach(), head_fusion) for attention in attentions]
+    if as_published:
+        return vit_published.rollout(fused, discard_ratio, layout)
+    if readout is None:
+        readout = layout.readout_weights(fused[0])
+    return product_masks(fused, readout, layout, discard_ratio, start_block)
+
+
+def fuse_heads(attention: Tensor, head_fusion: str) -> Tensor:
+    """(B, H, N, N) -> (B, N, N) in float32, by the heads' mean, maximum or minimum."""
+    attention = attention.float()
+    if head_fusion == "mean":
+        return attention.mean(dim=1)
+    return attention.amax(dim=1) if head_fusion == "max" else attention.amin(dim=1)
+
+
+def product_masks(
+    fused: Sequence[Tensor],
+    readout: Tensor,
+    layout: TokenLayout,
+    discard_ratio: float,
+    start_block: int = 0,
+) -> np.ndarray:
+    """(B, h, w) masks from the fused matrices (B, N, N) of all blocks and the read-out (B, N)."""
+    prefix = layout.prefix_tokens
+    kept = [discard_weakest(matrix, discard_ratio, prefix) for matrix in fused[start_block:]]
+    patches = propagate(kept, readout)[:, prefix:].cpu().numpy()
+    largest = patches.max(axis=1, keepdims=True)
+    return (patches / np.where(largest > 0, largest, 1)).reshape(-1, *layout.grid)
+
+
+def discard_weakest(fused: Tensor, discard_ratio: float, prefix_tokens: int) -> Tensor:
+    """A copy of fused (B, N, N) with the weakest entries of each picture set to 0.
+
+    Of the N * (N - P) entries in patch columns, those below the value at rank
+    floor(discard_ratio * N * (N - P)) go: exactly that many, unless values tie at the threshold.
+    Ties stay, so that the order of the patches can't decide. Columns of prefix tokens are never
+    cut. A row that ends up empty becomes the identity's once the residual is added.
+    """
+    kept = fused.clone()
+    patch_columns = kept[:, :, prefix_tokens:]
+    rank = int(discard_ratio * patch_columns[0].numel())
+    if rank:
+        threshold = _value_at_rank(patch_columns.flatten(1), rank)  # (B,)
+        patch_columns.masked_fill_(patch_columns < threshold[:, None, None], 0)
+    return kept
+
+
+def propagate(matrices: Sequence[Tensor], readout: Tensor) -> Tensor:
+    """readout @ A~_L ... A~_1 with A~_l = rownorm(matrix_l + I), as (B, N).
+
+    Args:
+        matrices: (B, N, N) of each block, entries >= 0, block 1 first.
+        readout: (B, N), the row to start from.
+    """
+    row = readout[:, None]  # (B, 1, N)
+    for matrix in reversed(matrices):
+        # v rownorm(F + I) = w F + w with w = v / (rowsum(F) + 1): A~ itself is never made
+        weighted = row / (matrix.sum(dim=-1)[:, None] + 1)
+        row = weighted @ matrix + weighted
+    return row[:, 0]
+
+
+def _value_at_rank(values: Tensor, rank: int) -> Tensor:
+    """The value at position `rank` (0-based) of each row of (B, M), were it sorted."""
+    if values.device.type == "cuda":
+        return values.kthvalue(rank + 1, dim=1).values
+    # numpy's introselect is several times faster than torch's kthvalue, and exact as well
+    at_rank = np.partition(values.cpu().numpy(), rank, axis=1)[:, rank]
+    return torch.from_numpy(at_rank).to(values.device)

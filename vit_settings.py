@@ -1,0 +1,37 @@
+"""What to explain and how. Imports nothing heavy: the command line must start at once."""
+
+from dataclasses import dataclass
+
+DEFAULT_PICTURE = "examples/both.png"
+HEAD_FUSIONS = ("mean", "max", "min")
+CROPS = ("none", "center")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to explain and how; the command's options of the same names say more.
+
+    Attributes:
+        category: index, name, "top" (the likeliest) or None (attention rollout, no category).
+        head_fusion: None for the method's own default, max for rollout and mean with a category.
+        size: "image", "model", or None: the picture's own size unless `as_published`.
+    """
+
+    image_path: str = DEFAULT_PICTURE
+    category: int | str | None = None
+    head_fusion: str | None = None
+    discard_ratio: float = 0.9
+    start_block: int = 0
+    as_published: bool = False
+    model: str = "auto"
+    checkpoint: str | None = None
+    class_names: str | None = None
+    device: str = "auto"
+    use_cuda: bool = False
+    crop: str = "none"
+    output_dir: str = "output"
+    alpha: float = 0.5
+    colormap: str = "turbo"
+    size: str | None = None
+    save_mask: bool = False
+    command: str = ""

@@ -1,0 +1,95 @@
+"""From a picture to what the model sees, and back: which region of the picture that is.
+
+Resizing, cropping and normalisation are timm's own evaluation transform of the model.
+"""
+
+import math
+from collections.abc import Sequence
+
+import vit_torchvision  # noqa: F401
+
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from vit_settings import CROPS
+
+
+class InputTransform:
+    """PIL picture -> (3, H, W) float tensor, as the model expects it.
+
+    Args:
+        size: (H, W) of the model's input in pixels.
+        mean, std: of each channel, for values from 0 to 1; the model was trained with them.
+        interpolation: "bicubic", "bilinear", ...
+        crop: "none" resizes the whole picture to `size` whatever its proportions, as the
+            published pictures do; "center" is the model's own evaluation crop.
+        crop_pct, crop_mode: timm's description of that crop.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str = "bicubic",
+        crop: str = "none",
+        crop_pct: float = 0.875,
+        crop_mode: str = "center",
+    ):
+        if crop not in CROPS:
+            raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}")
+        if crop == "none":
+            crop_pct, crop_mode = 1.0, "squash"
+        self.size = size
+        self.crop_pct, self.crop_mode = crop_pct, crop_mode
+        *self._geometry, self._to_tensor, self._normalize = create_transform(
+            input_size=(3, *size),
+            interpolation=interpolation,
+            mean=tuple(mean),
+            std=tuple(std),
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+        ).transforms
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(3, H, W), normalised."""
+        return self.tensor(self.picture(image))
+
+    def picture(self, image: Image.Image) -> Image.Image:
+        """What the model sees: RGB, W x H pixels."""
+        for step in self._geometry:
+            image = step(image)
+        return image
+
+    def tensor(self, picture: Image.Image) -> Tensor:
+        """What the model sees -> (3, H, W), normalised."""
+        return self._normalize(self._to_tensor(picture))
+
+    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of the part that is seen of a width x height picture.
+
+        In the picture's own pixels; beyond its edges where timm pads.
+        """
+        resized = self._resized(width, height)
+        offsets = [round((full - seen) / 2) for full, seen in zip(resized, self._wh, strict=True)]
+        scale = [side / full for side, full in zip((width, height), resized, strict=True)]
+        left, top = (o * s for o, s in zip(offsets, scale, strict=True))
+        return left, top, left + self._wh[0] * scale[0], top + self._wh[1] * scale[1]
+
+    @property
+    def _wh(self) -> tuple[int, int]:
+        return self.size[1], self.size[0]
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after timm's resize, before its crop."""
+        target = [math.floor(side / self.crop_pct) for side in self._wh]
+        if self.crop_mode == "squash":
+            return target[0], target[1]
+        ratios = target[0] / width, target[1] / height
+        if self.crop_mode == "border":
+            return round(width * min(ratios)), round(height * min(ratios))
+        if target[0] == target[1]:  # torchvision's Resize rounds the longer side down
+            short = min(width, height)
+            return target[0] * width // short, target[0] * height // short
+        return round(width * max(ratios)), round(height * max(ratios))
