@@ -169,10 +169,10 @@ def _pretrained(name: str) -> _Network:
             with weights_at_hand(repository, config.get("url")):
                 model = timm.create_model(name, pretrained=True)
     except WeightsUnavailable as error:
+        reason = f"the weights of {name} {error}"
         raise ModelError(
-            f"the weights of {name} {error}; use --model bundled, "
-            "or --checkpoint with a file of its weights"
-        ) from error
+            f"{reason}; use --model bundled, or --checkpoint with a file of its weights"
+        ) from WeightsUnavailable(reason)
     except Exception as error:  # the hub client and the readers of weights raise almost anything
         raise ModelError(f"{name} can't be loaded: {_one_line(error)}") from error
     return _from_timm(model, name)
