@@ -33,7 +33,7 @@ def read_names(path: str | Path, num_classes: int) -> list[str]:
         CategoryError: if the file can't be read or holds another number of names.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CategoryError(f"class names can't be read from {path}: {_reason(error)}") from None
     try:

@@ -165,7 +165,7 @@ def _pretrained(name: str) -> _Network:
         if prefix == "local-dir":
             model = timm.create_model(name, pretrained=True)
         else:
-            repository = rest if prefix == "hf-hub" else config["hf_hub_id"]
+            repository = rest if prefix == "hf-hub" else config.get("hf_hub_id")
             with weights_at_hand(repository, config.get("url")):
                 model = timm.create_model(name, pretrained=True)
     except WeightsUnavailable as error:

@@ -1,0 +1,72 @@
+"""What the bundled model sees in the example photographs."""
+
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_grad_rollout import VITAttentionGradRollout
+from vit_images import open_picture
+from vit_model import load_model
+
+# what is in the photographs, by ImageNet-1k index
+SHOWN = {
+    "cat.jpg": 285,  # Egyptian cat
+    "dog.jpg": 154,  # Pekinese
+    "coffee.jpg": 967,  # espresso
+    "eagle.jpg": 22,  # bald eagle
+    "giraffe.jpg": 340,  # zebra, beside the giraffe
+    "rocket.jpg": 657,  # missile
+}
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_model("bundled")
+
+
+def left_share(mask):
+    """Share of the map, its minimum subtracted, in the left half."""
+    heat = mask - mask.min()
+    return heat[:, : mask.shape[1] // 2].sum() / heat.sum()
+
+
+@pytest.mark.parametrize("fusion", ["mean", "max"])
+def test_dog_and_cat_each_light_up_on_their_own_side(bundled, examples, fusion):
+    tensor = bundled.transform(open_picture(examples / "both.png"))[None]
+    explainer = VITAttentionGradRollout(bundled.model, head_fusion=fusion)
+    for dog in (243, 154):  # bull mastiff, Pekinese
+        assert left_share(explainer(tensor, dog)) > 0.75
+    for cat in (281, 282, 285):
+        assert left_share(explainer(tensor, cat)) < 0.35
+    likeliest = set(bundled.model(tensor)[0].topk(10).indices.tolist())
+    assert likeliest & set(range(151, 269))  # a dog
+    assert likeliest & set(range(281, 286))  # a cat
+
+
+def test_each_of_two_pictures_lights_up_for_its_category(bundled, examples):
+    """Two photographs side by side, all ordered pairs: the heavier half is the right one."""
+    pictures = {n: open_picture(examples / n).resize((112, 224)) for n in SHOWN}
+    explainer = VITAttentionGradRollout(bundled.model)
+    hits = []
+    for left, right in itertools.permutations(SHOWN, 2):
+        pair = Image.new("RGB", (224, 224))
+        pair.paste(pictures[left], (0, 0))
+        pair.paste(pictures[right], (112, 0))
+        tensor = bundled.transform(pair)[None].expand(2, -1, -1, -1)
+        for_left, for_right = explainer.batch(tensor, [SHOWN[left], SHOWN[right]])
+        hits += [left_share(for_left) > 0.5, left_share(for_right) < 0.5]
+    assert len(hits) == 60
+    assert sum(hits) >= 57, hits  # measured: 58 of 60
+
+
+def test_a_hybrid_is_captured_like_any_other(bundled, examples):
+    """Real attention over 14 x 14 real patches: mirroring the picture about mirrors the map."""
+    picture = open_picture(examples / "cat.jpg")
+    explainer = VITAttentionGradRollout(bundled.model)
+    mask = explainer(bundled.transform(picture)[None], 285)
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    other = explainer(bundled.transform(mirrored)[None], 285)[:, ::-1]
+    assert mask.shape == (14, 14)
+    assert np.corrcoef(mask.ravel(), other.ravel())[0, 1] > 0.5
