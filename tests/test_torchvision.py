@@ -1,10 +1,10 @@
 import subprocess
 import sys
 
+import vit_torchvision
+
 import torch
 from conftest import ROOT
-
-import vit_torchvision
 
 
 def run(code):
@@ -21,7 +21,7 @@ def test_cure_declares_what_is_missing(monkeypatch):
     """A torchvision whose binary can't be loaded."""
     declared = []
     monkeypatch.setattr(vit_torchvision, "_binary_loads", lambda: False)
-    monkeypatch.setattr(torch.library, "define", lambda name, schema: declared.append(name))
+    monkeypatch.setattr(torch.library, "define", lambda name, _schema: declared.append(name))
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.setattr(vit_torchvision, "_OPERATORS", ("no_such_operator", "nms"))
     vit_torchvision.repair()

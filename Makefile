@@ -1,0 +1,37 @@
+# make demo: explain examples/both.png; make test: run the tests; make lint: formatting and lint.
+# Each makes its own environment in .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(RUN) vit_explain.py --model bundled
+	$(RUN) vit_explain.py --model bundled --category_index 243
+	$(RUN) vit_explain.py --model bundled --category "tiger cat"
+	@echo
+	@echo "Open these three:"
+	@echo "  output/both_attention_rollout_0.900_max.png   what the model looked at"
+	@echo "  output/both_grad_rollout_243_0.900_mean.png   what speaks for the dog (bull mastiff)"
+	@echo "  output/both_grad_rollout_282_0.900_mean.png   what speaks for the cat (tiger cat)"
+
+test: $(VENV)/installed-dev
+	$(RUN) -m pytest
+
+lint: $(VENV)/installed-dev
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+	$(RUN) -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) output
