@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -31,12 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output
         options["command"] = shlex.join(["vit_explain.py", *arguments])
         report = explain_picture(Settings(**options))
-        _tell(report["model"]["notice"])
+        for notice in report["notices"]:
+            _tell(notice)
         print(json.dumps(report, indent=2) if as_json else _as_text(report), flush=True)
         if show:
             _show(report["files"]["overlay"])
     except KeyboardInterrupt:
         return _fail("interrupted", code=130)
+    except BrokenPipeError:  # whoever read the report has gone; the files are written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror or error}")
@@ -201,12 +205,11 @@ def _show(path: str) -> None:
 
 
 def _tell(notice: str) -> None:
-    if notice:
-        print(f"vit_explain: {notice}", file=sys.stderr)
+    print(f"vit_explain: {notice}", file=sys.stderr)
 
 
 def _fail(message: str, code: int = 2) -> int:
-    print(f"vit_explain: {' '.join(message.split())}", file=sys.stderr)
+    _tell(" ".join(message.split()))
     return code
 
 

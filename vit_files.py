@@ -39,7 +39,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Under a temporary name in the same folder, then renamed, which is atomic."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".vit_explain-", suffix=".part")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -48,6 +48,7 @@ def explain_picture(settings: Settings) -> dict:
     explanation = _explain(settings, loaded, transform.tensor(seen)[None])
     report = _report(settings, loaded, explanation)
     report["device"] = {"name": str(device), "notice": device_notice}
+    report["notices"] = _notices(loaded, explanation)
     region = transform.region(*picture.size)
     report["picture"] = {
         "path": settings.image_path,
@@ -104,7 +105,6 @@ def _report(settings: Settings, loaded: LoadedModel, explanation: Explanation) -
     return {
         "model": {
             "name": loaded.name,
-            "notice": loaded.notice,
             "input_size": [width, height],
             "crop": settings.crop,
             "patch_grid": list(explanation.layout.grid),
@@ -121,6 +121,13 @@ def _report(settings: Settings, loaded: LoadedModel, explanation: Explanation) -
         },
         "versions": versions(),
     }
+
+
+def _notices(loaded: LoadedModel, explanation: Explanation) -> list[str]:
+    notices = [loaded.notice] if loaded.notice else []
+    if not explanation.masks.any():
+        notices.append("no patch reaches the read-out, the map is empty: lower --discard_ratio")
+    return notices
 
 
 def versions() -> dict[str, str]:

@@ -103,11 +103,13 @@ def test_json(tmp_path):
         cwd=tmp_path,
     )
     report = json.loads(out)
-    assert set(report) == {"device", "files", "method", "model", "picture", "top", "versions"}
+    assert set(report) == {
+        "device", "files", "method", "model", "notices", "picture", "top", "versions",
+    }  # fmt: skip
+    assert report["notices"] == []
     assert report["device"] == {"name": "cpu", "notice": "Using CPU"}
     assert report["model"] == {
         "name": "bundled",
-        "notice": "",
         "input_size": [224, 224],
         "crop": "none",
         "patch_grid": [14, 14],
@@ -272,6 +274,33 @@ def test_model_without_categories_has_rollout_only(tmp_path):
         assert "has no categories" in done.stderr or "no category is called" in done.stderr
 
 
+def test_empty_map_is_said_to_be_empty(tmp_path):
+    """Even attention and a high discard ratio: the class token's row keeps no patch."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=3)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight.mul_(0.01)
+            block.attn.qkv.bias.zero_()
+        model.cls_token.mul_(0)
+    save_file(model.state_dict(), tmp_path / "even.safetensors")
+    done = run(
+        "--model",
+        "test_vit",
+        "--checkpoint",
+        "even.safetensors",
+        "--image_path",
+        CAT,
+        "--discard_ratio",
+        "0.9999",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0
+    assert done.stderr == (
+        "vit_explain: no patch reaches the read-out, the map is empty: lower --discard_ratio\n"
+    )
+
+
 def test_show_without_display_is_a_notice(tmp_path):
     environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
     done = subprocess.run(
@@ -434,6 +463,8 @@ def test_interrupted_half_way(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell that runs the tests in the background has it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with (tmp_path / "slow.jpg").open("wb"):  # returns when the command opens it too
         process.send_signal(signal.SIGINT)
