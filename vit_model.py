@@ -14,7 +14,6 @@ import vit_torchvision  # noqa: F401
 
 import timm
 import torch
-from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from timm.layers import HybridEmbed
 from timm.models import (
@@ -83,6 +82,8 @@ def load_model(
     class_names: str | Path | None = None,
     device: str | torch.device = "cpu",
     crop: str = "none",
+    *,
+    explainable: bool = True,
 ) -> LoadedModel:
     """Load a model to explain.
 
@@ -90,25 +91,21 @@ def load_model(
         name: "auto" (DeiT-tiny from the local cache or the hub, else the bundled model),
             "bundled", or any timm name, with tag or "hf-hub:" / "local-dir:" prefix.
         checkpoint: fine-tuned weights for `name`: a state dict (.safetensors, or .pth, .pt, .bin
-            without code in it). The number of categories is read from its head.
+            without code in it), the number of categories being read from its head; or the folder
+            that training.train wrote, which says itself what it is (`name` stays "auto").
         class_names: file with the categories' names, one a line or JSON.
         device: where the model goes.
         crop: "none" (the whole picture resized) or "center" (the model's own crop).
+        explainable: refuse a model whose attention can't be explained.
 
     Raises:
         ModelError: unknown or unavailable model, or a checkpoint that doesn't fit.
         vit_attention.UnsupportedModel: a model whose attention can't be explained.
         vit_categories.CategoryError: class names that don't fit.
     """
-    if name == "bundled":
-        network = _bundled(checkpoint)
-    elif checkpoint is not None:
-        network = _fine_tuned(AUTO_MODEL if name == "auto" else name, Path(checkpoint))
-    elif name == "auto":
-        network = _automatic()
-    else:
-        network = _pretrained(name)
-    check_supported(network.model)
+    network = _network(name, None if checkpoint is None else Path(checkpoint), explainable)
+    if explainable:
+        check_supported(network.model)
     count = network.model.num_classes
     names = read_names(class_names, count) if class_names else default_names(count, network.labels)
     return LoadedModel(
@@ -118,6 +115,18 @@ def load_model(
         categories=names,
         notice=network.notice,
     )
+
+
+def _network(name: str, checkpoint: Path | None, explainable: bool) -> _Network:
+    if checkpoint is not None and checkpoint.is_dir():
+        if name != "auto":
+            raise ModelError(f"{checkpoint} says itself what model it is: leave out {name}")
+        return _from_folder(checkpoint, str(checkpoint))
+    if name == "bundled":
+        return _bundled() if checkpoint is None else _tuned_bundled(checkpoint)
+    if checkpoint is not None:
+        return _fine_tuned(AUTO_MODEL if name == "auto" else name, checkpoint, explainable)
+    return _automatic() if name == "auto" else _pretrained(name, explainable)
 
 
 def build_network(config: dict, num_classes: int | None = None) -> VisionTransformer:
@@ -140,27 +149,51 @@ def _automatic() -> _Network:
     try:
         return _pretrained(AUTO_MODEL)
     except ModelError as error:
-        network = _bundled(None)
+        network = _bundled()
         network.notice = f"using the bundled model: {error.__cause__ or error}"
         return network
 
 
-def _bundled(checkpoint: str | Path | None) -> _Network:
-    folder = data_folder("models/bundled", "vit_explain_bundled")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if checkpoint is None:
-        state, count = load_file(folder / "model.safetensors"), None
-    else:
-        state, count = _read_checkpoint(Path(checkpoint), ("head",))
+def bundled_folder() -> Path:
+    return data_folder("models/bundled", "vit_explain_bundled")
+
+
+def _bundled() -> _Network:
+    return _from_folder(bundled_folder(), "bundled")
+
+
+def _from_folder(folder: Path, name: str) -> _Network:
+    """A folder with config.json and model.safetensors, as the bundled model or as timm saves it."""
+    config = _read_config(folder)
+    if "class" not in config:
+        try:
+            return _from_timm(timm.create_model(f"local-dir:{folder}", pretrained=True), name)
+        except Exception as error:
+            raise ModelError(f"{folder} can't be loaded: {_one_line(error)}") from error
+    model = build_network(config)
+    _fit(model, _read_checkpoint(folder / "model.safetensors", ())[0], name, folder)
+    names = config["categories"]
+    labels = {"label_names": names} if isinstance(names, list) else {}
+    return _Network(model, name, dict(config["transform"]), labels)
+
+
+def _tuned_bundled(checkpoint: Path) -> _Network:
+    config = _read_config(bundled_folder())
+    state, count = _read_checkpoint(checkpoint, ("head",))
     model = build_network(config, count)
-    # batch-norm counters matter in training only and are not shipped
-    counters = {key: value for key, value in model.state_dict().items() if "num_batches" in key}
-    _fit(model, counters | state, "bundled", checkpoint)
+    _fit(model, state, "bundled", checkpoint)
     return _Network(model, "bundled", dict(config["transform"]), {})
 
 
-def _pretrained(name: str) -> _Network:
-    prefix, rest, config = _resolve(name)
+def _read_config(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} holds no readable config.json: {_one_line(error)}") from error
+
+
+def _pretrained(name: str, explainable: bool = True) -> _Network:
+    prefix, rest, config = _resolve(name, explainable)
     try:
         if prefix == "local-dir":
             model = timm.create_model(name, pretrained=True)
@@ -178,8 +211,8 @@ def _pretrained(name: str) -> _Network:
     return _from_timm(model, name)
 
 
-def _fine_tuned(name: str, checkpoint: Path) -> _Network:
-    prefix, _, config = _resolve(name)
+def _fine_tuned(name: str, checkpoint: Path, explainable: bool) -> _Network:
+    prefix, _, config = _resolve(name, explainable)
     if prefix:
         raise ModelError(f"a checkpoint needs one of timm's architectures as model, not {name}")
     classifier = config.get("classifier") or "head"
@@ -200,11 +233,11 @@ def _from_timm(model: nn.Module, name: str) -> _Network:
     return _Network(model, name, resolve_model_data_config(model), model.pretrained_cfg)
 
 
-def _resolve(name: str) -> tuple[str | None, str, dict]:
+def _resolve(name: str, explainable: bool = True) -> tuple[str | None, str, dict]:
     """Prefix, the rest of the name, and timm's config of it (empty for hub names).
 
-    The architecture is built without memory first, so that a model that can't be explained is
-    refused before anything is downloaded.
+    If it must be explainable, the architecture is built without memory first, so that a model
+    that can't be explained is refused before anything is downloaded.
     """
     try:
         prefix, rest = parse_model_name(name)
@@ -218,8 +251,9 @@ def _resolve(name: str) -> tuple[str | None, str, dict]:
         config = resolve_pretrained_cfg(architecture, tag or None).to_dict()
     except (RuntimeError, ValueError) as error:
         raise ModelError(_one_line(error)) from error
-    with torch.device("meta"):
-        check_supported(timm.create_model(architecture, pretrained=False))
+    if explainable:
+        with torch.device("meta"):
+            check_supported(timm.create_model(architecture, pretrained=False))
     return None, rest, config
 
 
@@ -239,8 +273,10 @@ def _read_checkpoint(path: Path, heads: Sequence[str]) -> tuple[dict[str, Tensor
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], name: str, checkpoint) -> None:
+    # batch-norm counters matter in training only and need not be shipped
+    counters = {key: value for key, value in model.state_dict().items() if "num_batches" in key}
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(counters | state)
     except RuntimeError as error:
         raise _does_not_fit(checkpoint, name, error) from error
 

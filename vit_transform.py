@@ -42,6 +42,7 @@ class InputTransform:
         if crop == "none":
             crop_pct, crop_mode = 1.0, "squash"
         self.size = size
+        self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
         self.crop_pct, self.crop_mode = crop_pct, crop_mode
         *self._geometry, self._to_tensor, self._normalize = create_transform(
             input_size=(3, *size),

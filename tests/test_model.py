@@ -31,7 +31,7 @@ def test_bundled_model_knows_a_cat(examples):
 
 
 def test_bundled_model_is_small_and_holds_no_code():
-    folder = vit_model.data_folder("models/bundled", "")
+    folder = vit_model.bundled_folder()
     assert (folder / "model.safetensors").stat().st_size <= 12_000_000
     assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float16}
     assert json.loads((folder / "config.json").read_text())["categories"] == "ImageNet-1k"
@@ -176,7 +176,7 @@ def test_checkpoint_without_a_head_has_no_categories(tmp_path):
 
 
 def test_checkpoint_for_the_bundled_architecture(tmp_path):
-    config = json.loads((vit_model.data_folder("models/bundled", "") / "config.json").read_text())
+    config = json.loads((vit_model.bundled_folder() / "config.json").read_text())
     torch.manual_seed(0)
     network = vit_model.build_network(config, num_classes=2).eval()
     save_file(network.state_dict(), tmp_path / "tuned.safetensors")
@@ -258,3 +258,34 @@ def test_missing_repository_is_said_to_be_missing(monkeypatch):
     with pytest.raises(vit_hub.WeightsUnavailable, match="no public repository"), \
             vit_hub.weights_at_hand("nobody/nothing", None):  # fmt: skip
         pass
+
+
+def test_folder_that_says_itself_what_it_is(tmp_path):
+    """The bundled model's own layout, with categories of one's own."""
+    config = json.loads((vit_model.bundled_folder() / "config.json").read_text())
+    config["args"]["num_classes"] = 2
+    config["categories"] = ["ant", "bee"]
+    torch.manual_seed(0)
+    network = vit_model.build_network(config).eval()
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = load_model(checkpoint=tmp_path)
+    assert loaded.categories == ["ant", "bee"]
+    pictures = torch.randn(1, 3, 224, 224)
+    assert torch.equal(loaded.model(pictures), network(pictures))
+    with pytest.raises(ModelError, match="leave out test_vit"):
+        load_model("test_vit", tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="no readable config"):
+        load_model(checkpoint=tmp_path)
+
+
+def test_model_that_need_not_be_explained(tmp_path):
+    torch.manual_seed(0)
+    save_file(
+        timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "cnn.safetensors"
+    )
+    loaded = load_model("test_resnet", tmp_path / "cnn.safetensors", explainable=False)
+    assert len(loaded.categories) == 3
+    with pytest.raises(UnsupportedModel):
+        load_model("test_resnet", tmp_path / "cnn.safetensors")

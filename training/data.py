@@ -4,12 +4,15 @@ The folder's name is the category: an index of the model's output ("0243"), or a
 """
 
 import io
+import random
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from vit_images import PictureError, read_picture
 
@@ -58,6 +61,13 @@ class LabelledPictures:
             except PictureError as error:
                 print(f"passed over: {error}", file=sys.stderr)
 
+    def categories(self) -> set[str]:
+        """Every category there is a folder for, with or without pictures in it."""
+        if self._archive is None:
+            return {f.name for f in self.path.iterdir() if f.is_dir() and f.name[0] != "."}
+        folders = (name.split("/") for name in self._archive.namelist() if "/" in name)
+        return {parts[0] for parts in folders}
+
     def side_file(self, name: str) -> str | None:
         """The text of a file beside the categories, such as boxes.csv; None if there is none."""
         if self._archive is None:
@@ -71,3 +81,56 @@ class LabelledPictures:
 def category_of(name: str) -> str:
     """The folder of "CATEGORY/file"."""
     return name.partition("/")[0]
+
+
+class PictureDataset(Dataset):
+    """Pictures through a transform, with their category's place in `categories`."""
+
+    def __init__(
+        self,
+        pictures: LabelledPictures,
+        names: list[str],
+        categories: list[str],
+        transform: Callable[[Image.Image], Tensor],
+    ):
+        self.pictures, self.names, self.transform = pictures, names, transform
+        place = {category: index for index, category in enumerate(categories)}
+        self.labels = [place[category_of(name)] for name in names]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.pictures.read(self.names[index])), self.labels[index]
+
+
+def usable_names(pictures: LabelledPictures) -> list[str]:
+    """Names of the pictures that can be read; the others are named on stderr.
+
+    Raises:
+        DataError: if there are fewer than two categories, or one has no picture that can be read.
+    """
+    names = [name for name, _ in pictures.good(pictures.names)]
+    found = {category_of(name) for name in names}
+    empty = sorted(pictures.categories() - found)
+    if empty:
+        raise DataError(f"{pictures.path}: no usable picture in category {', '.join(empty)}")
+    if len(found) < 2:
+        raise DataError(f"{pictures.path}: training needs at least two categories")
+    return names
+
+
+def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """(training, validation): about `share` of every category for validation, at least one.
+
+    A category of a single picture is in training only.
+    """
+    rng = random.Random(seed)
+    train, validation = [], []
+    for category in sorted({category_of(name) for name in names}):
+        own = [name for name in names if category_of(name) == category]
+        rng.shuffle(own)
+        held = min(max(1, round(share * len(own))), len(own) - 1) if share else 0
+        validation += own[:held]
+        train += own[held:]
+    return sorted(train), sorted(validation)

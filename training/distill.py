@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from training.pictures import PictureMaker, is_held_out, read_zip
 from training.student import Student, TwoViews, copy_convolutions, load_teacher, save_network
-from vit_model import build_network, data_folder
+from vit_model import build_network, bundled_folder
 
 TOKENS, WIDTH = 196, 320
 WEIGHTS = {"prediction": 1.0, "logits": 2.0, "features": 0.5, "dense": 0.25}
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    config = json.loads((data_folder("models/bundled", "") / "config.json").read_text())
+    config = json.loads((bundled_folder() / "config.json").read_text(encoding="utf-8"))
     teacher = load_teacher()
     stem = build_network(config).patch_embed.backbone
     copy_convolutions(teacher, stem)

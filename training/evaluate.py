@@ -54,7 +54,12 @@ def evaluate(options: argparse.Namespace) -> dict:
     output = writable_folder(options.output)
     data = LabelledPictures(options.data)
     loaded = load_model(
-        options.model, options.checkpoint, options.class_names, options.device, options.crop
+        options.model,
+        options.checkpoint,
+        options.class_names,
+        options.device,
+        options.crop,
+        explainable=False,
     )
     names = _chosen(data.names, options.held_out)
     names, labels, probabilities = classify(loaded, data, names, options.batch_size)

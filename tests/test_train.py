@@ -1,0 +1,159 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import vit_explain
+from training import evaluate
+from training.train import Training, main
+from vit_model import bundled_folder, load_model
+
+COLOURS = {"blood": (200, 30, 30), "grass": (30, 180, 30), "sky": (60, 60, 220)}
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three categories that differ by colour, in noise; the first has twice as many pictures."""
+    rng = np.random.default_rng(0)
+    for category, colour in COLOURS.items():
+        folder = tmp_path / "data" / category
+        folder.mkdir(parents=True)
+        for number in range(16 if category == "blood" else 8):
+            pixels = np.clip(rng.normal(colour, 40, (48, 64, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "data"
+
+
+def train(data, output, *more):
+    arguments = ["--data", data, "--output", output, "--model", "test_vit", "--batch_size", 8]
+    arguments += ["--epochs", 3, "--lr", "3e-3", "--ema", "0.9", *more]
+    return main([str(argument) for argument in arguments])
+
+
+def test_trained_folder_is_explained_as_it_is(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run") == 0
+    rows = list(csv.DictReader((tmp_path / "run" / "log.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+    with Image.open(tmp_path / "run" / "curves.png") as curves:
+        assert curves.size == (900, 400)
+    loaded = load_model(checkpoint=tmp_path / "run")
+    assert loaded.categories == ["blood", "grass", "sky"]
+    assert loaded.transform.size == (160, 160)
+    capsys.readouterr()
+    command = ["--checkpoint", str(tmp_path / "run"), "--image_path", str(data / "sky" / "0.png")]
+    command += ["--category", "sky", "--json", "--output_dir", str(tmp_path / "out")]
+    assert vit_explain.main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["top"][0]["name"] == "sky"
+    assert report["method"]["category"]["index"] == 2
+    command = ["--data", str(data), "--checkpoint", str(tmp_path / "run"), "--mosaics", "2"]
+    assert evaluate.main([*command, "--json", "--output", str(tmp_path / "ev")]) == 0
+    assert json.loads(capsys.readouterr().out)["accuracy"]["top1"]["value"] >= 0.9
+
+
+def test_killed_run_ends_with_the_weights_of_one_that_was_not(data, tmp_path, monkeypatch, capsys):
+    """Bit for bit, with everything random switched on."""
+    extra = ("--mixup", "0.3", "--cutmix", "0.5")
+    assert train(data, tmp_path / "whole", *extra) == 0
+    validate = Training._validate
+
+    def killed_in_the_second_epoch(self):
+        if self.progress.epoch == 1:
+            raise KeyboardInterrupt
+        return validate(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "_validate", killed_in_the_second_epoch)
+        assert train(data, tmp_path / "broken", *extra) == 130
+    assert "goes on from the last epoch" in capsys.readouterr().err
+    torch.rand(7)  # whatever happened in between
+    assert train(data, tmp_path / "broken", *extra) == 0
+    assert "Going on after epoch 1" in capsys.readouterr().out
+    whole, broken = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "broken"))
+    assert whole.keys() == broken.keys()
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    logs = [(tmp_path / n / "log.csv").read_text() for n in ("whole", "broken")]
+    assert logs[0] == logs[1]
+
+
+def test_fine_tuning_leaves_frozen_blocks_alone(data, tmp_path):
+    for path in data.rglob("*.png"):
+        if int(path.stem) > 2:
+            path.unlink()
+    arguments = ["--data", str(data), "--output", str(tmp_path / "run"), "--freeze", "2"]
+    assert main([*arguments, "--epochs", "1", "--batch_size", "4", "--ema", "0.5"]) == 0
+    before = load_file(bundled_folder() / "model.safetensors")
+    after = load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in before.items():
+        if name.startswith("head."):
+            assert after[name].shape[0] == 3
+            continue
+        frozen = name.startswith(("patch_embed", "blocks.0.", "blocks.1.", "cls_token", "pos_em"))
+        assert torch.equal(after[name], value.float()) == frozen, name
+    loaded = load_model(checkpoint=tmp_path / "run")
+    assert loaded.categories == ["blood", "grass", "sky"]
+    assert loaded.transform.mean == (0.5, 0.5, 0.5)
+
+
+def test_cnn_of_timm(data, tmp_path):
+    assert train(data, tmp_path / "run", "--model", "test_resnet", "--epochs", 1) == 0
+    loaded = load_model(checkpoint=tmp_path / "run", explainable=False)
+    assert loaded.model(torch.randn(1, 3, 160, 160)).shape == (1, 3)
+
+
+def test_broken_picture_is_named_and_passed_over(data, tmp_path, capsys):
+    (data / "sky" / "bad.png").write_text("no picture")
+    assert train(data, tmp_path / "run", "--epochs", 1) == 0
+    assert "passed over: sky/bad.png is not a picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "message"),
+    [
+        (lambda d: (d / "void").mkdir(), (), "no usable picture in category void"),
+        (lambda d: [p.unlink() for p in (d / "sky").iterdir()], (), "in category sky"),
+        (lambda d: d.rename(d.parent / "gone"), (), "neither a folder nor a zip file"),
+        (lambda _: None, ("--model", "test_vitt"), "no model called test_vitt"),
+        (lambda _: None, ("--freeze", 99), "the model has 6 blocks"),
+        (lambda _: None, ("--model", "test_resnet", "--freeze", 1), "this model has none"),
+    ],
+)
+def test_errors_are_one_line(data, tmp_path, capsys, spoil, more, message):
+    spoil(data)
+    assert train(data, tmp_path / "run", *more) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_single_category(data, tmp_path, capsys):
+    for category in ("sky", "grass"):
+        for path in (data / category).iterdir():
+            path.unlink()
+        (data / category).rmdir()
+    assert train(data, tmp_path / "run") == 2
+    assert "at least two categories" in capsys.readouterr().err
+
+
+def test_other_settings_need_another_folder(data, tmp_path, capsys):
+    assert train(data, tmp_path / "run", "--epochs", 1) == 0
+    assert train(data, tmp_path / "run", "--epochs", 1, "--lr", "1e-4") == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_categories_are_drawn_equally_often(data, tmp_path):
+    from training.train import parser
+
+    arguments = ["--data", str(data), "--output", str(tmp_path / "run"), "--model", "test_vit"]
+    training = Training(parser().parse_args([*arguments, "--batch_size", "4"]))
+    drawn = []
+    for epoch in range(20):
+        training.progress.epoch = epoch
+        drawn += [training.train_data.labels[i] for i in training._batches().sampler]
+    shares = np.bincount(drawn) / len(drawn)
+    assert np.abs(shares - 1 / 3).max() < 0.06

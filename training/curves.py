@@ -1,0 +1,24 @@
+"""The learning curves of a run as a picture."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+def draw_curves(rows: Sequence[dict]) -> Image.Image:
+    """Losses on the left, validation accuracy on the right, by epoch."""
+    figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    losses, accuracy = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in rows]
+    for name in ("train_loss", "validation_loss"):
+        losses.plot(epochs, [row[name] for row in rows], marker="o", label=name.replace("_", " "))
+    losses.set(xlabel="epoch", ylabel="loss")
+    losses.legend()
+    accuracy.plot(epochs, [row["validation_top1"] for row in rows], marker="o", color="tab:green")
+    accuracy.set(xlabel="epoch", ylabel="validation top-1", ylim=(0, 1))
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

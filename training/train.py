@@ -1,0 +1,348 @@
+"""Train or fine-tune any timm model: `python -m training.train --data FOLDER --output FOLDER`.
+
+The data are a folder of folders, named by category, or a zip file of that layout. What comes out is
+a folder that `vit_explain.py --checkpoint FOLDER` takes as it is. Kill it at any moment: the same
+command goes on from the end of the last epoch, and ends with the same weights, bit for bit on the
+CPU, as a run that was not killed.
+"""
+
+import argparse
+import csv
+import json
+import random
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import Mixup, create_transform, resolve_model_data_config
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import ModelEmaV3, dispatch_clip_grad, freeze
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, WeightedRandomSampler
+from tqdm import tqdm
+
+from training.curves import draw_curves
+from training.data import (
+    DataError,
+    LabelledPictures,
+    PictureDataset,
+    category_of,
+    split,
+    usable_names,
+)
+from vit_files import writable_folder
+from vit_model import bundled_folder, load_model
+
+COLUMNS = ("epoch", "lr", "train_loss", "validation_loss", "validation_top1")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        Training(options).run()
+    except KeyboardInterrupt:
+        return _fail("interrupted: the same command goes on from the last epoch", 130)
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        return _fail("out of memory: lower --batch_size")
+    return 0
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"train: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+@dataclass
+class Progress:
+    """What a checkpoint keeps besides tensors."""
+
+    epoch: int = 0
+    updates: int = 0
+    rows: list[dict] = field(default_factory=list)
+
+
+class Training:
+    """One run: data, model, and the loop over epochs."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.output = writable_folder(options.output)
+        self.device = torch.device(options.device)
+        pictures = LabelledPictures(options.data)
+        names = usable_names(pictures)
+        self.categories = sorted({category_of(name) for name in names})
+        torch.manual_seed(options.seed)
+        self.model, self.data_config = make_model(options, len(self.categories))
+        self.model.to(self.device)
+        train, validation = split(names, options.validation, options.seed)
+        self.train_data = PictureDataset(pictures, train, self.categories, self._transform(True))
+        self.validation_data = PictureDataset(
+            pictures, validation, self.categories, self._transform(False)
+        )
+        self.batch = min(options.batch_size, len(train) // 2 * 2)
+        self.updates_per_epoch = max(1, len(train) // self.batch)
+        self.optimizer = create_optimizer_v2(
+            self.model, opt=options.opt, lr=options.lr, weight_decay=options.weight_decay
+        )
+        total = options.epochs * self.updates_per_epoch
+        self.schedule = CosineLRScheduler(
+            self.optimizer,
+            t_initial=total,
+            lr_min=options.lr / 100,
+            warmup_t=min(options.warmup_epochs * self.updates_per_epoch, total // 2),
+            warmup_lr_init=options.lr / 100,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
+        self.ema = ModelEmaV3(self.model, decay=options.ema, use_warmup=True)
+        self.progress = Progress()
+
+    def run(self) -> None:
+        self._resume()
+        while self.progress.epoch < self.options.epochs:
+            # everything random in an epoch follows from its number: that is what lets a killed
+            # run end with the weights of one that was not
+            seed_everything(self.options.seed, self.progress.epoch)
+            train_loss = self._train_epoch()
+            self._log(train_loss, *self._validate())
+            self.progress.epoch += 1
+            self._save()
+        print(f"Explain with: python vit_explain.py --checkpoint {self.output}")
+
+    def _transform(self, training: bool):
+        config = {k: self.data_config[k] for k in ("input_size", "interpolation", "mean", "std")}
+        if not training:  # the whole picture resized, as vit_explain.py does by default
+            return create_transform(**config, crop_pct=1.0, crop_mode="squash")
+        scale = (self.options.smallest_crop, 1.0)
+        return create_transform(**config, is_training=True, scale=scale, ratio=(0.5, 2.0))
+
+    def _batches(self) -> DataLoader:
+        """Each category as often as any other, however many pictures it has."""
+        generator = torch.Generator().manual_seed(self.options.seed * 1009 + self.progress.epoch)
+        counts = np.bincount(self.train_data.labels)
+        weights = [1.0 / counts[label] for label in self.train_data.labels]
+        sampler = WeightedRandomSampler(weights, len(weights), generator=generator)
+        return DataLoader(
+            self.train_data,
+            self.batch,
+            sampler=sampler,
+            num_workers=self.options.workers,
+            worker_init_fn=seed_worker,
+            generator=generator,
+            drop_last=True,
+        )
+
+    def _train_epoch(self) -> float:
+        self.model.train()
+        options, losses = self.options, []
+        mixup = None
+        criterion: nn.Module = LabelSmoothingCrossEntropy(options.smoothing)
+        if options.mixup or options.cutmix:
+            mixup = Mixup(
+                options.mixup,
+                options.cutmix,
+                label_smoothing=options.smoothing,
+                num_classes=len(self.categories),
+            )
+            criterion = SoftTargetCrossEntropy()
+        told = f"epoch {self.progress.epoch + 1}/{options.epochs}"
+        for pictures, labels in tqdm(self._batches(), told, disable=not sys.stderr.isatty()):
+            pictures, labels = pictures.to(self.device), labels.to(self.device)
+            if mixup:
+                pictures, labels = mixup(pictures, labels)
+            with self._autocast():
+                loss = criterion(self.model(pictures).float(), labels)
+            self.optimizer.zero_grad()
+            loss.backward()
+            dispatch_clip_grad(self.model.parameters(), options.clip)
+            self.optimizer.step()
+            self.progress.updates += 1
+            self.schedule.step_update(self.progress.updates)
+            self.ema.update(self.model, step=self.progress.updates)
+            losses.append(loss.item())
+        return float(np.mean(losses))
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[float, float]:
+        """(loss, top-1) of the averaged weights on the validation pictures."""
+        if not len(self.validation_data):
+            return float("nan"), float("nan")
+        network = self.ema.module.eval()
+        losses: list[Tensor] = []
+        right: list[Tensor] = []
+        for pictures, labels in DataLoader(self.validation_data, self.batch):
+            with self._autocast():
+                logits = network(pictures.to(self.device)).float().cpu()
+            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
+            right.append(logits.argmax(dim=1) == labels)
+        return torch.cat(losses).mean().item(), torch.cat(right).float().mean().item()
+
+    def _autocast(self):
+        if not self.options.bf16:
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _log(self, train_loss: float, validation_loss: float, top1: float) -> None:
+        lr = self.optimizer.param_groups[0]["lr"]
+        values = (self.progress.epoch + 1, lr, train_loss, validation_loss, top1)
+        row = dict(zip(COLUMNS, values, strict=True))
+        self.progress.rows.append(row)
+        print(", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+        with (self.output / "log.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.progress.rows)
+        draw_curves(self.progress.rows).save(self.output / "curves.png")
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": vars(self.progress),
+            "settings": _settings(self.options),
+        }
+        part = self.output / "resume.part"
+        torch.save(state, part)
+        part.replace(self.output / "resume.pt")
+        save_folder(self.ema.module, self.options.model, self.data_config, self.categories,
+                    self.output)  # fmt: skip
+
+    def _resume(self) -> None:
+        file = self.output / "resume.pt"
+        if not file.exists():
+            return
+        state = torch.load(file, map_location=self.device, weights_only=True)
+        if state["settings"] != _settings(self.options):
+            raise DataError(f"{self.output} holds a run with other settings: choose another folder")
+        self.model.load_state_dict(state["model"])
+        self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["progress"])
+        print(f"Going on after epoch {self.progress.epoch}")
+
+
+def make_model(options: argparse.Namespace, categories: int) -> tuple[nn.Module, dict]:
+    """The model with a fresh head for so many categories, and timm's description of its input."""
+    if options.pretrained or options.checkpoint or options.model == "bundled":
+        loaded = load_model(options.model, options.checkpoint, explainable=False)
+        model, transform = loaded.model, loaded.transform
+        model.requires_grad_(True)
+        model.reset_classifier(categories)
+        config = {
+            "input_size": (3, *transform.size),
+            "interpolation": transform.interpolation,
+            "mean": transform.mean,
+            "std": transform.std,
+        }
+    else:
+        if not timm.is_model(options.model):
+            raise DataError(f"timm has no model called {options.model}")
+        model = timm.create_model(options.model, num_classes=categories)
+        config = resolve_model_data_config(model)
+    if options.freeze:
+        _freeze(model, options.freeze)
+    return model, config
+
+
+def _freeze(model: nn.Module, blocks: int) -> None:
+    """The embedding and the first blocks stay as they are, batch-norm statistics included."""
+    if not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
+        raise DataError("--freeze counts the blocks of a Vision Transformer; this model has none")
+    if blocks > len(model.blocks):
+        raise DataError(f"--freeze {blocks}: the model has {len(model.blocks)} blocks")
+    freeze(model, ["patch_embed", *(f"blocks.{number}" for number in range(blocks))])
+    for name, parameter in model.named_parameters(recurse=False):
+        if name.endswith(("token", "pos_embed")):
+            parameter.requires_grad_(False)
+
+
+def save_folder(
+    model: nn.Module, name: str, data_config: dict, categories: list[str], folder: Path
+) -> None:
+    """Weights, architecture, input transform and category names, for `--checkpoint FOLDER`."""
+    transform = {k: data_config[k] for k in ("input_size", "interpolation", "mean", "std")}
+    if name == "bundled":
+        config = json.loads((bundled_folder() / "config.json").read_text(encoding="utf-8"))
+        config["args"]["num_classes"] = len(categories)
+        config |= {"categories": categories}
+    else:
+        config = {
+            "architecture": name.split(".")[0],
+            "num_classes": len(categories),
+            "label_names": categories,
+            "pretrained_cfg": {
+                **transform,
+                "num_classes": len(categories),
+                "classifier": model.pretrained_cfg.get("classifier"),
+            },
+        }
+    part = folder / "model.part"
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
+    part.replace(folder / "model.safetensors")
+    part.write_text(json.dumps(config, indent=2), encoding="utf-8")
+    part.replace(folder / "config.json")
+
+
+def seed_everything(seed: int, epoch: int) -> None:
+    value = seed * 100_003 + epoch
+    random.seed(value)
+    np.random.seed(value % 2**32)  # timm's Mixup draws from it
+    torch.manual_seed(value)
+
+
+def seed_worker(_number: int) -> None:
+    value = torch.initial_seed() % 2**32
+    random.seed(value)
+    np.random.seed(value)
+
+
+def _settings(options: argparse.Namespace) -> dict:
+    """What must be the same for a run to go on."""
+    ignored = ("output", "workers", "device")
+    return {name: str(value) for name, value in vars(options).items() if name not in ignored}
+
+
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--data", required=True, help="folder of folders, or a zip file of the same layout")
+    add("--output", required=True, help="folder for weights, log and curves; made if missing")
+    add("--model", default="bundled", help="bundled, or any timm name")
+    add("--pretrained", action="store_true", help="start from the model's pretrained weights")
+    add("--checkpoint", help="start from these weights of --model")
+    add("--freeze", type=int, default=0, help="leave embedding and the first N blocks as they are")
+    add("--epochs", type=int, default=10)
+    add("--batch_size", type=int, default=32)
+    add("--lr", type=float, default=5e-4, help="learning rate at its height")
+    add("--opt", default="adamw", help="any optimiser of timm's")
+    add("--weight_decay", type=float, default=0.05)
+    add("--warmup_epochs", type=int, default=1)
+    add("--ema", type=float, default=0.999, help="decay of the averaged weights, which are kept")
+    add("--clip", type=float, default=1.0, help="largest norm of the gradient")
+    add("--smallest_crop", type=float, default=0.35, help="least share of a picture in a crop")
+    add("--mixup", type=float, default=0.0, help="alpha of Mixup")
+    add("--cutmix", type=float, default=0.0, help="alpha of CutMix")
+    add("--smoothing", type=float, default=0.1, help="label smoothing")
+    add("--validation", type=float, default=0.15, help="share of each category for validation")
+    add("--bf16", action="store_true", help="bfloat16 where it is safe")
+    add("--device", default="cpu", help="cpu, cuda or mps")
+    add("--workers", type=int, default=0, help="processes that read pictures")
+    add("--seed", type=int, default=0)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
