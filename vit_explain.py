@@ -13,9 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vit_settings import CROPS, HEAD_FUSIONS, Settings
-
-__version__ = "0.1.0"
+from vit_settings import CROPS, HEAD_FUSIONS, Settings, __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +119,11 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         metavar="NAME",
         help="auto (DeiT-tiny, else bundled), bundled, or any timm name (default: %(default)s)",
     )
-    add("--checkpoint", metavar="FILE", help="fine-tuned weights for --model: .safetensors, .pth")
+    add(
+        "--checkpoint",
+        metavar="FILE",
+        help="fine-tuned weights for --model (.safetensors, .pth), or the folder of training.train",
+    )
     add("--class_names", metavar="FILE", help="names of its categories: one a line, or JSON")
     add(
         "--crop",

@@ -20,7 +20,7 @@ from vit_heatmap import check_style, draw_overlay
 from vit_images import open_picture
 from vit_model import LoadedModel, data_folder, load_model
 from vit_rollout import Explanation, VITAttentionRollout
-from vit_settings import DEFAULT_PICTURE, Settings
+from vit_settings import DEFAULT_PICTURE, Settings, __version__
 from vit_transform import InputTransform
 
 TOP = 5
@@ -132,6 +132,7 @@ def _notices(loaded: LoadedModel, explanation: Explanation) -> list[str]:
 
 def versions() -> dict[str, str]:
     return {
+        "vit_explain": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__,

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+__version__ = "0.1.0"
+
 DEFAULT_PICTURE = "examples/both.png"
 HEAD_FUSIONS = ("mean", "max", "min")
 CROPS = ("none", "center")
