@@ -37,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _show(report["files"]["overlay"])
     except KeyboardInterrupt:
         return _fail("interrupted", code=130)
+    except ImportError as error:
+        return _fail(f"{error}: install what is needed with pip install -r requirements.txt")
     except BrokenPipeError:  # whoever read the report has gone; the files are written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

@@ -323,6 +323,16 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+def test_missing_package_says_what_to_install(tmp_path):
+    (tmp_path / "timm.py").write_text("raise ModuleNotFoundError(\"No module named 'timm'\")")
+    done = run("--image_path", CAT, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == (
+        "vit_explain: No module named 'timm': "
+        "install what is needed with pip install -r requirements.txt\n"
+    )
+
+
 def test_no_network_is_used(tmp_path):
     """With sockets forbidden, the bundled model and a checkpoint still work."""
     (tmp_path / "sitecustomize.py").write_text(
