@@ -47,19 +47,29 @@ class PictureMaker:
         self,
         photographs: Sequence[Image.Image],
         thumbnails: Sequence[Image.Image],
-        thumbnail_share: float = 0.25,
+        thumbnail_share: float = 0.4,
     ):
         self.photographs, self.thumbnails = photographs, thumbnails
         self.thumbnail_share = thumbnail_share if thumbnails else 0.0
 
     def make(self, rng: random.Random) -> Image.Image:
-        """One picture; what it is made of depends on `rng` alone."""
-        kind = rng.random()
-        if kind < 0.5:
-            picture = self._single(rng)
-        else:
-            picture = self._pair(rng) if kind < 0.75 else self._four(rng)
+        """One picture; what it is made of depends on `rng` alone.
+
+        The teacher can label whatever it is shown, so that pictures may be stranger than any
+        photograph: half of them are blends of two (Beyer et al. 2022, "Knowledge distillation: A
+        good teacher is patient and consistent"). Without that the student learns the few
+        photographs by heart.
+        """
+        picture = self._composed(rng)
+        if rng.random() < 0.5:
+            picture = Image.blend(picture, self._composed(rng), rng.uniform(0.1, 0.5))
         return _other_light(picture, rng)
+
+    def _composed(self, rng: random.Random) -> Image.Image:
+        kind = rng.random()
+        if kind < 0.6:
+            return self._single(rng)
+        return self._pair(rng) if kind < 0.8 else self._four(rng)
 
     def _draw(self, rng: random.Random) -> Image.Image:
         source = self.thumbnails if rng.random() < self.thumbnail_share else self.photographs
@@ -68,9 +78,9 @@ class PictureMaker:
 
     def _single(self, rng: random.Random) -> Image.Image:
         picture = self._draw(rng)
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
             return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        return self._cut(picture, SIDE, SIDE, rng, smallest=0.25)
+        return self._cut(picture, SIDE, SIDE, rng, smallest=0.08)
 
     def _pair(self, rng: random.Random) -> Image.Image:
         first = rng.randint(SIDE * 2 // 5, SIDE * 3 // 5)
@@ -108,5 +118,9 @@ class PictureMaker:
 
 def _other_light(picture: Image.Image, rng: random.Random) -> Image.Image:
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = change(picture).enhance(rng.uniform(0.7, 1.3))
+        picture = change(picture).enhance(rng.uniform(0.6, 1.4))
+    if rng.random() < 0.2:  # other colours altogether
+        channels = list(picture.split())
+        rng.shuffle(channels)
+        picture = Image.merge("RGB", channels)
     return picture
