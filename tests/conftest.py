@@ -1,18 +1,14 @@
 import os
-import sys
 from pathlib import Path
 
+import vit_torchvision  # noqa: F401
+
 import pytest
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import vit_torchvision  # noqa: E402, F401
-
-import torch  # noqa: E402
-from timm.models.deit import VisionTransformerDistilled  # noqa: E402
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
-
 SHARED = ROOT.parent / "shared"
 
 # A hub that is unreachable for everyone: the tests must not depend on a network.
