@@ -15,7 +15,6 @@ of fresh pictures.
 
 import argparse
 import json
-import math
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,82 +29,105 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from training.pictures import PictureMaker, is_held_out, read_zip
-from training.student import Student, TwoViews, copy_convolutions, load_teacher, save_network
+from training.student import Student, TokenTeacher, copy_convolutions, load_teacher, save_network
+from vit_images import read_picture
 from vit_model import build_network, bundled_folder
 
 TOKENS, WIDTH = 196, 320
+PLACES = 32  # tokens of each picture whose features are compared
 WEIGHTS = {"prediction": 1.0, "logits": 2.0, "features": 0.5, "dense": 0.25}
 
 
 class Ring:
-    """The latest pictures as the convolutions see them, with the teacher's answers."""
+    """The latest pictures, as the tokens that the convolutions make of them."""
 
     def __init__(self, size: int):
         self.size, self.filled, self.next = size, 0, 0
         self.tokens = torch.empty(size, TOKENS, WIDTH, dtype=torch.float16)
-        self.seen = torch.empty(size, TOKENS // 4, 1280, dtype=torch.float16)
-        self.logits = torch.empty(size, 1000, dtype=torch.float16)
 
-    def add(self, tokens: Tensor, seen: Tensor, logits: Tensor) -> None:
-        for value in zip(tokens, seen, logits, strict=True):
-            for store, item in zip((self.tokens, self.seen, self.logits), value, strict=True):
-                store[self.next] = item
+    def add(self, tokens: Tensor) -> None:
+        for item in tokens:
+            self.tokens[self.next] = item
             self.next = (self.next + 1) % self.size
             self.filled = min(self.filled + 1, self.size)
 
-    def sample(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = torch.randint(self.filled, (count,), generator=generator)
-        return self.tokens[chosen].float(), self.seen[chosen].float(), self.logits[chosen].float()
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.tokens[torch.randint(self.filled, (count,), generator=generator)].float()
 
 
 class Producer:
-    """Makes pictures and shows them to teacher and stem."""
+    """Makes pictures and shows them to the convolutions."""
 
-    def __init__(self, maker: PictureMaker, views: TwoViews, seed: int):
-        self.maker, self.views, self.seed = maker, views.eval(), seed
+    def __init__(self, maker: PictureMaker, stem: nn.Module, seed: int):
+        self.maker, self.stem, self.seed = maker, stem.eval(), seed
         self.pool = ThreadPoolExecutor(2)
 
     @torch.inference_mode()
     def produce(self, number: int, count: int, batch: int = 64):
-        """Batch by batch, pictures `number` to `number + count` of the endless series."""
+        """Batch by batch, the tokens of pictures `number` to `number + count` of the series."""
         for start in range(number, number + count, batch):
             numbers = range(start, min(start + batch, number + count))
             pixels = torch.stack(list(self.pool.map(self._pixels, numbers)))
             with torch.autocast("cpu", torch.bfloat16):
-                yield tuple(value.float() for value in self.views(pixels / 127.5 - 1))
+                (map_,) = self.stem(pixels / 127.5 - 1)
+            yield map_.float().flatten(2).mT
 
     def _pixels(self, number: int) -> Tensor:
         picture = self.maker.make(random.Random(self.seed * 1_000_003 + number))
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
 
 
-def loss_of(student: nn.Module, tokens: Tensor, seen: Tensor, logits: Tensor) -> dict[str, Tensor]:
-    """The three things the student learns from a batch, each a mean over it."""
-    side = math.isqrt(TOKENS)
+def mix(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Tokens of pictures that nobody took, made of the tokens (B, N, C) of a batch.
+
+    Of each five: three stay as they are, one gets a random share of its tokens from another
+    picture, one is blended with another. In a tenth of all, the tokens change places.
+    """
+    count, places = tokens.shape[:2]
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator)
+
+    other = tokens[torch.randperm(count, generator=generator)]
+    kind = chance(1, 1)
+    taken = (chance(places, 1) < chance(1, 1)) & (kind < 0.2)
+    tokens = torch.where(taken, other, tokens)
+    tokens = torch.where(kind > 0.8, tokens.lerp(other, chance(1, 1) / 2), tokens)
+    moved = chance(places).argsort(dim=1)
+    order = torch.where(chance(1) < 0.1, moved, torch.arange(places))
+    return tokens.gather(1, order.unsqueeze(2).expand_as(tokens))
+
+
+def loss_of(
+    student: nn.Module, teacher: TokenTeacher, tokens: Tensor, places: Tensor
+) -> dict[str, Tensor]:
+    """What the student learns from a batch of tokens (B, N, C), each a mean over it.
+
+    The features at a token are compared at `places`, some of the N.
+    """
     with torch.autocast("cpu", torch.bfloat16):
-        pooled, dense, predicted = student(student.standardise(tokens))
-    pooled, dense, predicted = pooled.float(), dense.float(), predicted.float()
-    target = seen.mean(dim=1)
-    # the teacher's map is half as fine as the student's tokens
-    dense = dense.mT.unflatten(2, (side, side))
-    dense = F.avg_pool2d(dense, 2).flatten(2).mT
+        with torch.no_grad():
+            seen, logits = teacher(tokens)
+        pooled, dense, predicted = student(student.standardise(tokens), places)
+    logits, pooled, predicted = logits.float(), pooled.float(), predicted.float()
+    target = (seen.mean(dim=1) - student.pooled_mean) / student.pooled_std
+    here = (seen[:, places] - student.dense_mean) / student.dense_std
     return {
         "prediction": F.kl_div(
             predicted.log_softmax(1), logits.log_softmax(1), reduction="batchmean", log_target=True
         ),
         "logits": ((predicted - logits) / student.logit_std).square().mean(),
-        "features": F.mse_loss(pooled, (target - student.pooled_mean) / student.pooled_std),
-        "dense": F.mse_loss(dense, (seen - student.dense_mean) / student.dense_std),
+        "features": F.mse_loss(pooled, target),
+        "dense": F.mse_loss(dense.float(), here),
     }
 
 
-def statistics_of(batches: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
+@torch.no_grad()
+def statistics_of(teacher: TokenTeacher, tokens: Tensor) -> dict[str, Tensor]:
     """Mean and deviation, by channel, of tokens, dense and pooled features, and logits."""
-    tokens = torch.cat([b[0] for b in batches]).flatten(0, 1)
-    dense = torch.cat([b[1] for b in batches])
-    logits = torch.cat([b[2] for b in batches])
+    dense, logits = teacher(tokens)
     values = {
-        "token": tokens,
+        "token": tokens.flatten(0, 1),
         "dense": dense.flatten(0, 1),
         "pooled": dense.mean(dim=1),
         "logit": logits,
@@ -124,12 +146,15 @@ def main(arguments: list[str] | None = None) -> None:
     teacher = load_teacher()
     stem = build_network(config).patch_embed.backbone
     copy_convolutions(teacher, stem)
-    producer = Producer(_maker(Path(options.data)), TwoViews(teacher, stem), options.seed)
+    producer = Producer(_maker(options), stem, options.seed)
     Distillation(options, config, teacher, producer, output).run()
 
 
-def _maker(data: Path) -> PictureMaker:
+def _maker(options: argparse.Namespace) -> PictureMaker:
+    data = Path(options.data)
     photographs = [p for c, p in read_zip(data / "photos.zip") if not is_held_out(c)]
+    for file in sorted(Path(options.photographs).iterdir()) if options.photographs else ():
+        photographs.append(read_picture(file, file.name))
     thumbnails = [p for _, p in read_zip(data / "thumbs_train.zip")]
     return PictureMaker(photographs, thumbnails)
 
@@ -141,12 +166,13 @@ class Distillation:
         self.options, self.config, self.producer, self.output = options, config, producer, output
         self.round, self.seconds = 0, 0.0
         self.ring = Ring(options.ring)
-        first = list(producer.produce(0, options.warm_up))
-        for batch in first:
-            self.ring.add(*batch)
-        self.student = Student(config, teacher, statistics_of(first))
+        for tokens in producer.produce(0, options.warm_up):
+            self.ring.add(tokens)
+        self.teacher = TokenTeacher(teacher)
+        first = self.ring.tokens[: min(self.ring.filled, 1024)].float()
+        self.student = Student(config, teacher, statistics_of(self.teacher, first))
         self.optimizer = create_optimizer_v2(
-            self.student, opt="adamw", lr=options.lr, weight_decay=0.05
+            self.student, opt="muon", lr=options.lr, weight_decay=0.05
         )
         self.schedule = CosineLRScheduler(
             self.optimizer, t_initial=options.rounds, lr_min=options.lr / 100,
@@ -167,15 +193,16 @@ class Distillation:
 
     def _one_round(self) -> None:
         options = self.options
-        for batch in self.producer.produce(
-            options.warm_up + self.round * options.fresh, options.fresh
-        ):
-            self.ring.add(*batch)
+        number = options.warm_up + self.round * options.fresh
+        for tokens in self.producer.produce(number, options.fresh):
+            self.ring.add(tokens)
         self.schedule.step(self.round)
         generator = torch.Generator().manual_seed(options.seed * 7919 + self.round)
         totals: dict[str, float] = {}
         for _ in range(options.steps):
-            losses = loss_of(self.student, *self.ring.sample(options.batch, generator))
+            tokens = mix(self.ring.sample(options.batch, generator), generator)
+            places = torch.randperm(TOKENS, generator=generator)[:PLACES]
+            losses = loss_of(self.student, self.teacher, tokens, places)
             self.optimizer.zero_grad()
             sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
             nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
@@ -218,6 +245,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--data", required=True, help="folder with photos.zip and thumbs_train.zip")
+    add("--photographs", help="folder with more photographs, of anything")
     add("--output", required=True, help="folder for checkpoint and weights")
     add("--rounds", type=int, default=160, help="rounds of fresh pictures and steps")
     add("--fresh", type=int, default=384, help="fresh pictures a round")
@@ -225,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=128, help="pictures a step")
     add("--ring", type=int, default=16384, help="how many of the latest pictures are kept")
     add("--warm_up", type=int, default=2048, help="pictures made before the first step")
-    add("--lr", type=float, default=1.5e-3, help="learning rate at its height")
+    add("--lr", type=float, default=4e-3, help="learning rate at its height")
     add("--save_every", type=int, default=5, help="rounds between checkpoints")
     add("--seed", type=int, default=0)
     return parser

@@ -15,6 +15,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vit_model import build_network
 
@@ -53,21 +55,24 @@ def copy_convolutions(teacher: nn.Module, stem: nn.Module) -> None:
     stem.load_state_dict({name: teacher.state_dict()[name] for name in own})
 
 
-class TwoViews(nn.Module):
-    """The teacher's answer and the student's tokens from one pass of the layers they share."""
+class TokenTeacher(nn.Module):
+    """The teacher from the student's tokens on: its last layers, asked at every token.
 
-    def __init__(self, teacher: nn.Module, stem: nn.Module):
+    With its last stages dilated the teacher sees the same at a finer step, and knows as much. What
+    it answers is then a function of the tokens, so that it can answer for tokens that no picture
+    ever had: those of several pictures, mixed.
+    """
+
+    def __init__(self, teacher: nn.Module):
         super().__init__()
-        self.teacher, self.stem = teacher, stem
+        self.last = fuse_conv_bn_eval(teacher.conv_head, teacher.bn2)  # its activation is below
+        self.classifier = teacher.classifier
+        self.eval().requires_grad_(False)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """pictures (B, 3, 224, 224) -> tokens (B, 196, 320), map (B, 49, 1280), logits (B, K)."""
-        x = self.teacher.bn1(self.teacher.conv_stem(pictures))
-        x = self.teacher.blocks[:5](x)  # up to stride 16 both are the same
-        tokens = self.stem.blocks[5:](x)
-        seen = self.teacher.bn2(self.teacher.conv_head(self.teacher.blocks[5:](x)))
-        logits = self.teacher.forward_head(seen)
-        return tokens.flatten(2).mT, seen.flatten(2).mT, logits
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (B, N, 320) -> features at every token (B, N, 1280), logits (B, K)."""
+        dense = F.relu6(F.linear(tokens, self.last.weight.flatten(1), self.last.bias))
+        return dense, self.classifier(dense.mean(dim=1))
 
 
 class Student(nn.Module):
@@ -84,26 +89,28 @@ class Student(nn.Module):
         copy_convolutions(teacher, self.vit.patch_embed.backbone)
         self.vit.patch_embed.backbone.requires_grad_(False)
         self.vit.head = nn.Identity()
+        for block in self.vit.blocks:
+            block.attn.fused_attn = False  # on the CPU its backward pass takes four times as long
         self.to_features = nn.Linear(self.vit.embed_dim, FEATURES)
         for name, value in statistics.items():
             self.register_buffer(name, value)
         self.classifier = nn.Linear(FEATURES, teacher.num_classes).requires_grad_(False)
         self.classifier.load_state_dict(teacher.classifier.state_dict())
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, tokens: Tensor, places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """tokens (B, 196, 320) of the stem, standardised.
 
         Returns:
-            features (B, 1280) and dense features (B, 196, 1280), both standardised, and logits.
+            features (B, 1280), dense features at `places` (B, P, 1280), both standardised, and
+            logits (B, K).
         """
         projection = self.vit.patch_embed.proj
         x = tokens @ projection.weight.flatten(1).mT + projection.bias
         x = self.vit._pos_embed(x)
         x = self.vit.norm(self.vit.blocks(self.vit.norm_pre(x)))
-        features = self.to_features(x)
-        pooled = features[:, 0]
+        pooled = self.to_features(x[:, 0])
         logits = self.classifier(pooled * self.pooled_std + self.pooled_mean)
-        return pooled, features[:, 1:], logits
+        return pooled, self.to_features(x[:, 1:][:, places]), logits
 
     def standardise(self, tokens: Tensor) -> Tensor:
         return (tokens - self.token_mean) / self.token_std
