@@ -83,6 +83,7 @@ def load_model(
     device: str | torch.device = "cpu",
     crop: str = "none",
     *,
+    img_size: tuple[int, int] | None = None,
     explainable: bool = True,
 ) -> LoadedModel:
     """Load a model to explain.
@@ -96,16 +97,21 @@ def load_model(
         class_names: file with the categories' names, one a line or JSON.
         device: where the model goes.
         crop: "none" (the whole picture resized) or "center" (the model's own crop).
+        img_size: (H, W) of the input in pixels; None for the size that the model came with.
         explainable: refuse a model whose attention can't be explained.
 
     Raises:
-        ModelError: unknown or unavailable model, or a checkpoint that doesn't fit.
+        ModelError: unknown or unavailable model, a checkpoint that doesn't fit, or a size that
+            the model can't take.
         vit_attention.UnsupportedModel: a model whose attention can't be explained.
         vit_categories.CategoryError: class names that don't fit.
     """
     network = _network(name, None if checkpoint is None else Path(checkpoint), explainable)
     if explainable:
         check_supported(network.model)
+    if img_size:
+        set_input_size(network.model, img_size)
+        network.data["input_size"] = (3, *img_size)
     count = network.model.num_classes
     names = read_names(class_names, count) if class_names else default_names(count, network.labels)
     return LoadedModel(
@@ -143,6 +149,28 @@ def data_folder(in_repository: str, installed: str) -> Path:
     """A folder of data beside this module, in a clone or as pip installs it."""
     here = Path(__file__).resolve().parent
     return here / in_repository if (here / in_repository).is_dir() else here / installed
+
+
+def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
+    """Make a timm model take pictures of (H, W) pixels; position embeddings are interpolated.
+
+    Raises:
+        ModelError: the model can't take that size.
+    """
+    height, width = img_size
+    try:
+        if hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=img_size)
+        # a convolutional network takes what it gets, but not everything is one
+        device = next(model.parameters()).device
+        training = model.training
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, height, width, device=device))
+        model.train(training)
+    except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"the model can't take {width}x{height} pictures: {_one_line(error)}"
+        ) from error
 
 
 def _automatic() -> _Network:

@@ -16,25 +16,15 @@ import torch
 from PIL import Image
 
 from training.data import DataError, LabelledPictures, category_of
-from training.localisation import (
-    cell_share,
-    centre_blob,
-    groups,
-    in_box,
-    mosaic,
-    read_boxes,
-)
+from training.localisation import cell_share, centre_blob, groups, in_box, mosaic, read_boxes
+from training.maps import OF_CATEGORY, explainers_of
 from training.measures import Share, bootstrap_interval, calibration_error, confusion, top_k
 from training.page import confusion_picture, page
 from training.pictures import is_held_out
-from vit_attention import UnsupportedModel, check_supported
 from vit_files import writable_folder
-from vit_grad_rollout import VITAttentionGradRollout
 from vit_heatmap import draw_overlay
 from vit_model import LoadedModel, load_model
-from vit_rollout import VITAttentionRollout
 
-DISCARD = 0.9
 SHOWN_MOSAICS = 6
 
 
@@ -72,14 +62,16 @@ def evaluate(options: argparse.Namespace) -> dict:
     }
     report["per_category"] = per_category(loaded, labels, probabilities, output)
     shown: list[tuple[str, Image.Image]] = []
-    if _has_maps(loaded.model):
-        boxes = data.side_file("boxes.csv")
-        if boxes:
-            report["boxes"] = on_boxes(loaded, data, names, labels, read_boxes(boxes), options)
+    if explainers := explainers_of(loaded.model, *loaded.transform.size):
+        if boxes := data.side_file("boxes.csv"):
+            report["boxes"] = on_boxes(
+                explainers, loaded, data, names, labels, read_boxes(boxes), options
+            )
         confident = _confident(labels, probabilities, options.confidence)
         for cells in (2, 4):
+            chosen = [names[i] for i in confident]
             report[f"mosaics_{cells}"], samples = on_mosaics(
-                loaded, data, [names[i] for i in confident], labels[confident], cells, options
+                explainers, loaded, data, chosen, labels[confident], cells, options
             )
             shown += samples
     counts = confusion(probabilities.argmax(axis=1), labels)
@@ -147,21 +139,20 @@ def per_category(
     return str(path)
 
 
-def on_boxes(loaded, data, names, labels, boxes, options) -> dict:
-    """Both maps, and a spot in the middle, on the objects' boxes."""
-    explainers = _explainers(loaded)
+def on_boxes(explainers, loaded, data, names, labels, boxes, options) -> dict:
+    """Every map, and a spot in the middle, on the objects' boxes."""
     chosen = [i for i, name in enumerate(names) if name in boxes]
     chosen = chosen[:: max(1, len(chosen) // options.boxes)]
     results: dict[str, list[tuple[bool, float]]] = {m: [] for m in (*explainers, "centre_blob")}
     for i in chosen:
         picture = data.read(names[i])
         tensor = loaded.transform(picture)[None]
-        for method, explain in explainers.items():
-            mask = explain(tensor, int(labels[i]))
-            results[method].append(in_box(mask, boxes[names[i]], *picture.size))
-        results["centre_blob"].append(
-            in_box(centre_blob(*mask.shape), boxes[names[i]], *picture.size)
-        )
+        masks = {m: explain(tensor, [labels[i]])[0] for m, explain in explainers.items()}
+        masks["centre_blob"] = centre_blob(*next(iter(masks.values())).shape)
+        left, top, right, bottom = loaded.transform.region(*picture.size)
+        box = np.subtract(boxes[names[i]], (left, top, left, top))
+        for method, mask in masks.items():
+            results[method].append(in_box(mask, box, right - left, bottom - top))
     return {method: _box_figures(values) for method, values in results.items() if values}
 
 
@@ -178,7 +169,7 @@ def _box_figures(values: list[tuple[bool, float]]) -> dict:
 
 
 def on_mosaics(
-    loaded, data, names, labels, cells: int, options
+    explainers, loaded, data, names, labels, cells: int, options
 ) -> tuple[dict, list[tuple[str, Image.Image]]]:
     """The map of each cell's category, on mosaics of 2 or 4 pictures; and some of the mosaics."""
     height, width = loaded.transform.size
@@ -188,7 +179,8 @@ def on_mosaics(
         canvas = mosaic([data.read(names[i]) for i in group], max(height, width))
         tensor = loaded.transform(canvas)[None].expand(cells, -1, -1, -1)
         categories = [int(labels[i]) for i in group]
-        for method, masks in _batched(loaded, tensor, categories).items():
+        for method in explainers.keys() & OF_CATEGORY:
+            masks = explainers[method](tensor, categories)
             shares.setdefault(method, []).extend(
                 cell_share(mask, index, cells) for index, mask in enumerate(masks)
             )
@@ -206,25 +198,6 @@ def _mosaic_figures(shares: np.ndarray, cells: int) -> dict:
         "interval": bootstrap_interval(shares),
         "right_cell_heavier_than_the_rest": float((shares > 0.5).mean()),
     }
-
-
-def _explainers(loaded: LoadedModel) -> dict:
-    rollout = VITAttentionRollout(loaded.model, head_fusion="max", discard_ratio=DISCARD)
-    graded = VITAttentionGradRollout(loaded.model, discard_ratio=DISCARD)
-    return {"rollout": lambda tensor, _category: rollout(tensor), "grad_rollout": graded}
-
-
-def _batched(loaded: LoadedModel, tensor: torch.Tensor, categories: list[int]) -> dict:
-    graded = VITAttentionGradRollout(loaded.model, discard_ratio=DISCARD)
-    return {"grad_rollout": graded.batch(tensor, categories)}
-
-
-def _has_maps(model: torch.nn.Module) -> bool:
-    try:
-        check_supported(model)
-    except UnsupportedModel:
-        return False
-    return True
 
 
 def _chosen(names: list[str], held_out: bool) -> list[str]:

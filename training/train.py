@@ -38,7 +38,7 @@ from training.data import (
     usable_names,
 )
 from vit_files import writable_folder
-from vit_model import bundled_folder, load_model
+from vit_model import bundled_folder, load_model, set_input_size
 
 COLUMNS = ("epoch", "lr", "train_loss", "validation_loss", "validation_top1")
 
@@ -251,6 +251,10 @@ def make_model(options: argparse.Namespace, categories: int) -> tuple[nn.Module,
             raise DataError(f"timm has no model called {options.model}")
         model = timm.create_model(options.model, num_classes=categories)
         config = resolve_model_data_config(model)
+    if options.img_size:
+        size = (options.img_size, options.img_size)
+        set_input_size(model, size)
+        config["input_size"] = (3, *size)
     if options.freeze:
         _freeze(model, options.freeze)
     return model, config
@@ -275,13 +279,15 @@ def save_folder(
     transform = {k: data_config[k] for k in ("input_size", "interpolation", "mean", "std")}
     if name == "bundled":
         config = json.loads((bundled_folder() / "config.json").read_text(encoding="utf-8"))
-        config["args"]["num_classes"] = len(categories)
+        config["args"] |= {"num_classes": len(categories), "img_size": transform["input_size"][1:]}
+        config["transform"] |= {"input_size": transform["input_size"]}
         config |= {"categories": categories}
     else:
         config = {
             "architecture": name.split(".")[0],
             "num_classes": len(categories),
             "label_names": categories,
+            "model_args": _sized(model, transform["input_size"]),
             "pretrained_cfg": {
                 **transform,
                 "num_classes": len(categories),
@@ -293,6 +299,11 @@ def save_folder(
     part.replace(folder / "model.safetensors")
     part.write_text(json.dumps(config, indent=2), encoding="utf-8")
     part.replace(folder / "config.json")
+
+
+def _sized(model: nn.Module, input_size: tuple[int, int, int]) -> dict:
+    """What timm needs to build the model for its size; nothing for one that takes any."""
+    return {"img_size": input_size[1:]} if hasattr(model, "set_input_size") else {}
 
 
 def seed_everything(seed: int, epoch: int) -> None:
@@ -323,6 +334,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model", default="bundled", help="bundled, or any timm name")
     add("--pretrained", action="store_true", help="start from the model's pretrained weights")
     add("--checkpoint", help="start from these weights of --model")
+    add("--img_size", type=int, help="side of the input in pixels; default: the model's own")
     add("--freeze", type=int, default=0, help="leave embedding and the first N blocks as they are")
     add("--epochs", type=int, default=10)
     add("--batch_size", type=int, default=32)

@@ -1,0 +1,136 @@
+"""Models beside each other: `python -m training.compare --data DATA --checkpoints A B C`.
+
+Each is evaluated as by training.evaluate, timed against the others in one run, and shown on the
+same pictures: the rollouts of a Vision Transformer, the Grad-CAM of a CNN.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from training import evaluate
+from training.data import LabelledPictures, category_of
+from training.maps import explainers_of
+from vit_files import writable_folder
+from vit_heatmap import draw_overlay
+from vit_model import LoadedModel, load_model
+from vit_sheet import draw_sheet
+
+TIMED_BATCH, TIMED_ROUNDS = 16, 15
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options, rest = parser().parse_known_args(arguments)
+    try:
+        text = compare(options, rest)
+    except (ValueError, OSError) as error:
+        print(f"compare: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(text)
+    return 0
+
+
+def compare(options: argparse.Namespace, rest: list[str]) -> str:
+    """Evaluates, times and draws; the table as Markdown."""
+    output = writable_folder(options.output)
+    models, reports = {}, {}
+    for path in options.checkpoints:
+        name = Path(path).name
+        given = ["--data", options.data, "--checkpoint", path, "--output", str(output / name)]
+        reports[name] = evaluate.evaluate(evaluate.parser().parse_args(given + rest))
+        models[name] = load_model("auto", path, explainable=False)
+    milliseconds = timed(models)
+    for name, report in reports.items():
+        report["parameters"] = sum(p.numel() for p in models[name].model.parameters())
+        report["milliseconds_per_picture"] = milliseconds[name]
+    data = LabelledPictures(options.data)
+    sheet(models, data, options.pictures).save(output / "maps.png")
+    text = table(reports)
+    (output / "comparison.md").write_text(text + "\n", encoding="utf-8")
+    (output / "comparison.json").write_text(json.dumps(reports, indent=2), encoding="utf-8")
+    return text
+
+
+@torch.inference_mode()
+def timed(models: dict[str, LoadedModel]) -> dict[str, float]:
+    """Milliseconds a picture of a forward pass, the median of rounds in alternating order."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    batches = {n: torch.zeros(TIMED_BATCH, 3, *m.transform.size) for n, m in models.items()}
+    order = list(models)
+    for number in range(TIMED_ROUNDS + 1):
+        for name in order if number % 2 else reversed(order):
+            started = time.perf_counter()
+            models[name].model(batches[name])
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+    return {n: 1000 * statistics.median(s) / TIMED_BATCH for n, s in seconds.items()}
+
+
+def sheet(models: dict[str, LoadedModel], data: LabelledPictures, count: int) -> Image.Image:
+    """A row for each of `count` pictures of different categories: it, then each model's maps."""
+    first = {category_of(name): name for name in reversed(data.names)}
+    names = [first[category] for category in sorted(first)]
+    names = names[:: max(1, len(names) // count)][:count]
+    explainers = {n: explainers_of(m.model, *m.transform.size) for n, m in models.items()}
+    return draw_sheet([_row(models, explainers, data.read(n), category_of(n)) for n in names])
+
+
+def _row(models, explainers, picture: Image.Image, folder: str) -> list[tuple[str, Image.Image]]:
+    """The picture, and every map of its category with the probability that the model gives it."""
+    cells = []
+    for name, loaded in models.items():
+        label = evaluate.label_of(loaded, folder)
+        tensor = loaded.transform(picture)[None]
+        with torch.inference_mode():
+            probability = loaded.model(tensor).softmax(dim=1)[0, label].item()
+        if not cells:
+            cells.append((loaded.categories[label], picture))
+        for method, explain in explainers[name].items():
+            mask = explain(tensor, [label])[0]
+            cells.append((f"{name} {method}, {probability:.0%}", draw_overlay(picture, mask)))
+    return cells
+
+
+def table(reports: dict[str, dict]) -> str:
+    """Markdown: a row for each model."""
+    lines = [
+        "| model | parameters | top-1 (95 % interval) | top-5 | calibration error "
+        "| ms a picture | right cell of four: map, share |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, report in reports.items():
+        accuracy = report["accuracy"]
+        low, high = accuracy["top1"]["interval"]
+        cells = ", ".join(
+            f"{method} {found['in_right_cell']:.2f}"
+            for method, found in report.get("mosaics_4", {}).items()
+        )
+        lines.append(
+            f"| {name} | {report['parameters'] / 1e6:.1f} M "
+            f"| {accuracy['top1']['value']:.3f} ({low:.3f} to {high:.3f}) "
+            f"| {accuracy['top5']['value']:.3f} | {accuracy['calibration_error']:.3f} "
+            f"| {report['milliseconds_per_picture']:.1f} | {cells or '-'} |"
+        )
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="other options are those of training.evaluate"
+    )
+    add = parser.add_argument
+    add("--data", required=True, help="folder of folders, or a zip file of the same layout")
+    add("--checkpoints", nargs="+", required=True, help="folders that training.train wrote")
+    add("--output", default="comparison", help="folder for table, maps and the evaluations")
+    add("--pictures", type=int, default=4, help="how many pictures to draw the maps of")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The maps there are of a model: both rollouts of a Vision Transformer, Grad-CAM of a CNN."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training.gradcam import gradcam
+from vit_attention import UnsupportedModel
+from vit_grad_rollout import VITAttentionGradRollout
+from vit_rollout import VITAttentionRollout
+
+DISCARD = 0.9
+OF_CATEGORY = ("grad_rollout", "gradcam")  # the others don't know of categories
+
+# (B, 3, H, W) and a category for each -> (B, h, w)
+Explainer = Callable[[Tensor, Sequence[int]], np.ndarray]
+
+
+def explainers_of(model: nn.Module, height: int, width: int) -> dict[str, Explainer]:
+    """By name; empty for a model of which there is no map."""
+    try:
+        rollout = VITAttentionRollout(model, head_fusion="max", discard_ratio=DISCARD)
+    except UnsupportedModel:
+        return _of_cnn(model, height, width)
+    graded = VITAttentionGradRollout(model, discard_ratio=DISCARD)
+    return {"rollout": lambda x, _categories: rollout.batch(x), "grad_rollout": graded.batch}
+
+
+def _of_cnn(model: nn.Module, height: int, width: int) -> dict[str, Explainer]:
+    try:
+        device = next(model.parameters()).device
+        gradcam(model, torch.zeros(1, 3, height, width, device=device), [0])
+    except UnsupportedModel:
+        return {}
+    return {"gradcam": lambda x, categories: gradcam(model, x.to(device), categories).cpu().numpy()}
