@@ -8,142 +8,37 @@ is as it was found.
 
 Shapes: B pictures, H heads, N tokens = P prefix tokens (class, distillation, registers) followed
 by h*w patches in row-major order. An attention matrix is (B, H, N, N), rows = queries, columns =
-keys, every row summing to 1. Block 1 comes first.
+keys, every row summing to 1. Block 1 comes first. Swin's is of windows: (B*W, H, A, A).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import vit_torchvision  # noqa: F401
 
 import torch
-from timm.layers import AttentionPoolLatent, DiffAttention
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import (
-    DiffParallelScalingBlock,
-    VisionTransformer,
-)
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-MODELS_THAT_WORK = "deit_tiny_patch16_224, vit_base_patch16_224, vit_small_patch14_dinov2"
-
-
-class UnsupportedModel(ValueError):
-    """The model's attention can't be captured, or doesn't mean what rollout needs it to mean."""
-
-    def __init__(self, model: nn.Module, reason: str):
-        name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-        kind = type(model).__name__
-        name = f"{name} ({kind})" if name else kind
-        super().__init__(
-            f"{name} can't be explained: {reason}. Models that work: {MODELS_THAT_WORK}"
-        )
+from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
+from vit_windows import merging, windows_of
 
 
 @dataclass(frozen=True)
-class TokenLayout:
-    """What the N tokens of one input are, and which of them the classifier reads.
+class Factor:
+    """One factor of the rollout's product.
 
     Attributes:
-        prefix_tokens: P, how many tokens stand before the patches.
-        grid: (h, w), the patch grid that the model made of this very input.
-        readout_rows: rows of the rollout that the classifier reads, averaged; empty for
-            attention pooling, whose own attention is the read-out.
-        readout: the same in words.
-        pooled_tokens: how many of the last tokens an attention pool looks at (0: no such pool).
+        matrix: a block's attention, heads fused, (B, N, N); or (N', N), how N tokens are merged
+            into fewer, which has no residual connection.
+        paths: how many entries of a block's matrix can be other than 0; None for all.
     """
 
-    prefix_tokens: int
-    grid: tuple[int, int]
-    readout_rows: tuple[int, ...]
-    readout: str
-    pooled_tokens: int = 0
-
-    @property
-    def tokens(self) -> int:
-        return self.prefix_tokens + self.grid[0] * self.grid[1]
-
-    @classmethod
-    def of_matrix(
-        cls, tokens: int, prefix_tokens: int = 1, grid: tuple[int, int] | None = None
-    ) -> "TokenLayout":
-        """The layout of `tokens` tokens that come without their model.
-
-        The grid is taken to be square unless given. The first token is read; without prefix
-        tokens, the mean over the patches.
-
-        Raises:
-            ValueError: if prefix tokens and grid don't make up `tokens`.
-        """
-        patches = tokens - prefix_tokens
-        side = round(max(patches, 0) ** 0.5)
-        height, width = grid or (side, side)
-        if prefix_tokens < 0 or patches < 1 or height * width != patches:
-            raise ValueError(
-                f"{tokens} tokens are not {prefix_tokens} prefix tokens and {height}x{width} "
-                "patches: give prefix_tokens and grid=(h, w)"
-            )
-        rows, readout = ((0,), "first token") if prefix_tokens else (range(patches), "mean")
-        return cls(prefix_tokens, (height, width), tuple(rows), readout)
-
-    def readout_weights(self, like: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """(B, N): how much the classifier reads each token; batch and device as in `like`.
-
-        Args:
-            pooled: (B, 1, pooled tokens), the fused attention of the pooling query if there is one.
-        """
-        if pooled is not None:
-            return nn.functional.pad(pooled[:, 0], (self.tokens - self.pooled_tokens, 0))
-        weights = torch.zeros(len(like), self.tokens, device=like.device)
-        weights[:, list(self.readout_rows)] = 1 / len(self.readout_rows)
-        return weights
-
-
-def check_supported(model: nn.Module) -> None:
-    """Raise UnsupportedModel unless `model` is a timm VisionTransformer that can be explained."""
-    if not isinstance(model, VisionTransformer):
-        raise UnsupportedModel(
-            model, "only timm's VisionTransformer family (ViT, DeiT, DINOv2, SigLIP) is supported"
-        )
-    if any(isinstance(m, DiffAttention | DiffParallelScalingBlock) for m in model.modules()):
-        raise UnsupportedModel(
-            model, "differential attention subtracts two maps, so its weights are signed"
-        )
-    attention_pool = model.attn_pool
-    if attention_pool is not None and not (
-        isinstance(attention_pool, AttentionPoolLatent) and attention_pool.latent_len == 1
-    ):
-        raise UnsupportedModel(
-            model, f"its pooling ({type(attention_pool).__name__}) has no single read-out row"
-        )
-    if attention_pool is None and "max" in model.global_pool:
-        raise UnsupportedModel(model, "max pooling reads a different token for every channel")
-
-
-def token_layout(model: nn.Module, height: int, width: int) -> TokenLayout:
-    """The tokens that `model` makes of a height x width input, and the row its head reads.
-
-    Raises:
-        UnsupportedModel: see `check_supported`.
-    """
-    check_supported(model)
-    # grid_size is that of the size the model was built for; this one follows the input at hand
-    grid = tuple(model.patch_embed.dynamic_feat_size((height, width)))
-    prefix, patches = model.num_prefix_tokens, grid[0] * grid[1]
-    all_rows = tuple(range(prefix + patches))
-    if isinstance(model, VisionTransformerDistilled):
-        return TokenLayout(prefix, grid, (0, 1), "mean of the class and distillation tokens")
-    if model.attn_pool is not None:
-        pooled = prefix + patches if model.pool_include_prefix else patches
-        return TokenLayout(prefix, grid, (), f"attention pooling over {pooled} tokens", pooled)
-    if model.global_pool == "token" or (not model.global_pool and model.has_class_token):
-        return TokenLayout(prefix, grid, (0,), "class token")
-    if model.pool_include_prefix and prefix:
-        return TokenLayout(prefix, grid, all_rows, f"mean over all {len(all_rows)} tokens")
-    return TokenLayout(prefix, grid, all_rows[prefix:], f"mean over {patches} patches")
+    matrix: Tensor
+    paths: int | None = None
 
 
 @dataclass
@@ -154,12 +49,14 @@ class CapturedAttention:
         branches: for each block, what `reduce` made of the attention of each of its parallel
             branches (one in almost all models).
         pool: the pooling query's attention (B, H, 1, pooled tokens); None without such a pool.
+        grids: of each block with windows, the grid (h, w) that it got.
     """
 
     model: nn.Module
     layout: TokenLayout
     branches: list[list[Tensor]] = field(default_factory=list)
     pool: Tensor | None = None
+    grids: list[tuple[int, int]] = field(default_factory=list)
 
     def blocks(self) -> list[list[Tensor]]:
         """The branches of every block, checked to be complete.
@@ -175,6 +72,24 @@ class CapturedAttention:
             raise UnsupportedModel(self.model, "the attention of its pooling was not seen")
         return self.branches
 
+    def factors(self, fused: Sequence[Tensor], start_block: int = 0) -> list[Factor]:
+        """The rollout's factors, from the fused attention of every block, block 1 first.
+
+        Blocks before `start_block` are left out, but not the merging of tokens behind them.
+        """
+        if not self.grids:
+            return [Factor(matrix) for matrix in fused[start_block:]]
+        factors: list[Factor] = []
+        before = self.grids[0]
+        for number, (grid, block) in enumerate(zip(self.grids, blocks_of(self.model), strict=True)):
+            if grid != before:
+                factors.append(Factor(merging(*before).to(fused[number].device)))
+                before = grid
+            if number >= start_block:
+                windows = windows_of(block, *grid)
+                factors.append(Factor(windows.spread(fused[number]), windows.paths))
+        return factors
+
 
 @contextmanager
 def capture_attention(
@@ -188,7 +103,7 @@ def capture_attention(
     """Record the attention of one forward pass of `model`, and leave the model as it was.
 
     Args:
-        model: a timm VisionTransformer.
+        model: one that `vit_tokens.check_supported` lets pass.
         layout: what `token_layout` says of the input that will be passed.
         layer_name: part of the name of the modules that the softmaxed attention passes through.
         reduce: applied at once to each (B, H, N, N), so that rollout need not keep all heads.
@@ -205,7 +120,11 @@ def capture_attention(
     captured = CapturedAttention(model, layout)
     with ExitStack() as undo:
         _prepare(model, undo, freeze=track_gradient)
-        for number, block in enumerate(model.blocks):
+        for number, block in enumerate(blocks_of(model)):
+            tokens = layout.tokens
+            if isinstance(model, WINDOWED):
+                tokens = block.window_area
+                undo.callback(block.register_forward_pre_hook(_see_grid(captured)).remove)
             layers = _layers_named(block, f"blocks.{number}", layer_name)
             if not layers:
                 raise ValueError(
@@ -215,8 +134,8 @@ def capture_attention(
             kept: list[Tensor] = []
             captured.branches.append(kept)
 
-            def see(_layer, _inputs, attention, kept=kept, branches=layers):
-                _check_is_attention(model, attention, layout)
+            def see(_layer, _inputs, attention, kept=kept, branches=layers, tokens=tokens):
+                _check_is_attention(model, attention, tokens)
                 if len(kept) == len(branches):
                     raise UnsupportedModel(model, "a block's attention ran twice in one pass")
                 if track_gradient and not attention.requires_grad:
@@ -264,9 +183,15 @@ def _prepare(model: nn.Module, undo: ExitStack, *, freeze: bool) -> None:
             parameter.requires_grad_(False)
 
 
-def _check_is_attention(model: nn.Module, attention: Tensor, layout: TokenLayout) -> None:
-    """The acceptance test: nothing but softmaxed attention over these very tokens passes."""
-    n = layout.tokens
+def _see_grid(captured: CapturedAttention) -> Callable:
+    def see_grid(_block, inputs):
+        captured.grids.append(tuple(inputs[0].shape[1:3]))  # (B, h, w, C)
+
+    return see_grid
+
+
+def _check_is_attention(model: nn.Module, attention: Tensor, n: int) -> None:
+    """The acceptance test: nothing but softmaxed attention over n tokens passes."""
     if not (
         isinstance(attention, Tensor) and attention.ndim == 4 and attention.shape[2:] == (n, n)
     ):

@@ -20,15 +20,10 @@ import torch
 from torch import Tensor, nn
 
 import vit_published
-from vit_attention import (
-    CapturedAttention,
-    TokenLayout,
-    capture_attention,
-    forward,
-    token_layout,
-)
+from vit_attention import CapturedAttention, Factor, capture_attention, forward
 from vit_checks import check_matrices, check_one_picture, check_settings, pictures_for
 from vit_rollout import Explanation, VITAttentionRollout, fuse_heads, product_masks
+from vit_tokens import TokenLayout, token_layout
 
 
 class VITAttentionGradRollout(VITAttentionRollout):
@@ -91,13 +86,17 @@ class VITAttentionGradRollout(VITAttentionRollout):
                 categories = _one_category_each(category_indices, logits.detach())
                 score = logits.gather(1, torch.tensor(categories, device=logits.device)[:, None])
                 attentions, gradients = _with_gradients(captured, score.sum())
-        masks = self._category_masks(attentions, gradients, layout)
+        masks = self._category_masks(attentions, gradients, captured)
         return Explanation(masks, logits.detach().float().cpu(), layout, categories)
 
     def _category_masks(
-        self, attentions: list[list[Tensor]], gradients: list[list[Tensor]], layout: TokenLayout
+        self,
+        attentions: list[list[Tensor]],
+        gradients: list[list[Tensor]],
+        captured: CapturedAttention,
     ) -> np.ndarray:
         """Masks from every block's branches, and the pool's matrix behind them if there is one."""
+        layout = captured.layout
         if self.as_published:
             first = [branches[0] for branches in attentions]
             first_gradients = [branches[0] for branches in gradients]
@@ -107,7 +106,7 @@ class VITAttentionGradRollout(VITAttentionRollout):
             for branches in zip(attentions, gradients, strict=True)
         ]
         pooled = fused.pop() if layout.pooled_tokens else None
-        return self._masks(fused, layout, pooled)
+        return self._masks(fused, captured, pooled)
 
 
 def grad_rollout(
@@ -144,7 +143,8 @@ def grad_rollout(
     fused = [weigh(a, g, head_fusion) for a, g in zip(attentions, gradients, strict=True)]
     if readout is None:
         readout = layout.readout_weights(fused[0])
-    return product_masks(fused, readout, layout, discard_ratio, start_block)
+    factors = [Factor(matrix) for matrix in fused[start_block:]]
+    return product_masks(factors, readout, layout, discard_ratio)
 
 
 def weigh(attention: Tensor, gradient: Tensor, head_fusion: str) -> Tensor:

@@ -26,9 +26,9 @@ from timm.models import (
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vit_attention import check_supported
 from vit_categories import default_names, find_category, read_names
 from vit_hub import WeightsUnavailable, weights_at_hand
+from vit_tokens import check_supported
 from vit_transform import InputTransform
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published pictures
@@ -103,7 +103,7 @@ def load_model(
     Raises:
         ModelError: unknown or unavailable model, a checkpoint that doesn't fit, or a size that
             the model can't take.
-        vit_attention.UnsupportedModel: a model whose attention can't be explained.
+        vit_tokens.UnsupportedModel: a model whose attention can't be explained.
         vit_categories.CategoryError: class names that don't fit.
     """
     network = _network(name, None if checkpoint is None else Path(checkpoint), explainable)

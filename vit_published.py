@@ -53,10 +53,10 @@ def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _check(matrix: Tensor, layout) -> None:
-    if len(matrix) != 1:
-        raise ValueError(f"as_published explains one picture at a time, not {len(matrix)}")
     if layout.prefix_tokens != 1 or layout.readout_rows != (0,):
         raise ValueError("as_published needs a model with a class token and no other prefix token")
+    if len(matrix) != 1:
+        raise ValueError(f"as_published explains one picture at a time, not {len(matrix)}")
 
 
 def _discard(fused: Tensor, discard_ratio: float, *, spare_first: bool) -> Tensor:

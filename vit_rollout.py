@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 import vit_published
-from vit_attention import TokenLayout, capture_attention, check_supported, forward, token_layout
+from vit_attention import CapturedAttention, Factor, capture_attention, forward
 from vit_checks import check_matrices, check_one_picture, check_settings, pictures_for
+from vit_tokens import TokenLayout, blocks_of, check_supported, token_layout
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class VITAttentionRollout:
         as_published: bool = False,
     ):
         check_supported(model)
-        check_settings(discard_ratio, head_fusion, start_block, as_published, len(model.blocks))
+        check_settings(discard_ratio, head_fusion, start_block, as_published, len(blocks_of(model)))
         self.model = model
         self.attention_layer_name = attention_layer_name
         self.head_fusion = head_fusion
@@ -107,17 +108,21 @@ class VITAttentionRollout:
             # parallel branches are summed in the residual stream, so their attention is too
             fused = [sum(branches) for branches in captured.blocks()]
             pooled = None if captured.pool is None else self._fuse(captured.pool)
-            masks = self._masks(fused, layout, pooled)
+            masks = self._masks(fused, captured, pooled)
         return Explanation(masks, logits.clone(), layout)
 
     def _fuse(self, attention: Tensor) -> Tensor:
         return fuse_heads(attention, self.head_fusion)
 
-    def _masks(self, fused: list[Tensor], layout: TokenLayout, pooled: Tensor | None) -> np.ndarray:
+    def _masks(
+        self, fused: list[Tensor], captured: CapturedAttention, pooled: Tensor | None
+    ) -> np.ndarray:
+        layout = captured.layout
         if self.as_published:
             return vit_published.rollout(fused, self.discard_ratio, layout)
-        readout = layout.readout_weights(fused[0], pooled)
-        return product_masks(fused, readout, layout, self.discard_ratio, self.start_block)
+        factors = captured.factors(fused, self.start_block)
+        readout = layout.readout_weights(factors[-1].matrix, pooled)
+        return product_masks(factors, readout, layout, self.discard_ratio)
 
 
 def rollout(
@@ -158,7 +163,8 @@ def rollout(
         return vit_published.rollout(fused, discard_ratio, layout)
     if readout is None:
         readout = layout.readout_weights(fused[0])
-    return product_masks(fused, readout, layout, discard_ratio, start_block)
+    factors = [Factor(matrix) for matrix in fused[start_block:]]
+    return product_masks(factors, readout, layout, discard_ratio)
 
 
 def fuse_heads(attention: Tensor, head_fusion: str) -> Tensor:
@@ -170,32 +176,38 @@ def fuse_heads(attention: Tensor, head_fusion: str) -> Tensor:
 
 
 def product_masks(
-    fused: Sequence[Tensor],
-    readout: Tensor,
-    layout: TokenLayout,
-    discard_ratio: float,
-    start_block: int = 0,
+    factors: Sequence[Factor], readout: Tensor, layout: TokenLayout, discard_ratio: float
 ) -> np.ndarray:
-    """(B, h, w) masks from the fused matrices (B, N, N) of all blocks and the read-out (B, N)."""
+    """(B, h, w) masks from all factors, the first block's first, and the read-out (B, N)."""
     prefix = layout.prefix_tokens
-    kept = [discard_weakest(matrix, discard_ratio, prefix) for matrix in fused[start_block:]]
+    kept = [
+        discard_weakest(factor.matrix, discard_ratio, prefix, factor.paths)
+        if factor.matrix.ndim == 3
+        else factor.matrix
+        for factor in factors
+    ]
     patches = propagate(kept, readout)[:, prefix:].cpu().numpy()
     largest = patches.max(axis=1, keepdims=True)
     return (patches / np.where(largest > 0, largest, 1)).reshape(-1, *layout.grid)
 
 
-def discard_weakest(fused: Tensor, discard_ratio: float, prefix_tokens: int) -> Tensor:
+def discard_weakest(
+    fused: Tensor, discard_ratio: float, prefix_tokens: int, paths: int | None = None
+) -> Tensor:
     """A copy of fused (B, N, N) with the weakest entries of each picture set to 0.
 
     Of the N * (N - P) entries in patch columns, those below the value at rank
     floor(discard_ratio * N * (N - P)) go: exactly that many, unless values tie at the threshold.
     Ties stay, so that the order of the patches can't decide. Columns of prefix tokens are never
-    cut. A row that ends up empty becomes the identity's once the residual is added.
+    cut. A row that ends up empty becomes the identity's once the residual is added. Where only
+    `paths` entries can be other than 0, the share is of these.
     """
     kept = fused.clone()
     patch_columns = kept[:, :, prefix_tokens:]
-    rank = int(discard_ratio * patch_columns[0].numel())
-    if rank:
+    entries = patch_columns[0].numel()
+    paths = entries if paths is None else paths
+    rank = entries - paths + int(discard_ratio * paths)
+    if discard_ratio and rank:
         threshold = _value_at_rank(patch_columns.flatten(1), rank)  # (B,)
         patch_columns.masked_fill_(patch_columns < threshold[:, None, None], 0)
     return kept
@@ -205,11 +217,15 @@ def propagate(matrices: Sequence[Tensor], readout: Tensor) -> Tensor:
     """readout @ A~_L ... A~_1 with A~_l = rownorm(matrix_l + I), as (B, N).
 
     Args:
-        matrices: (B, N, N) of each block, entries >= 0, block 1 first.
+        matrices: (B, N, N) of each block, entries >= 0, block 1 first; (N', N) where tokens are
+            merged, which is a factor as it is.
         readout: (B, N), the row to start from.
     """
     row = readout[:, None]  # (B, 1, N)
     for matrix in reversed(matrices):
+        if matrix.ndim == 2:
+            row = row @ matrix
+            continue
         # v rownorm(F + I) = w F + w with w = v / (rowsum(F) + 1): A~ itself is never made
         weighted = row / (matrix.sum(dim=-1)[:, None] + 1)
         row = weighted @ matrix + weighted

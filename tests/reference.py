@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 def fuse(heads, how):
@@ -155,3 +156,33 @@ def gradients(model, pictures, categories):
 def of_picture(tensors, index):
     """[(B, H, N, N)] -> [(H, N, N)] of one picture, numpy in double precision."""
     return [tensor[index].detach().double().numpy() for tensor in tensors]
+
+
+class Softmaxes(TorchFunctionMode):
+    """Every softmax of four dimensions that a forward pass computes, in order, differentiable.
+
+    Needs no module to be known by name, but models that compute attention in the open.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") == "softmax" and result.ndim == 4:
+            result = result.detach().requires_grad_() if not result.requires_grad else result
+            self.seen.append(result)
+        return result
+
+
+def softmaxes(model, pictures, categories):
+    """(attentions, gradients of each picture's logit, logits) of a model of any family."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    with torch.enable_grad(), Softmaxes() as recorded:
+        logits = model(pictures)
+        score = sum(logits[i, c] for i, c in enumerate(categories))
+        gradients = torch.autograd.grad(score, recorded.seen)
+    return recorded.seen, gradients, logits.detach()

@@ -8,9 +8,10 @@ from timm.layers import DiffAttention
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from torch import nn
 
-from vit_attention import UnsupportedModel, capture_attention, forward, token_layout
+from vit_attention import capture_attention, forward
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
+from vit_tokens import UnsupportedModel, token_layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -221,9 +222,10 @@ def test_models_of_timm_end_to_end(name):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("resnet18", "only timm's VisionTransformer family"),
-        ("swin_tiny_patch4_window7_224", "only timm's VisionTransformer family"),
-        ("cait_xxs24_224", "only timm's VisionTransformer family"),
+        ("resnet18", "not blocks of attention over one grid"),
+        ("maxvit_tiny_rw_224", "not blocks of attention over one grid"),
+        ("cait_xxs24_224", "mixed after the softmax"),
+        ("xcit_nano_12_p16_224", "between channels"),
         ("vit_dlittle_patch16_reg1_gap_256", "signed"),
     ],
 )

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import vit_hub
 import vit_model
-from vit_attention import UnsupportedModel
 from vit_images import open_picture
 from vit_model import ModelError, load_model
+from vit_tokens import UnsupportedModel
 
 
 def test_bundled_model_knows_a_cat(examples):

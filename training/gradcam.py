@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vit_attention import UnsupportedModel
+from vit_tokens import UnsupportedModel
 
 
 def gradcam(model: nn.Module, pictures: Tensor, categories: Sequence[int]) -> Tensor:

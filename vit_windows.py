@@ -1,0 +1,80 @@
+"""Swin's windows: attention within windows, written into the token matrix of the whole grid.
+
+Swin (Liu et al. 2021) and Swin V2 (Liu et al. 2022) let a token attend to those of its window
+only, shift the windows in every other block, and from stage to stage merge 2x2 tokens into one.
+Rollout multiplies matrices over all tokens, so each window's attention is put where its tokens
+are, and merging becomes a matrix of its own: a merged token is the mean of those it was made of.
+
+Shapes: a stage's grid h x w has N = h*w tokens in row-major order; windows of A tokens, W of them
+in a picture.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of one block lie in its grid.
+
+    Attributes:
+        tokens: N.
+        places: (W, A) the token at each place of each window; N where there is only padding.
+        open: (W, A, A) True where a query of the window may look at a key.
+    """
+
+    tokens: int
+    places: Tensor
+    open: Tensor
+
+    @property
+    def paths(self) -> int:
+        """How many of the N*N entries of the matrix can be other than 0."""
+        return int(self.open.sum())
+
+    def spread(self, fused: Tensor) -> Tensor:
+        """(B*W, A, A), heads fused, -> (B, N, N); attention to and from padding is left out."""
+        count, area = self.places.shape
+        batch, n = len(fused) // count, self.tokens
+        rows = self.places[:, :, None].expand(count, area, area)
+        columns = self.places[:, None, :].expand(count, area, area)
+        whole = fused.new_zeros(batch, (n + 1) ** 2)  # the last row and column take the padding
+        index = (rows * (n + 1) + columns).flatten().expand(batch, -1)
+        fused = fused.view(batch, count, area, area) * self.open
+        whole.scatter_(1, index, fused.flatten(1))
+        return whole.view(batch, n + 1, n + 1)[:, :n, :n]
+
+
+def windows_of(block: nn.Module, height: int, width: int) -> Windows:
+    """The windows that a Swin block makes of a height x width grid."""
+    down, across = block.window_size
+    tokens = height * width
+    device = next(block.parameters()).device
+    numbers = torch.arange(1, tokens + 1, device=device).view(height, width)
+    numbers = numbers.roll((-block.shift_size[0], -block.shift_size[1]), dims=(0, 1))
+    numbers = F.pad(numbers, (0, -width % across, 0, -height % down))
+    rows, columns = numbers.shape[0] // down, numbers.shape[1] // across
+    places = numbers.view(rows, down, columns, across).transpose(1, 2).reshape(-1, down * across)
+    present = places > 0
+    allowed = present[:, :, None] & present[:, None, :]
+    if any(block.shift_size):
+        # what the shift brought together from opposite edges is kept apart by a mask
+        mask = block.get_attn_mask(torch.zeros(1, *numbers.shape, 1, device=device))  # (W, A, A)
+        allowed &= mask == 0
+    return Windows(tokens, torch.where(present, places - 1, tokens), allowed)
+
+
+def merging(height: int, width: int) -> Tensor:
+    """(N', N): how 2x2 tokens of a height x width grid become one; rows sum to 1.
+
+    An odd grid is padded at its right and lower edge, where fewer tokens make one.
+    """
+    tokens = height * width
+    rows, columns = torch.arange(height) // 2, torch.arange(width) // 2
+    merged = rows[:, None] * ((width + 1) // 2) + columns
+    matrix = torch.zeros((height + 1) // 2 * ((width + 1) // 2), tokens)
+    matrix[merged.flatten(), torch.arange(tokens)] = 1
+    return matrix / matrix.sum(dim=1, keepdim=True)
