@@ -156,7 +156,7 @@ def forward(model: nn.Module, pictures: Tensor) -> Tensor:
         return model(pictures)
     except AssertionError as error:
         height, width = pictures.shape[2:]
-        raise ValueError(f"the model does not take {width}x{height} pictures: {error}") from error
+        raise ValueError(f"the model does not take {height}x{width} pictures: {error}") from error
 
 
 def _layers_named(block: nn.Module, prefix: str, layer_name: str) -> list[nn.Module]:

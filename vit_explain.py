@@ -10,6 +10,7 @@ import logging
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from vit_pipeline import explain_picture
 
         logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output
+        warnings.filterwarnings("ignore", module=r"timm\.")
         options["command"] = shlex.join(["vit_explain.py", *arguments])
         report = explain_picture(Settings(**options))
         for notice in report["notices"]:
@@ -132,14 +134,28 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         nargs="?",
         const="center",
         choices=CROPS,
-        help="center (also without a value): the model's own crop; "
-        "none: the whole picture, resized (default: %(default)s)",
+        help="center (also without a value): the model's own crop; pad: the whole picture, "
+        "its proportions kept; none: the whole picture, squashed (default: %(default)s)",
+    )
+    add(
+        "--img_size",
+        type=_size,
+        metavar="N or HxW",
+        help="the model's input in pixels, 518 or 288x512 (default: the model's own)",
     )
     device = group.add_mutually_exclusive_group()
     device.add_argument(
         "--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)"
     )
     device.add_argument("--use_cuda", action="store_true", help="CUDA if there is any, else CPU")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """ "518" -> (518, 518), "288x512" -> (288, 512)."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 518 or 288x512")
+    return int(sides[0]), int(sides[-1])
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -180,8 +196,9 @@ def _as_text(report: dict) -> str:
 
 
 def _seen(report: dict) -> str:
-    if report["model"]["crop"] == "none":
-        return "the whole picture, resized"
+    crop = report["model"]["crop"]
+    if crop != "center":
+        return f"the whole picture, {'resized' if crop == 'none' else 'padded'}"
     left, top, right, bottom = (round(edge) for edge in report["picture"]["region_seen"])
     width, height = report["picture"]["size"]
     return f"the model's crop: x {left} to {right}, y {top} to {bottom} of {width}x{height}"

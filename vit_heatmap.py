@@ -1,5 +1,7 @@
 """Draw a mask: a heatmap over the part of the picture that the model saw. RGB throughout."""
 
+import math
+
 import cv2
 import numpy as np
 from PIL import Image
@@ -21,7 +23,8 @@ def draw_overlay(
         picture: RGB.
         mask: (h, w), any range; stretched to 0..1 before it is drawn.
         region: (left, top, right, bottom) in the picture's pixels that the mask covers; None for
-            all of it. What lies outside is darkened, and the region is framed.
+            all of it. What the mask does not cover is darkened, and the rest framed. Where the
+            region goes beyond the picture, as with padding, that part of the mask is left out.
         alpha: weight of the heatmap, 0 (picture only) to 1 (heatmap only).
         colormap: name of an OpenCV colour map.
 
@@ -31,9 +34,10 @@ def draw_overlay(
     check_style(alpha, colormap)
     pixels = np.asarray(picture)  # (H, W, 3)
     height, width = pixels.shape[:2]
-    left, top, right, bottom = _whole_pixels(region or (0, 0, width, height), width, height)
+    mask, region = _on_the_picture(mask, region or (0, 0, width, height), width, height)
+    left, top, right, bottom = _whole_pixels(region, width, height)
     seen = pixels[top:bottom, left:right]
-    heat = _heatmap(mask, (right - left, bottom - top), colormap)
+    heat = _heatmap(mask, region, (left, top, right, bottom), colormap)
     drawn = cv2.addWeighted(seen, 1 - alpha, heat, alpha, 0)
     if drawn.shape == pixels.shape:
         return Image.fromarray(drawn)
@@ -58,13 +62,37 @@ def stretch(mask: np.ndarray) -> np.ndarray:
     return (mask - low) / (high - low) if high > low else np.zeros_like(mask)
 
 
-def _heatmap(mask: np.ndarray, size: tuple[int, int], colormap: str) -> np.ndarray:
-    """The mask enlarged to (width, height) and coloured, (H, W, 3) uint8 RGB.
+def _on_the_picture(mask: np.ndarray, region, width: int, height: int):
+    """The patches that touch the picture, and the region that these cover."""
+    (first_row, last_row, top, bottom), (first, last, left, right) = (
+        _touching(mask.shape[axis], region[1 - axis], region[3 - axis], side)
+        for axis, side in ((0, height), (1, width))
+    )
+    return mask[first_row:last_row, first:last], (left, top, right, bottom)
+
+
+def _touching(patches: int, start: float, end: float, side: int):
+    """(first, behind the last, start, end) of those of `patches` that touch 0 to `side`."""
+    step = (end - start) / patches
+    first = min(max(0, math.floor(-start / step + 1e-6)), patches - 1)
+    last = max(min(patches, math.ceil((side - start) / step - 1e-6)), first + 1)
+    return first, last, start + first * step, start + last * step
+
+
+def _heatmap(mask: np.ndarray, region, visible, colormap: str) -> np.ndarray:
+    """The `visible` part of the mask enlarged to its `region` and coloured, (H, W, 3) uint8 RGB.
 
     In 8 bits, as the colour map is: many times faster than in floats on a large photograph.
     """
     levels = np.uint8(np.round(255 * stretch(mask)))
+    left, top, right, bottom = (round(edge) for edge in region)
+    size = max(right - left, 1), max(bottom - top, 1)
     levels = cv2.resize(levels, size, interpolation=cv2.INTER_CUBIC)
+    # rounding can leave the visible part a pixel outside: there the edge goes on
+    across = np.clip(np.arange(visible[0], visible[2]) - left, 0, size[0] - 1)
+    down = np.clip(np.arange(visible[1], visible[3]) - top, 0, size[1] - 1)
+    if (len(across), len(down)) != size:
+        levels = levels[down[:, None], across]
     code = getattr(cv2, f"COLORMAP_{colormap.upper()}")
     return cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB)
 

@@ -96,7 +96,7 @@ def load_model(
             that training.train wrote, which says itself what it is (`name` stays "auto").
         class_names: file with the categories' names, one a line or JSON.
         device: where the model goes.
-        crop: "none" (the whole picture resized) or "center" (the model's own crop).
+        crop: "none" (the whole picture squashed), "center" (the model's own crop) or "pad".
         img_size: (H, W) of the input in pixels; None for the size that the model came with.
         explainable: refuse a model whose attention can't be explained.
 
@@ -158,18 +158,20 @@ def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
         ModelError: the model can't take that size.
     """
     height, width = img_size
+    if not hasattr(model, "set_input_size"):
+        return  # a CNN takes what it gets
+    down, across = model.patch_embed.feat_ratio(as_scalar=False)  # pixels of a patch
+    if height % down or width % across:
+        raise ModelError(
+            f"the model does not take {height}x{width} pictures: its patches have {down}x{across} "
+            f"pixels, try {max(1, round(height / down)) * down}x"
+            f"{max(1, round(width / across)) * across}"
+        )
     try:
-        if hasattr(model, "set_input_size"):
-            model.set_input_size(img_size=img_size)
-        # a convolutional network takes what it gets, but not everything is one
-        device = next(model.parameters()).device
-        training = model.training
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, 3, height, width, device=device))
-        model.train(training)
+        model.set_input_size(img_size=img_size)
     except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ModelError(
-            f"the model can't take {width}x{height} pictures: {_one_line(error)}"
+            f"the model does not take {height}x{width} pictures: {_one_line(error)}"
         ) from error
 
 

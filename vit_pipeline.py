@@ -41,7 +41,12 @@ def explain_picture(settings: Settings) -> dict:
     folder = writable_folder(settings.output_dir)
     device, device_notice = choose_device(settings.device, settings.use_cuda)
     loaded = load_model(
-        settings.model, settings.checkpoint, settings.class_names, device, settings.crop
+        settings.model,
+        settings.checkpoint,
+        settings.class_names,
+        device,
+        settings.crop,
+        img_size=settings.img_size,
     )
     transform = _published_transform(loaded) if settings.as_published else loaded.transform
     seen = transform.picture(picture)

@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 DEFAULT_PICTURE = "examples/both.png"
 HEAD_FUSIONS = ("mean", "max", "min")
-CROPS = ("none", "center")
+CROPS = ("none", "center", "pad")
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Settings:
 
     Attributes:
         category: index, name, "top" (the likeliest) or None (attention rollout, no category).
+        img_size: (H, W) of the model's input in pixels; None for the model's own.
         head_fusion: None for the method's own default, max for rollout and mean with a category.
         size: "image", "model", or None: the picture's own size unless `as_published`.
     """
@@ -31,6 +32,7 @@ class Settings:
     device: str = "auto"
     use_cuda: bool = False
     crop: str = "none"
+    img_size: tuple[int, int] | None = None
     output_dir: str = "output"
     alpha: float = 0.5
     colormap: str = "turbo"

@@ -35,7 +35,11 @@ REASONS = {
     "EdgeNeXt": "its attention is between channels, not between patches",
     "DaVit": "half of its attention is between channels, not between patches",
     "NaFlexVit": "its patches come as a list without a grid",
-    "VisionTransformerSAM": "it has no classifier that reads its tokens",
+    "Levit": "its grid shrinks within attention, which passes no hook",
+    "LevitDistilled": "its grid shrinks within attention, which passes no hook",
+    "MaxxVit": "it attends in windows and grids in turn, between convolutions",
+    "CrossVit": "two grids of patches attend to each other",
+    "VisionTransformerSAM": "its attention is in windows, with heads and pictures in one dimension",
 }
 
 MODELS_THAT_WORK = "deit_tiny_patch16_224, vit_base_patch16_224, swin_tiny_patch4_window7_224"
@@ -49,6 +53,7 @@ class UnsupportedModel(ValueError):
     def __init__(self, model: nn.Module, reason: str):
         name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
         kind = type(model).__name__
+        self.reason = reason
         name = f"{name} ({kind})" if name else kind
         super().__init__(
             f"{name} can't be explained: {reason}. Models that work: {MODELS_THAT_WORK}"

@@ -23,7 +23,8 @@ class InputTransform:
         mean, std: of each channel, for values from 0 to 1; the model was trained with them.
         interpolation: "bicubic", "bilinear", ...
         crop: "none" resizes the whole picture to `size` whatever its proportions, as the
-            published pictures do; "center" is the model's own evaluation crop.
+            published pictures do; "center" is the model's own evaluation crop; "pad" resizes
+            the whole picture in its proportions and pads it with the mean colour.
         crop_pct, crop_mode: timm's description of that crop.
     """
 
@@ -41,6 +42,8 @@ class InputTransform:
             raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}")
         if crop == "none":
             crop_pct, crop_mode = 1.0, "squash"
+        elif crop == "pad":
+            crop_pct, crop_mode = 1.0, "border"
         self.size = size
         self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
         self.crop_pct, self.crop_mode = crop_pct, crop_mode
@@ -59,6 +62,11 @@ class InputTransform:
 
     def picture(self, image: Image.Image) -> Image.Image:
         """What the model sees: RGB, W x H pixels."""
+        if self.crop_mode == "border":
+            # timm would shrink the short side of a very thin picture to nothing
+            least = math.ceil(max(image.width / self.size[1], image.height / self.size[0]))
+            if min(image.size) < least:
+                image = image.resize((max(image.width, least), max(image.height, least)))
         for step in self._geometry:
             image = step(image)
         return image
@@ -89,7 +97,7 @@ class InputTransform:
             return target[0], target[1]
         ratios = target[0] / width, target[1] / height
         if self.crop_mode == "border":
-            return round(width * min(ratios)), round(height * min(ratios))
+            return max(1, round(width * min(ratios))), max(1, round(height * min(ratios)))
         if target[0] == target[1]:  # torchvision's Resize rounds the longer side down
             short = min(width, height)
             return target[0] * width // short, target[0] * height // short

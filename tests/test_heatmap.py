@@ -91,3 +91,22 @@ def test_wrong_style():
             check_style(alpha, "jet")
     with pytest.raises(ValueError, match="colormap must be one of autumn"):
         check_style(0.5, "rainbows")
+
+
+def test_what_lies_on_padding_is_left_out():
+    """A 4 x 4 grid over a 40 x 20 picture padded to 40 x 40: its rows 1 and 2 are the picture."""
+    mask = np.zeros((4, 4), dtype=np.float32)
+    mask[0] = 9  # on padding
+    mask[2, 3] = 1
+    overlay = draw_overlay(grey(40, 20), mask, (0, -10, 40, 30), alpha=1, colormap="jet")
+    red = redness(overlay)
+    assert overlay.size == (40, 20)
+    assert red[15, 35] > 100  # as bright as can be, whatever is on the padding
+    assert red[15, 5] < -100
+    assert red[3, 35] < -100
+
+
+def test_regions_beyond_an_oblong_picture_need_little_memory():
+    mask = np.random.default_rng(0).random((14, 14), dtype=np.float32)
+    overlay = draw_overlay(grey(9000, 3), mask, (0, -4498.5, 9000, 4501.5))
+    assert overlay.size == (9000, 3)

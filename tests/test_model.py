@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import vit_hub
 import vit_model
+from vit_grad_rollout import VITAttentionGradRollout
 from vit_images import open_picture
-from vit_model import ModelError, load_model
+from vit_model import ModelError, load_model, set_input_size
+from vit_rollout import VITAttentionRollout
 from vit_tokens import UnsupportedModel
 
 
@@ -99,9 +101,46 @@ def test_models_that_cant_be_had(name, message):
 
 
 def test_unsupported_models_are_refused_before_any_download():
-    for name in ("resnet18", "swin_tiny_patch4_window7_224"):
+    for name in ("resnet18", "xcit_nano_12_p16_224"):
         with pytest.raises(UnsupportedModel, match=name):
             load_model(name)
+
+
+def test_input_size_is_changed_through_the_models_own_means(examples):
+    """At another size the grid is another, and what is in the picture still the same."""
+    picture = open_picture(examples / "coffee.jpg")
+    for size in ((288, 320), (224, 448)):
+        loaded = load_model("bundled", img_size=size)
+        tensor = loaded.transform(picture)
+        assert tensor.shape == (3, *size)
+        with torch.no_grad():
+            assert loaded.model(tensor[None]).argmax().item() == 967
+        grid = (size[0] // 16, size[1] // 16)
+        assert VITAttentionRollout(loaded.model).batch(tensor[None]).shape == (1, *grid)
+        assert loaded.model.patch_embed.grid_size == grid
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("swin_tiny_patch4_window7_224", (168, 340), (170, 340)),
+        ("eva02_tiny_patch14_224", (126, 224), (128, 224)),
+        ("beit_base_patch16_224", (144, 256), (144, 250)),
+        ("vit_relpos_small_patch16_224", (144, 256), (144, 250)),
+        ("vit_tiny_r_s16_p8_224", (128, 256), (144, 256)),
+    ],
+)
+def test_input_sizes_of_other_families(name, good, bad):
+    small = {"embed_dim": 48, "num_heads": 3, "depth": 2}
+    if name.startswith("swin"):
+        small = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 2)}
+    model = timm.create_model(name, num_classes=3, **small).eval()
+    with pytest.raises(ModelError, match=r"does not take \d+x\d+ pictures: its patches have"):
+        set_input_size(model, bad)
+    set_input_size(model, good)
+    down, across = model.patch_embed.feat_ratio(as_scalar=False)
+    masks = VITAttentionGradRollout(model, discard_ratio=0).batch(torch.randn(1, 3, *good))
+    assert masks.shape == (1, good[0] // down, good[1] // across)
 
 
 @pytest.fixture

@@ -65,12 +65,26 @@ def test_region_of_a_centre_crop_by_hand():
     assert transform.region(600, 400) == pytest.approx(expected)
 
 
-def test_one_pixel_is_enough():
-    for crop in ("none", "center"):
-        transform = InputTransform((224, 224), **IMAGENET, crop=crop)
-        assert transform(noise(1, 1)).shape == (3, 224, 224)
+def test_padding_keeps_proportions_and_all_of_the_picture():
+    """600 x 300 becomes 224 x 112 in the middle, 56 rows of the mean colour above and below."""
+    transform = InputTransform((224, 224), **IMAGENET, crop="pad", crop_pct=0.875)
+    seen = np.asarray(transform.picture(Image.new("RGB", (600, 300), "blue")))
+    blue = (seen == (0, 0, 255)).all(axis=2)
+    assert blue[57:167].all()
+    assert not blue[:55].any() and not blue[169:].any()
+    assert transform(Image.new("RGB", (600, 300)))[:, 5, 5].abs().max() < 0.01
+    assert transform.region(600, 300) == pytest.approx((0, -150, 600, 450))
+
+
+@pytest.mark.parametrize("crop", ["none", "center", "pad"])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 900), (2000, 1)])
+def test_any_proportions_will_do(crop, width, height):
+    transform = InputTransform((224, 224), **IMAGENET, crop=crop)
+    assert transform(noise(width, height)).shape == (3, 224, 224)
+    left, top, right, bottom = transform.region(width, height)
+    assert left < right and top < bottom
 
 
 def test_unknown_crop():
-    with pytest.raises(ValueError, match="crop must be one of none, center, not 'left'"):
+    with pytest.raises(ValueError, match="crop must be one of none, center, pad, not 'left'"):
         InputTransform((224, 224), **IMAGENET, crop="left")

@@ -24,6 +24,7 @@ from training.pictures import is_held_out
 from vit_files import writable_folder
 from vit_heatmap import draw_overlay
 from vit_model import LoadedModel, load_model
+from vit_settings import CROPS
 
 SHOWN_MOSAICS = 6
 
@@ -248,7 +249,7 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", help="as for vit_explain.py")
     add("--class_names", help="as for vit_explain.py")
     add("--device", default="cpu", help="cpu, cuda or mps")
-    add("--crop", default="none", choices=("none", "center"), help="as for vit_explain.py")
+    add("--crop", default="none", choices=CROPS, help="as for vit_explain.py")
     add("--held_out", action="store_true", help="only categories whose index mod 5 is 1")
     add("--confidence", type=float, default=0.5, help="least probability for mosaics")
     add("--mosaics", type=int, default=100, help="mosaics of each size")

@@ -1,0 +1,125 @@
+"""What works: `python -m benchmarks.families --write README.md` walks all of timm's models.
+
+Every model is built without memory and either has a token layout or is refused with a reason. Of
+every class that is not refused, the smallest model is then explained with random weights, by
+rollout and by gradient rollout, so that what passes its hooks is put to the acceptance test.
+"""
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import vit_torchvision  # noqa: F401
+
+import numpy as np
+import timm
+import torch
+from tqdm import tqdm
+
+from vit_grad_rollout import VITAttentionGradRollout
+from vit_rollout import VITAttentionRollout
+from vit_tokens import UnsupportedModel, token_layout
+
+BEGIN, END = "<!-- families: made by benchmarks.families -->", "<!-- families end -->"
+
+
+@dataclass
+class Family:
+    """The models of one class.
+
+    Attributes:
+        sizes: parameters of each supported model, by name.
+        readouts: what their heads read, in words, and how often.
+        refused: reason -> names.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    readouts: Counter = field(default_factory=Counter)
+    refused: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    families = walk(timm.list_models(options.models))
+    tried = {kind: try_smallest(family) for kind, family in families.items() if family.sizes}
+    text = table(families, tried)
+    print(text)
+    if options.write:
+        path = Path(options.write)
+        before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+        after = rest.split(END)[1]
+        path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    return 0
+
+
+def walk(names: list[str]) -> dict[str, Family]:
+    """Every model's class, layout or reason; nothing but a refusal may be raised."""
+    families: dict[str, Family] = defaultdict(Family)
+    for name in tqdm(names, disable=not sys.stderr.isatty()):
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        family = families[type(model).__name__]
+        try:
+            layout = token_layout(model, *model.pretrained_cfg["input_size"][1:])
+        except UnsupportedModel as error:
+            family.refused[error.reason].append(name)
+        else:
+            family.sizes[name] = sum(p.numel() for p in model.parameters())
+            family.readouts["".join(c for c in layout.readout if not c.isdigit())] += 1
+    return dict(sorted(families.items()))
+
+
+def try_smallest(family: Family) -> str:
+    """The smallest model's name, after both of its maps have passed."""
+    name = min(family.sizes, key=family.sizes.__getitem__)
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=10).eval()
+    picture = torch.randn(1, *model.pretrained_cfg["input_size"])
+    grid = token_layout(model, *picture.shape[2:]).grid
+    masks = [
+        VITAttentionRollout(model, discard_ratio=0.5).batch(picture)[0],
+        VITAttentionGradRollout(model, discard_ratio=0.5).batch(picture, [3])[0],
+    ]
+    for mask in masks:
+        if mask.shape != grid or not np.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
+            raise AssertionError(f"{name}: a mask {mask.shape} of {mask.min()} to {mask.max()}")
+    return name
+
+
+def table(families: dict[str, Family], tried: dict[str, str]) -> str:
+    """Markdown: a row for each class that works, a row for each reason of refusal."""
+    count = sum(
+        len(f.sizes) + sum(len(names) for names in f.refused.values()) for f in families.values()
+    )
+    lines = [
+        f"timm {timm.__version__}: {count} models of {len(families)} classes.",
+        "",
+        "| works | models | the head reads | tried |",
+        "|---|---|---|---|",
+    ]
+    for kind, name in tried.items():
+        family = families[kind]
+        readouts = [" ".join(words.split()) for words, _ in family.readouts.most_common()]
+        lines.append(f"| {kind} | {len(family.sizes)} | {'; '.join(readouts)} | `{name}` |")
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for kind, family in families.items():
+        for reason, names in family.refused.items():
+            partly = f" ({', '.join(f'`{n}`' for n in names)})" if family.sizes else ""
+            reasons[reason].append(f"{kind}{partly}")
+    lines += ["", "| refused, because | classes |", "|---|---|"]
+    for reason, kinds in sorted(reasons.items(), key=lambda item: len(item[1])):
+        lines.append(f"| {reason} | {', '.join(kinds)} |")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default="*", help="only models whose names fit this pattern")
+    parser.add_argument("--write", metavar="README", help="put the table between its markers")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
