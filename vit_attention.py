@@ -119,13 +119,13 @@ def capture_attention(
     """
     captured = CapturedAttention(model, layout)
     with ExitStack() as undo:
-        _prepare(model, undo, freeze=track_gradient)
+        prepare(model, undo, freeze=track_gradient)
         for number, block in enumerate(blocks_of(model)):
             tokens = layout.tokens
             if isinstance(model, WINDOWED):
                 tokens = block.window_area
                 undo.callback(block.register_forward_pre_hook(_see_grid(captured)).remove)
-            layers = _layers_named(block, f"blocks.{number}", layer_name)
+            layers = layers_named(block, f"blocks.{number}", layer_name)
             if not layers:
                 raise ValueError(
                     f"attention_layer_name={layer_name!r} names no module of block {number}; "
@@ -159,12 +159,13 @@ def forward(model: nn.Module, pictures: Tensor) -> Tensor:
         raise ValueError(f"the model does not take {height}x{width} pictures: {error}") from error
 
 
-def _layers_named(block: nn.Module, prefix: str, layer_name: str) -> list[nn.Module]:
+def layers_named(block: nn.Module, prefix: str, layer_name: str) -> list[nn.Module]:
+    """The modules of a block whose names, from the model on, contain `layer_name`."""
     return [m for name, m in block.named_modules(prefix=prefix) if layer_name in name]
 
 
-def _prepare(model: nn.Module, undo: ExitStack, *, freeze: bool) -> None:
-    """Evaluation mode, explicit attention, no checkpointing; `undo` puts everything back."""
+def prepare(model: nn.Module, undo: ExitStack, *, freeze: bool, fused: bool = False) -> None:
+    """Evaluation mode, attention `fused` or explicit, no checkpointing; `undo` restores all."""
 
     def set_(owner, name, value):
         undo.callback(setattr, owner, name, getattr(owner, name))
@@ -174,7 +175,7 @@ def _prepare(model: nn.Module, undo: ExitStack, *, freeze: bool) -> None:
         # train mode would give attention after dropout: not what the model sees at inference
         set_(module, "training", False)
         if isinstance(getattr(module, "fused_attn", None), bool):
-            set_(module, "fused_attn", False)
+            set_(module, "fused_attn", fused)
         if getattr(module, "grad_checkpointing", False):
             set_(module, "grad_checkpointing", False)  # it would run the blocks a second time
     if freeze:
@@ -205,7 +206,7 @@ def _check_is_attention(model: nn.Module, attention: Tensor, n: int) -> None:
 
 def _capture_pool(pool: AttentionPoolLatent, captured: CapturedAttention, undo: ExitStack) -> None:
     """Record the attention of the pooling query, which passes no module that could be hooked."""
-    pool.fused_attn = True  # restored by _prepare's undo; the fused call is what can be replaced
+    pool.fused_attn = True  # restored by prepare's undo; the fused call is what can be replaced
     forward = pool.forward
 
     def visible_forward(*args, **kwargs):

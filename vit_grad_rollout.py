@@ -13,7 +13,8 @@ product of Abnar & Zuidema 2020; the combination is a practice, not a paper's me
 Where E is small against the identity, the product is close to a sum over the blocks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 import vit_published
 from vit_attention import CapturedAttention, Factor, capture_attention, forward
 from vit_checks import check_matrices, check_one_picture, check_settings, pictures_for
+from vit_fused import WeightedPass
 from vit_rollout import Explanation, VITAttentionRollout, fuse_heads, product_masks
 from vit_tokens import TokenLayout, token_layout
 
@@ -73,21 +75,64 @@ class VITAttentionGradRollout(VITAttentionRollout):
             ValueError: if a category is out of range, the model has none, or the input is not a
                 batch of pictures of a size that the model takes.
         """
+        return self._explain(input_tensor, partial(_one_category_each, category_indices))[0]
+
+    def explain_several(
+        self, input_tensor: Tensor, category_indices: Sequence[Sequence[int]] | int
+    ) -> list[Explanation]:
+        """Maps of K categories of each picture: one forward pass, K backward passes.
+
+        Args:
+            category_indices: K for each of the B pictures, or K itself for the K likeliest.
+
+        Returns:
+            K explanations of the B pictures.
+
+        Raises:
+            As `explain`.
+        """
+        return self._explain(input_tensor, partial(_several_categories_each, category_indices))
+
+    def _explain(
+        self, input_tensor: Tensor, choose: Callable[[Tensor], list[list[int]]]
+    ) -> list[Explanation]:
+        """One explanation for each category that `choose` finds, from the logits, per picture."""
         if not self.model.num_classes:
             raise ValueError("the model has no categories: only attention rollout explains it")
+        run = self._weigh_fused if self._can_fuse() else self._weigh_hooked
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made in inference mode could not be recorded by autograd
             pictures = pictures_for(self.model, input_tensor).clone()
             layout = token_layout(self.model, *pictures.shape[2:])
-            with capture_attention(
-                self.model, layout, self.attention_layer_name, track_gradient=True
-            ) as captured:
-                logits = forward(self.model, pictures)
-                categories = _one_category_each(category_indices, logits.detach())
-                score = logits.gather(1, torch.tensor(categories, device=logits.device)[:, None])
-                attentions, gradients = _with_gradients(captured, score.sum())
-        masks = self._category_masks(attentions, gradients, captured)
-        return Explanation(masks, logits.detach().float().cpu(), layout, categories)
+            masks, logits, categories = run(pictures, layout, choose)
+        logits = logits.detach().float().cpu()
+        return [
+            Explanation(mask, logits, layout, list(chosen))
+            for mask, chosen in zip(masks, zip(*categories, strict=True), strict=True)
+        ]
+
+    def _weigh_fused(self, pictures: Tensor, layout: TokenLayout, choose: Callable):
+        passed = WeightedPass(self.model, layout, self.head_fusion)
+        with passed.recording():
+            logits = forward(self.model, pictures)
+        categories = choose(logits.detach())
+        masks = []
+        for score, again in _scores(logits, categories):
+            found = passed.weigh(score, again=again)
+            masks.append(self._masks(found.factors(self.start_block), layout, found.pool))
+        return masks, logits, categories
+
+    def _weigh_hooked(self, pictures: Tensor, layout: TokenLayout, choose: Callable):
+        with capture_attention(
+            self.model, layout, self.attention_layer_name, track_gradient=True
+        ) as captured:
+            logits = forward(self.model, pictures)
+        categories = choose(logits.detach())
+        masks = [
+            self._category_masks(*_with_gradients(captured, score, again), captured)
+            for score, again in _scores(logits, categories)
+        ]
+        return masks, logits, categories
 
     def _category_masks(
         self,
@@ -106,7 +151,7 @@ class VITAttentionGradRollout(VITAttentionRollout):
             for branches in zip(attentions, gradients, strict=True)
         ]
         pooled = fused.pop() if layout.pooled_tokens else None
-        return self._masks(fused, captured, pooled)
+        return self._masks(captured.factors(fused, self.start_block), layout, pooled)
 
 
 def grad_rollout(
@@ -153,27 +198,47 @@ def weigh(attention: Tensor, gradient: Tensor, head_fusion: str) -> Tensor:
 
 
 def _with_gradients(
-    captured: CapturedAttention, score: Tensor
+    captured: CapturedAttention, score: Tensor, again: bool
 ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
     """Attention of every block's branches (then of the pool), and the score's gradients alike."""
     attentions = captured.blocks() + ([] if captured.pool is None else [[captured.pool]])
-    flat = iter(torch.autograd.grad(score, [matrix for block in attentions for matrix in block]))
-    gradients = [[next(flat) for _ in block] for block in attentions]
+    flat = [matrix for block in attentions for matrix in block]
+    slopes = iter(torch.autograd.grad(score, flat, retain_graph=again))
+    gradients = [[next(slopes) for _ in block] for block in attentions]
     return [[matrix.detach() for matrix in block] for block in attentions], gradients
 
 
-def _one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -> list[int]:
+def _scores(logits: Tensor, categories: list[list[int]]) -> Iterator[tuple[Tensor, bool]]:
+    """(sum over the pictures of the k-th category's logit, whether there is another) for each k."""
+    chosen = logits.gather(1, torch.tensor(categories, device=logits.device))  # (B, K)
+    count = chosen.shape[1]
+    for number in range(count):
+        yield chosen[:, number].sum(), number < count - 1
+
+
+def _one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -> list[list[int]]:
     if category_indices is None:
-        return logits.argmax(dim=1).tolist()
-    categories = [int(category) for category in category_indices]
+        return _several_categories_each(1, logits)
+    return _several_categories_each([[category] for category in category_indices], logits)
+
+
+def _several_categories_each(
+    category_indices: Sequence[Sequence[int]] | int, logits: Tensor
+) -> list[list[int]]:
+    count = logits.shape[1]
+    if isinstance(category_indices, int):
+        if not 1 <= category_indices <= count:
+            raise ValueError(f"the model has 1 to {count} categories, not {category_indices}")
+        return logits.topk(category_indices, dim=1).indices.tolist()
+    categories = [[int(category) for category in several] for several in category_indices]
     if len(categories) != len(logits):
         raise ValueError(
             f"category_indices must hold one category for each of {len(logits)} pictures, "
             f"not {len(categories)}"
         )
-    for category in categories:
-        if not 0 <= category < logits.shape[1]:
-            raise ValueError(
-                f"category_index must be from 0 to {logits.shape[1] - 1}, not {category}"
-            )
+    if not categories[0] or len({len(several) for several in categories}) > 1:
+        raise ValueError("category_indices must hold equally many categories for each picture")
+    for category in (category for several in categories for category in several):
+        if not 0 <= category < count:
+            raise ValueError(f"category_index must be from 0 to {count - 1}, not {category}")
     return categories

@@ -16,6 +16,7 @@ Rollout knows nothing of categories; see vit_grad_rollout for one category's map
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 import vit_published
-from vit_attention import CapturedAttention, Factor, capture_attention, forward
+from vit_attention import Factor, capture_attention, forward
 from vit_checks import check_matrices, check_one_picture, check_settings, pictures_for
+from vit_fused import Enough, can_fuse, fuse_attention
 from vit_tokens import TokenLayout, blocks_of, check_supported, token_layout
 
 
@@ -86,8 +88,11 @@ class VITAttentionRollout:
         return self.batch(input_tensor)[0]
 
     def batch(self, input_tensor: Tensor) -> np.ndarray:
-        """The masks (B, h, w) of B pictures (B, 3, H, W): float32, largest value of each 1."""
-        return self.explain(input_tensor).masks
+        """The masks (B, h, w) of B pictures (B, 3, H, W): float32, largest value of each 1.
+
+        Nothing behind the last attention is computed.
+        """
+        return self._run(input_tensor, only_attention=True)[0]
 
     def explain(self, input_tensor: Tensor) -> Explanation:
         """Masks and logits of B pictures (B, 3, H, W), from one forward pass.
@@ -96,31 +101,55 @@ class VITAttentionRollout:
             UnsupportedModel: if what passes the hooks is not attention over the input's tokens.
             ValueError: if the input is not a batch of pictures of a size that the model takes.
         """
+        masks, layout, logits = self._run(input_tensor, only_attention=False)
+        return Explanation(masks, logits, layout)
+
+    def _run(
+        self, input_tensor: Tensor, *, only_attention: bool
+    ) -> tuple[np.ndarray, TokenLayout, Tensor | None]:
         pictures = pictures_for(self.model, input_tensor)
         layout = token_layout(self.model, *pictures.shape[2:])
-        with (
-            torch.inference_mode(),
-            capture_attention(
-                self.model, layout, self.attention_layer_name, reduce=self._fuse
-            ) as captured,
-        ):
-            logits = forward(self.model, pictures).float().cpu()
-            # parallel branches are summed in the residual stream, so their attention is too
-            fused = [sum(branches) for branches in captured.blocks()]
-            pooled = None if captured.pool is None else self._fuse(captured.pool)
-            masks = self._masks(fused, captured, pooled)
-        return Explanation(masks, logits.clone(), layout)
+        run = self._run_fused if self._can_fuse() else self._run_hooked
+        with torch.inference_mode():
+            masks, logits = run(pictures, layout, only_attention)
+        return masks, layout, None if logits is None else logits.float().cpu().clone()
 
-    def _fuse(self, attention: Tensor) -> Tensor:
-        return fuse_heads(attention, self.head_fusion)
+    def _can_fuse(self) -> bool:
+        return not self.as_published and can_fuse(self.model, self.attention_layer_name)
+
+    def _run_fused(
+        self, pictures: Tensor, layout: TokenLayout, only_attention: bool
+    ) -> tuple[np.ndarray, Tensor | None]:
+        logits = None
+        with (
+            fuse_attention(
+                self.model, layout, self.head_fusion, only_attention=only_attention
+            ) as found,
+            suppress(Enough),
+        ):
+            logits = forward(self.model, pictures)
+        return self._masks(found.factors(self.start_block), layout, found.pool), logits
+
+    def _run_hooked(
+        self, pictures: Tensor, layout: TokenLayout, _only_attention: bool
+    ) -> tuple[np.ndarray, Tensor]:
+        def fuse(attention: Tensor) -> Tensor:
+            return fuse_heads(attention, self.head_fusion)
+
+        with capture_attention(
+            self.model, layout, self.attention_layer_name, reduce=fuse
+        ) as captured:
+            logits = forward(self.model, pictures)
+        # parallel branches are summed in the residual stream, so their attention is too
+        fused = [sum(branches) for branches in captured.blocks()]
+        if self.as_published:
+            return vit_published.rollout(fused, self.discard_ratio, layout), logits
+        pooled = None if captured.pool is None else fuse(captured.pool)
+        return self._masks(captured.factors(fused, self.start_block), layout, pooled), logits
 
     def _masks(
-        self, fused: list[Tensor], captured: CapturedAttention, pooled: Tensor | None
+        self, factors: Sequence[Factor], layout: TokenLayout, pooled: Tensor | None
     ) -> np.ndarray:
-        layout = captured.layout
-        if self.as_published:
-            return vit_published.rollout(fused, self.discard_ratio, layout)
-        factors = captured.factors(fused, self.start_block)
         readout = layout.readout_weights(factors[-1].matrix, pooled)
         return product_masks(factors, readout, layout, self.discard_ratio)
 
@@ -178,10 +207,13 @@ def fuse_heads(attention: Tensor, head_fusion: str) -> Tensor:
 def product_masks(
     factors: Sequence[Factor], readout: Tensor, layout: TokenLayout, discard_ratio: float
 ) -> np.ndarray:
-    """(B, h, w) masks from all factors, the first block's first, and the read-out (B, N)."""
+    """(B, h, w) masks from all factors, the first block's first, and the read-out (B, N).
+
+    The factors are used up: the weakest entries are set to 0 in place.
+    """
     prefix = layout.prefix_tokens
     kept = [
-        discard_weakest(factor.matrix, discard_ratio, prefix, factor.paths)
+        discard_weakest_(factor.matrix, discard_ratio, prefix, factor.paths)
         if factor.matrix.ndim == 3
         else factor.matrix
         for factor in factors
@@ -191,10 +223,10 @@ def product_masks(
     return (patches / np.where(largest > 0, largest, 1)).reshape(-1, *layout.grid)
 
 
-def discard_weakest(
+def discard_weakest_(
     fused: Tensor, discard_ratio: float, prefix_tokens: int, paths: int | None = None
 ) -> Tensor:
-    """A copy of fused (B, N, N) with the weakest entries of each picture set to 0.
+    """Sets the weakest entries of each picture of fused (B, N, N) to 0, in place.
 
     Of the N * (N - P) entries in patch columns, those below the value at rank
     floor(discard_ratio * N * (N - P)) go: exactly that many, unless values tie at the threshold.
@@ -202,15 +234,14 @@ def discard_weakest(
     cut. A row that ends up empty becomes the identity's once the residual is added. Where only
     `paths` entries can be other than 0, the share is of these.
     """
-    kept = fused.clone()
-    patch_columns = kept[:, :, prefix_tokens:]
+    patch_columns = fused[:, :, prefix_tokens:]
     entries = patch_columns[0].numel()
     paths = entries if paths is None else paths
     rank = entries - paths + int(discard_ratio * paths)
     if discard_ratio and rank:
         threshold = _value_at_rank(patch_columns.flatten(1), rank)  # (B,)
         patch_columns.masked_fill_(patch_columns < threshold[:, None, None], 0)
-    return kept
+    return fused
 
 
 def propagate(matrices: Sequence[Tensor], readout: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def test_model_is_left_as_it_was(explainer, pool, pictures):
     def fail(*_):
         raise RuntimeError("half way")
 
-    hook = model.blocks[2].mlp.register_forward_hook(fail)
+    hook = model.blocks[1].mlp.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="half way"):
         explainer(model).batch(pictures)
     hook.remove()

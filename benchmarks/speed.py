@@ -1,0 +1,210 @@
+"""What a map costs, as a ratio to the model's own passes: `python -m benchmarks.speed`.
+
+In one run, in alternating order, medians: a plain forward pass with fused attention; the same
+with one backward pass to the first attention, parameters frozen; rollout; gradient rollout. The
+memory that each adds at its peak is measured in a fresh process of its own. Weights are random:
+they don't change the work.
+
+A peer can be measured too, a Python file with `rollout(model, pictures)` and
+`grad_rollout(model, pictures, category)`: --peer FILE.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import vit_torchvision  # noqa: F401
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vit_grad_rollout import VITAttentionGradRollout
+from vit_rollout import VITAttentionRollout
+
+# name: (model in timm, changes, batch size)
+CASES = {
+    "deit_tiny, batch 1": ("deit_tiny_patch16_224", {}, 1),
+    "deit_tiny, batch 8": ("deit_tiny_patch16_224", {}, 8),
+    "vit_base, batch 1": ("vit_base_patch16_224", {}, 1),
+    "vit_base, batch 8": ("vit_base_patch16_224", {}, 8),
+    "DINOv2-S 518 px, batch 1": ("vit_small_patch14_dinov2", {"num_classes": 1000}, 1),
+    "DINOv2-S 518 px, batch 8": ("vit_small_patch14_dinov2", {"num_classes": 1000}, 8),
+}
+BASES = {"rollout": "forward", "grad_rollout": "forward_backward"}
+MIB = 2**20
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.memory_of:
+        print(json.dumps(memory_of(*options.memory_of, options)))
+        return 0
+    rows = []
+    for case in options.cases:
+        seconds = times(case, options)
+        print(f"{case}: " + ", ".join(f"{k} {1000 * v:.0f} ms" for k, v in seconds.items()),
+              file=sys.stderr, flush=True)  # fmt: skip
+        memory = {kind: fresh_memory(case, kind, options) for kind in seconds}
+        rows.append((case, seconds, memory))
+    print(table(rows, options))
+    return 0
+
+
+def runs(case: str, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+    """What is measured, by name, on one model and one batch."""
+    name, changes, batch = CASES[case]
+    torch.manual_seed(0)
+    model = timm.create_model(name, **changes).eval().to(options.device)
+    size = model.pretrained_cfg["input_size"]
+    pictures = torch.randn(batch, *size, device=options.device)
+    categories = [0] * batch
+    rollout, graded = VITAttentionRollout(model), VITAttentionGradRollout(model)
+    found = {
+        "forward": lambda: _forward(model, pictures),
+        "forward_backward": lambda: _forward_backward(model, pictures),
+        "rollout": lambda: rollout.batch(pictures),
+        "grad_rollout": lambda: graded.batch(pictures, categories),
+    }
+    if options.peer:
+        peer = _module(options.peer)
+        found["peer_rollout"] = lambda: peer.rollout(model, pictures)
+        found["peer_grad_rollout"] = lambda: peer.grad_rollout(model, pictures, 0)
+    return found
+
+
+@torch.inference_mode()
+def _forward(model: nn.Module, pictures: Tensor) -> Tensor:
+    return model(pictures)
+
+
+def _forward_backward(model: nn.Module, pictures: Tensor) -> Tensor:
+    """Forward, and one logit's gradient back to what the first attention gets."""
+    start = []
+
+    def begin_here(_layer, _inputs, output):
+        start.append(output.detach().requires_grad_())
+        return start[0]
+
+    frozen = [p for p in model.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    hook = model.blocks[0].attn.qkv.register_forward_hook(begin_here)
+    try:
+        (gradient,) = torch.autograd.grad(model(pictures)[:, 0].sum(), start)
+    finally:
+        hook.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    return gradient
+
+
+def times(case: str, options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each run; the order turns round every time."""
+    found = runs(case, options)
+    seconds: dict[str, list[float]] = {name: [] for name in found}
+    for number in range(options.rounds + 1):
+        for name in list(found) if number % 2 else reversed(list(found)):
+            _wait(options.device)
+            started = time.perf_counter()
+            found[name]()
+            _wait(options.device)
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def memory_of(case: str, kind: str, options: argparse.Namespace) -> float:
+    """MiB that a run adds at its peak to what the process holds after a plain forward pass."""
+    found = runs(case, options)
+    found["forward"]()
+    if options.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        found[kind]()
+        return (torch.cuda.max_memory_allocated() - before) / MIB
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    found[kind]()
+    return (_status("VmHWM") - before) / 1024
+
+
+def fresh_memory(case: str, kind: str, options: argparse.Namespace) -> float:
+    command = [sys.executable, "-m", "benchmarks.speed", "--memory_of", case, kind]
+    command += ["--device", options.device] + (["--peer", options.peer] if options.peer else [])
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+def table(rows: list, options: argparse.Namespace) -> str:
+    """Markdown, with the machine named."""
+    lines = [
+        f"{_machine(options.device)}; torch {torch.__version__}, timm {timm.__version__}; "
+        f"medians of {options.rounds} rounds.",
+        "",
+        "| model | rollout ÷ forward | gradient rollout ÷ (forward + backward) "
+        "| memory added: forward | forward + backward | rollout | gradient rollout |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for case, seconds, memory in rows:
+        ratios = {kind: seconds[kind] / seconds[base] for kind, base in BASES.items()}
+        cells = [f"{ratios[kind]:.2f}" for kind in BASES]
+        cells += [f"{memory[k]:.0f} MiB" for k in (*BASES.values(), *BASES)]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+        if options.peer:
+            cells = [f"{seconds[f'peer_{k}'] / seconds[base]:.2f}" for k, base in BASES.items()]
+            cells += ["", ""] + [f"{memory[f'peer_{k}']:.0f} MiB" for k in BASES]
+            lines.append(f"| the same, {Path(options.peer).stem} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _machine(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def _module(path: str):
+    spec = importlib.util.spec_from_file_location("peer", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _status(name: str) -> int:
+    """kB, as Linux tells of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1])
+    raise RuntimeError(f"no {name} in /proc/self/status")
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    add("--rounds", type=int, default=15)
+    add("--device", default="cpu")
+    add("--peer", metavar="FILE", help="Python file with rollout and grad_rollout")
+    add("--memory_of", nargs=2, metavar=("CASE", "KIND"), help=argparse.SUPPRESS)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""Attention fused over its heads in the course of a pass, without ever holding it as a whole.
+
+Rollout reads each block's attention once, fused over the heads; gradient rollout that of A * dA.
+For both a few heads at a time are enough: (B, H, N, N) never exists, which at 1370 tokens is the
+difference between 50 MB and 540 MB. timm's fused attention is one call,
+`scaled_dot_product_attention`; within `fuse_attention` that call is answered here. Its result goes
+on into the model, so what is captured is what the model computed with.
+
+Gradients: the forward pass keeps queries, keys and values, as fused attention itself does, and
+the backward pass computes attention and its gradient again, head by head (Dao et al. 2022,
+"FlashAttention", section 3.1 and appendix B.2, without its tiles).
+
+For models whose blocks all call that function; the others, and whoever has hooks of their own on
+the attention, go through vit_attention.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from vit_attention import Factor, layers_named, prepare
+from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
+
+CHUNK = 8 * 2**20  # bytes of attention held at once
+
+
+class Enough(Exception):
+    """The last attention was seen, and nothing behind it is wanted."""
+
+
+@dataclass
+class FusedAttention:
+    """What a pass left behind: of every block, and of the pool if there is one.
+
+    Attributes:
+        blocks: the parallel branches of each block (one in almost all models), (B, N, N).
+        pool: (B, 1, pooled tokens).
+    """
+
+    model: nn.Module
+    layout: TokenLayout
+    blocks: list[list[Tensor]] = field(default_factory=list)
+    pool: Tensor | None = None
+
+    def factors(self, start_block: int = 0) -> list[Factor]:
+        """(B, N, N) of the blocks: branches are summed in the residual stream.
+
+        Raises:
+            UnsupportedModel: if some block's attention was not seen, or is not finite.
+        """
+        if not all(self.blocks):
+            seen = sum(map(bool, self.blocks))
+            reason = f"the attention of only {seen} of its {len(self.blocks)} blocks was seen"
+            raise UnsupportedModel(self.model, reason)
+        summed = [sum(branches[1:], branches[0]) for branches in self.blocks]
+        if not all(bool(matrix.sum().isfinite()) for matrix in summed):
+            raise UnsupportedModel(self.model, "its attention is not finite")
+        return [Factor(matrix) for matrix in summed[start_block:]]
+
+
+def can_fuse(model: nn.Module, layer_name: str) -> bool:
+    """True if all of the model's attention is one call, and nobody else looks at it."""
+    if isinstance(model, WINDOWED) or layer_name != "attn_drop":
+        return False
+    for number, block in enumerate(blocks_of(model)):
+        layers = layers_named(block, f"blocks.{number}", layer_name)
+        if not layers or not all(map(_is_plain, layers)):
+            return False
+    return True
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """A dropout that does what it says, and that nobody hooked."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return isinstance(layer, nn.Dropout | nn.Identity) and not hooks
+
+
+@contextmanager
+def fuse_attention(
+    model: nn.Module, layout: TokenLayout, head_fusion: str, *, only_attention: bool = False
+) -> Iterator[FusedAttention]:
+    """Fill a FusedAttention with fused attention in the course of one forward pass.
+
+    Args:
+        only_attention: nothing behind the last attention is wanted: the pass ends there, with
+            `Enough`.
+    """
+    found = FusedAttention(model, layout)
+    with ExitStack() as undo:
+        prepare(model, undo, freeze=False, fused=True)
+
+        def attend(place: list[Tensor], last: bool, *qkv_and_more) -> Tensor:
+            end = only_attention and last
+            output, fused = _attend(*qkv_and_more, head_fusion, with_output=not end)
+            place.append(fused)
+            if end:
+                raise Enough
+            return output
+
+        pool: list[Tensor] = []
+        _answer_calls(model, layout, undo, found.blocks, pool, attend)
+        try:
+            yield found
+        finally:
+            found.pool = pool[0] if pool else None
+
+
+class WeightedPass:
+    """A forward pass that can be asked for the fused (A * dy/dA)^+ of as many y as one likes."""
+
+    def __init__(self, model: nn.Module, layout: TokenLayout, head_fusion: str):
+        self.model, self.layout, self.head_fusion = model, layout, head_fusion
+        self.start: Tensor | None = None
+        self.places: list[list] = []  # of each block, one entry for each of its branches
+        self.pool: list = []
+        self.fused: dict[int, Tensor] = {}
+
+    @contextmanager
+    def recording(self) -> Iterator["WeightedPass"]:
+        """In it, one forward pass is recorded; parameters are frozen until it ends."""
+        with ExitStack() as undo:
+            prepare(self.model, undo, freeze=True, fused=True)
+
+            def attend(place: list, _last: bool, *qkv_and_more) -> Tensor:
+                if self.start is None:  # autograd begins at the first attention
+                    self.start = torch.zeros((), device=qkv_and_more[0].device, requires_grad=True)
+                number = len(self.fused)
+                self.fused[number] = None
+                place.append(number)
+                return _Weighted.apply(self.start, *qkv_and_more, self, number)
+
+            _answer_calls(self.model, self.layout, undo, self.places, self.pool, attend)
+            yield self
+
+    def weigh(self, score: Tensor, *, again: bool) -> FusedAttention:
+        """One backward pass from the scalar `score`; `again`: there will be another one."""
+        torch.autograd.grad(score, [self.start], retain_graph=again)
+        blocks = [[self.fused[number] for number in numbers] for numbers in self.places]
+        pool = self.fused[self.pool[0]] if self.pool else None
+        self.fused = dict.fromkeys(self.fused)
+        return FusedAttention(self.model, self.layout, blocks, pool)
+
+
+def _answer_calls(
+    model: nn.Module,
+    layout: TokenLayout,
+    undo: ExitStack,
+    blocks: list[list],
+    pool: list,
+    attend: Callable,
+) -> None:
+    """Let `attend` answer the attention calls of the blocks, and of the pool."""
+    places: dict[nn.Module, tuple[list, int, int]] = {}  # module -> place, its calls, query tokens
+    for number, block in enumerate(blocks_of(model)):
+        blocks.append([])
+        calls = len(layers_named(block, f"blocks.{number}", "attn_drop"))
+        places[block] = (blocks[-1], calls, layout.tokens)
+    last = list(places)[-1]
+    if layout.pooled_tokens:
+        last = model.attn_pool
+        places[last] = (pool, 1, 1)
+
+    def answer(module: nn.Module, query, key, value, attn_mask=None, scale=None, **other):
+        place, calls, queries = places[module]
+        keys = layout.pooled_tokens if queries == 1 else layout.tokens
+        _check(model, query, key, queries, keys, any(other.values()))
+        if len(place) == calls:
+            raise UnsupportedModel(model, "a block's attention ran twice in one pass")
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        end = module is last and len(place) == calls - 1
+        return attend(place, end, query, key, value, _as_bias(attn_mask, query), scale)
+
+    mode = _Calls(answer)
+    for module in places:
+        undo.callback(module.register_forward_pre_hook(mode.enter_module).remove)
+        undo.callback(module.register_forward_hook(mode.leave_module).remove)
+    undo.enter_context(mode)
+
+
+class _Calls(TorchFunctionMode):
+    """Hands the attention calls that are made within certain modules to `answer`."""
+
+    def __init__(self, answer: Callable[..., Tensor]):
+        super().__init__()
+        self.answer, self.module = answer, None
+
+    def enter_module(self, module: nn.Module, _inputs) -> None:
+        self.module = module
+
+    def leave_module(self, *_) -> None:
+        self.module = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention and self.module is not None:
+            return self.answer(self.module, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _check(model, query: Tensor, key: Tensor, queries: int, keys: int, other: bool) -> None:
+    """The acceptance test: attention over just these tokens, heads and pictures apart."""
+    fits = query.ndim == key.ndim == 4 and query.shape[:2] == key.shape[:2]
+    if other or not fits or (query.shape[2], key.shape[2]) != (queries, keys):
+        raise UnsupportedModel(
+            model, f"captured attention of {tuple(query.shape)} to {tuple(key.shape)} "
+            f"where {queries} tokens to {keys} were due"
+        )  # fmt: skip
+
+
+def _as_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """An attention mask as what is added to the scores, (B or 1, H or 1, N, N)."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, float("-inf"))
+
+
+def _parts(query: Tensor, keys: int) -> Iterator[slice]:
+    """Some heads at a time."""
+    batch, heads, queries, _ = query.shape
+    step = max(1, CHUNK // (batch * queries * keys * query.element_size()))
+    for start in range(0, heads, step):
+        yield slice(start, start + step)
+
+
+def _softmax(query: Tensor, key: Tensor, bias: Tensor | None, scale: float, part: slice) -> Tensor:
+    """Attention (B, h, N, N) of some of the heads."""
+    scores = (query[:, part] * scale) @ key[:, part].transpose(-2, -1)
+    if bias is not None:
+        scores += bias[:, part] if bias.shape[1] > 1 else bias
+    return scores.softmax(dim=-1)
+
+
+class _Heads:
+    """Fuses heads that come a few at a time."""
+
+    def __init__(self, head_fusion: str, count: int):
+        self.head_fusion, self.count, self.fused = head_fusion, count, None
+
+    def add(self, values: Tensor) -> None:
+        """values: (B, h, N, N) of some heads."""
+        values = values.float()
+        if self.head_fusion == "mean":
+            values = values.sum(dim=1)
+        else:
+            values = values.amax(dim=1) if self.head_fusion == "max" else values.amin(dim=1)
+        if self.fused is None:
+            self.fused = values
+        elif self.head_fusion == "mean":
+            self.fused += values
+        else:
+            pick = torch.maximum if self.head_fusion == "max" else torch.minimum
+            pick(self.fused, values, out=self.fused)
+
+    def result(self) -> Tensor:
+        return self.fused.div_(self.count) if self.head_fusion == "mean" else self.fused
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, head_fusion: str,
+    *, with_output: bool,
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    """Attention's output (B, H, N, d), if it is wanted, and the fused matrix (B, N, N)."""
+    heads, outputs = _Heads(head_fusion, query.shape[1]), []
+    for part in _parts(query, key.shape[2]):
+        attention = _softmax(query, key, bias, scale, part)
+        heads.add(attention)
+        if with_output:
+            outputs.append(attention @ value[:, part])
+    return torch.cat(outputs, dim=1) if with_output else None, heads.result()
+
+
+class _Weighted(torch.autograd.Function):
+    """Attention whose backward pass also leaves the fused (A * dA)^+ with its WeightedPass."""
+
+    @staticmethod
+    def forward(ctx, _start, query, key, value, bias, scale, owner, number):
+        ctx.save_for_backward(query, key, value, bias)
+        ctx.scale, ctx.owner, ctx.number = scale, owner, number
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+
+    @staticmethod
+    def backward(ctx, slope):
+        query, key, value, bias = ctx.saved_tensors
+        heads = _Heads(ctx.owner.head_fusion, query.shape[1])
+        wanted = any(ctx.needs_input_grad[1:4])  # not for the first one: nothing is before it
+        slopes: tuple[list, list, list] = ([], [], [])
+        for part in _parts(query, key.shape[2]):
+            attention = _softmax(query, key, bias, ctx.scale, part)
+            weighted = slope[:, part] @ value[:, part].transpose(-2, -1)
+            weighted *= attention  # A * dA
+            if wanted:
+                slopes[2].append(attention.transpose(-2, -1) @ slope[:, part])
+                attention *= weighted.sum(dim=-1, keepdim=True)
+                scores = torch.sub(weighted, attention, out=attention)
+                slopes[0].append(scores @ (key[:, part] * ctx.scale))
+                slopes[1].append(scores.transpose(-2, -1) @ (query[:, part] * ctx.scale))
+            heads.add(weighted.clamp_(min=0))
+        ctx.owner.fused[ctx.number] = heads.result()
+        of_inputs = [torch.cat(s, dim=1) for s in slopes] if wanted else [None] * 3
+        return torch.zeros_like(ctx.owner.start), *of_inputs, None, None, None, None
