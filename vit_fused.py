@@ -94,9 +94,9 @@ def fuse_attention(
     with ExitStack() as undo:
         prepare(model, undo, freeze=False, fused=True)
 
-        def attend(place: list[Tensor], last: bool, *qkv_and_more) -> Tensor:
+        def attend(place: list[Tensor], last: bool, rows: int, *qkv_and_more) -> Tensor:
             end = only_attention and last
-            output, fused = _attend(*qkv_and_more, head_fusion, with_output=not end)
+            output, fused = _attend(*qkv_and_more, head_fusion, rows=0 if end else rows)
             place.append(fused)
             if end:
                 raise Enough
@@ -118,7 +118,8 @@ class WeightedPass:
         self.start: Tensor | None = None
         self.places: list[list] = []  # of each block, one entry for each of its branches
         self.pool: list = []
-        self.fused: dict[int, Tensor] = {}
+        self.queries: list[int] = []  # of each attention, how many tokens ask
+        self.fused: dict[int, Tensor] = {}  # of each attention, filled by a backward pass
 
     @contextmanager
     def recording(self) -> Iterator["WeightedPass"]:
@@ -126,13 +127,13 @@ class WeightedPass:
         with ExitStack() as undo:
             prepare(self.model, undo, freeze=True, fused=True)
 
-            def attend(place: list, _last: bool, *qkv_and_more) -> Tensor:
+            def attend(place: list, _last: bool, rows: int, query: Tensor, *more) -> Tensor:
                 if self.start is None:  # autograd begins at the first attention
-                    self.start = torch.zeros((), device=qkv_and_more[0].device, requires_grad=True)
-                number = len(self.fused)
-                self.fused[number] = None
+                    self.start = torch.zeros((), device=query.device, requires_grad=True)
+                number = len(self.queries)
+                self.queries.append(query.shape[2])
                 place.append(number)
-                return _Weighted.apply(self.start, *qkv_and_more, self, number)
+                return _Weighted.apply(self.start, query[:, :, :rows], *more, self, number)
 
             _answer_calls(self.model, self.layout, undo, self.places, self.pool, attend)
             yield self
@@ -140,10 +141,14 @@ class WeightedPass:
     def weigh(self, score: Tensor, *, again: bool) -> FusedAttention:
         """One backward pass from the scalar `score`; `again`: there will be another one."""
         torch.autograd.grad(score, [self.start], retain_graph=again)
-        blocks = [[self.fused[number] for number in numbers] for numbers in self.places]
-        pool = self.fused[self.pool[0]] if self.pool else None
-        self.fused = dict.fromkeys(self.fused)
+        blocks = [[self._whole(number) for number in numbers] for numbers in self.places]
+        pool = self._whole(self.pool[0]) if self.pool else None
         return FusedAttention(self.model, self.layout, blocks, pool)
+
+    def _whole(self, number: int) -> Tensor:
+        """(B, N, N): no category depends on rows that nobody reads."""
+        fused = self.fused.pop(number)
+        return F.pad(fused, (0, 0, 0, self.queries[number] - fused.shape[1]))
 
 
 def _answer_calls(
@@ -161,9 +166,13 @@ def _answer_calls(
         calls = len(layers_named(block, f"blocks.{number}", "attn_drop"))
         places[block] = (blocks[-1], calls, layout.tokens)
     last = list(places)[-1]
+    read = layout.tokens
     if layout.pooled_tokens:
         last = model.attn_pool
         places[last] = (pool, 1, 1)
+    elif len(layout.readout_rows) < layout.tokens // 2 and _can_narrow(last):
+        read = len(layout.readout_rows)
+        _narrow(last, read, layout.tokens, undo)
 
     def answer(module: nn.Module, query, key, value, attn_mask=None, scale=None, **other):
         place, calls, queries = places[module]
@@ -173,13 +182,40 @@ def _answer_calls(
             raise UnsupportedModel(model, "a block's attention ran twice in one pass")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
         end = module is last and len(place) == calls - 1
-        return attend(place, end, query, key, value, _as_bias(attn_mask, query), scale)
+        rows = min(read, queries) if module is last else queries
+        bias = _as_bias(attn_mask, query)
+        output = attend(place, end, rows, query, key, value, bias, scale)
+        return F.pad(output, (0, 0, 0, queries - rows)) if rows < queries else output
 
     mode = _Calls(answer)
     for module in places:
         undo.callback(module.register_forward_pre_hook(mode.enter_module).remove)
         undo.callback(module.register_forward_hook(mode.leave_module).remove)
     undo.enter_context(mode)
+
+
+def _can_narrow(block: nn.Module) -> bool:
+    """True for the ordinary block: attention with a projection, then an MLP."""
+    attention = getattr(block, "attn", None)
+    parts = (getattr(attention, "proj", None), getattr(block, "mlp", None))
+    return all(isinstance(part, nn.Module) for part in parts)
+
+
+def _narrow(block: nn.Module, read: int, tokens: int, undo: ExitStack) -> None:
+    """Behind its attention let the last block compute the tokens that the head reads, no others.
+
+    These are the first ones. Where the others were, zeros go on, which nobody reads.
+    """
+
+    def first(_layer, inputs):
+        return (inputs[0][:, :read], *inputs[1:])
+
+    def padded(_layer, _inputs, output):
+        return F.pad(output, (0, 0, 0, tokens - read))
+
+    for layer in (block.attn.proj, block.mlp):
+        undo.callback(layer.register_forward_pre_hook(first).remove)
+        undo.callback(layer.register_forward_hook(padded).remove)
 
 
 class _Calls(TorchFunctionMode):
@@ -230,7 +266,8 @@ def _softmax(query: Tensor, key: Tensor, bias: Tensor | None, scale: float, part
     """Attention (B, h, N, N) of some of the heads."""
     scores = (query[:, part] * scale) @ key[:, part].transpose(-2, -1)
     if bias is not None:
-        scores += bias[:, part] if bias.shape[1] > 1 else bias
+        bias = bias[:, part] if bias.shape[1] > 1 else bias
+        scores += bias[:, :, : query.shape[2]]
     return scores.softmax(dim=-1)
 
 
@@ -243,7 +280,9 @@ class _Heads:
     def add(self, values: Tensor) -> None:
         """values: (B, h, N, N) of some heads."""
         values = values.float()
-        if self.head_fusion == "mean":
+        if values.shape[1] == 1:
+            values = values[:, 0].clone() if self.fused is None else values[:, 0]
+        elif self.head_fusion == "mean":
             values = values.sum(dim=1)
         else:
             values = values.amax(dim=1) if self.head_fusion == "max" else values.amin(dim=1)
@@ -261,16 +300,20 @@ class _Heads:
 
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, head_fusion: str,
-    *, with_output: bool,
-) -> tuple[Tensor | None, Tensor]:  # fmt: skip
-    """Attention's output (B, H, N, d), if it is wanted, and the fused matrix (B, N, N)."""
+    *, rows: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The first `rows` of attention's output (B, H, rows, d), and the fused matrix (B, N, N)."""
     heads, outputs = _Heads(head_fusion, query.shape[1]), []
     for part in _parts(query, key.shape[2]):
         attention = _softmax(query, key, bias, scale, part)
+        outputs.append(attention[:, :, :rows] @ value[:, part])
         heads.add(attention)
-        if with_output:
-            outputs.append(attention @ value[:, part])
-    return torch.cat(outputs, dim=1) if with_output else None, heads.result()
+    return _joined(outputs), heads.result()
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Heads that came a few at a time, as one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class _Weighted(torch.autograd.Function):
@@ -278,6 +321,7 @@ class _Weighted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, _start, query, key, value, bias, scale, owner, number):
+        bias = None if bias is None else bias[:, :, : query.shape[2]]
         ctx.save_for_backward(query, key, value, bias)
         ctx.scale, ctx.owner, ctx.number = scale, owner, number
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
@@ -300,5 +344,5 @@ class _Weighted(torch.autograd.Function):
                 slopes[1].append(scores.transpose(-2, -1) @ (query[:, part] * ctx.scale))
             heads.add(weighted.clamp_(min=0))
         ctx.owner.fused[ctx.number] = heads.result()
-        of_inputs = [torch.cat(s, dim=1) for s in slopes] if wanted else [None] * 3
+        of_inputs = [_joined(s) for s in slopes] if wanted else [None] * 3
         return torch.zeros_like(ctx.owner.start), *of_inputs, None, None, None, None
