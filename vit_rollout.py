@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import vit_published
 from vit_attention import Factor, capture_attention, forward
@@ -241,9 +240,10 @@ def discard_weakest_(
     rank = entries - paths + int(discard_ratio * paths)
     if discard_ratio and rank:
         threshold = _value_at_rank(patch_columns.flatten(1), rank)  # (B,)
-        for columns, least in zip(patch_columns, threshold, strict=True):
-            # one pass in place; what equals the threshold stays
-            F.threshold_(columns, float(np.nextafter(least, np.float32(-1))), 0)
+        prefix_columns = fused[:, :, :prefix_tokens].clone()
+        # over all columns, since only whole matrices are contiguous
+        fused.masked_fill_(fused < threshold[:, None, None], 0)
+        fused[:, :, :prefix_tokens] = prefix_columns
     return fused
 
 
@@ -266,9 +266,10 @@ def propagate(matrices: Sequence[Tensor], readout: Tensor) -> Tensor:
     return row[:, 0]
 
 
-def _value_at_rank(values: Tensor, rank: int) -> np.ndarray:
+def _value_at_rank(values: Tensor, rank: int) -> Tensor:
     """The value at position `rank` (0-based) of each row of (B, M), were it sorted; (B,)."""
     if values.device.type == "cuda":
-        return values.kthvalue(rank + 1, dim=1).values.cpu().numpy()
+        return values.kthvalue(rank + 1, dim=1).values
     # numpy's introselect is several times faster than torch's kthvalue, and exact as well
-    return np.partition(values.cpu().numpy(), rank, axis=1)[:, rank]
+    at_rank = np.partition(values.cpu().numpy(), rank, axis=1)[:, rank]
+    return torch.from_numpy(at_rank).to(values.device)

@@ -178,7 +178,7 @@ def on_mosaics(
     shown = []
     for number, group in enumerate(groups(labels, cells, options.mosaics, options.seed)):
         canvas = mosaic([data.read(names[i]) for i in group], max(height, width))
-        tensor = loaded.transform(canvas)[None].expand(cells, -1, -1, -1)
+        tensor = loaded.transform(canvas)[None]
         categories = [int(labels[i]) for i in group]
         for method in explainers.keys() & OF_CATEGORY:
             masks = explainers[method](tensor, categories)

@@ -14,7 +14,7 @@ from vit_tokens import UnsupportedModel
 DISCARD = 0.9
 OF_CATEGORY = ("grad_rollout", "gradcam")  # the others don't know of categories
 
-# (B, 3, H, W) and a category for each -> (B, h, w)
+# one picture (1, 3, H, W) and K categories -> (K, h, w)
 Explainer = Callable[[Tensor, Sequence[int]], np.ndarray]
 
 
@@ -25,7 +25,12 @@ def explainers_of(model: nn.Module, height: int, width: int) -> dict[str, Explai
     except UnsupportedModel:
         return _of_cnn(model, height, width)
     graded = VITAttentionGradRollout(model, discard_ratio=DISCARD)
-    return {"rollout": lambda x, _categories: rollout.batch(x), "grad_rollout": graded.batch}
+    return {
+        "rollout": lambda x, categories: rollout.batch(x).repeat(len(categories), axis=0),
+        "grad_rollout": lambda x, categories: np.concatenate(
+            [found.masks for found in graded.explain_several(x, [categories])]
+        ),
+    }
 
 
 def _of_cnn(model: nn.Module, height: int, width: int) -> dict[str, Explainer]:
@@ -34,4 +39,8 @@ def _of_cnn(model: nn.Module, height: int, width: int) -> dict[str, Explainer]:
         gradcam(model, torch.zeros(1, 3, height, width, device=device), [0])
     except UnsupportedModel:
         return {}
-    return {"gradcam": lambda x, categories: gradcam(model, x.to(device), categories).cpu().numpy()}
+    return {
+        "gradcam": lambda x, categories: gradcam(
+            model, x.to(device).expand(len(categories), -1, -1, -1), categories
+        ).numpy(force=True)
+    }
