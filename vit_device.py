@@ -1,6 +1,11 @@
-"""Choose where the model runs."""
+"""Choose where the model runs, and how much of it at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def choose_device(wanted: str = "auto", use_cuda: bool = False) -> tuple[torch.device, str]:
@@ -28,6 +33,42 @@ def choose_device(wanted: str = "auto", use_cuda: bool = False) -> tuple[torch.d
     if device.type == "mps" and not mps:
         raise ValueError("device mps is not available here: use --device cpu")
     return device, f"Using {_describe(device)}"
+
+
+def in_batches(
+    run: Callable[[Sequence[Item]], Result],
+    items: Sequence[Item],
+    batch_size: int,
+    tell: Callable[[str], None],
+) -> Iterator[Result]:
+    """`run` on all items, batch by batch; where memory does not suffice, on half as many at once.
+
+    Args:
+        tell: gets a sentence whenever the batch is halved.
+
+    Raises:
+        torch.OutOfMemoryError, RuntimeError: of `run`, if one item is too much already.
+    """
+    start = 0
+    while start < len(items):
+        try:
+            result = run(items[start : start + batch_size])
+        except (MemoryError, RuntimeError) as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+            result = None
+        if result is None:  # outside of the handler, which would keep the tensors of `run` alive
+            batch_size = max(1, min(batch_size, len(items) - start) // 2)
+            torch.cuda.empty_cache()
+            tell(f"out of memory: going on with batches of {batch_size}")
+            continue
+        yield result
+        start += batch_size
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a type of its own, the CPU's allocator and MPS a message."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error)
 
 
 def _parse(name: str) -> torch.device:

@@ -26,7 +26,8 @@ from torch.overrides import TorchFunctionMode
 from vit_attention import Factor, layers_named, prepare
 from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 
-CHUNK = 8 * 2**20  # bytes of attention held at once
+CHUNK = 4 * 2**20  # bytes of attention worked on at once: they should stay in the cache
+ROUGH_FROM = 1024  # tokens from which on gradients may be in bfloat16
 
 
 class Enough(Exception):
@@ -113,8 +114,11 @@ def fuse_attention(
 class WeightedPass:
     """A forward pass that can be asked for the fused (A * dy/dA)^+ of as many y as one likes."""
 
-    def __init__(self, model: nn.Module, layout: TokenLayout, head_fusion: str):
+    def __init__(self, model: nn.Module, layout: TokenLayout, head_fusion: str, *, exact: bool):
         self.model, self.layout, self.head_fusion = model, layout, head_fusion
+        first = next(model.parameters())
+        can = layout.tokens >= ROUGH_FROM and first.dtype == torch.float32
+        self.rough = torch.bfloat16 if can and not exact and _has_bf16(first.device) else None
         self.start: Tensor | None = None
         self.places: list[list] = []  # of each block, one entry for each of its branches
         self.pool: list = []
@@ -135,7 +139,7 @@ class WeightedPass:
                 place.append(number)
                 return _Weighted.apply(self.start, query[:, :, :rows], *more, self, number)
 
-            _answer_calls(self.model, self.layout, undo, self.places, self.pool, attend)
+            _answer_calls(self.model, self.layout, undo, self.places, self.pool, attend, self.rough)
             yield self
 
     def weigh(self, score: Tensor, *, again: bool) -> FusedAttention:
@@ -158,8 +162,13 @@ def _answer_calls(
     blocks: list[list],
     pool: list,
     attend: Callable,
+    rough: torch.dtype | None = None,
 ) -> None:
-    """Let `attend` answer the attention calls of the blocks, and of the pool."""
+    """Let `attend` answer the attention calls of the blocks, and of the pool.
+
+    Args:
+        rough: precision of the linear layers' backward passes; None for their own.
+    """
     places: dict[nn.Module, tuple[list, int, int]] = {}  # module -> place, its calls, query tokens
     for number, block in enumerate(blocks_of(model)):
         blocks.append([])
@@ -187,7 +196,7 @@ def _answer_calls(
         output = attend(place, end, rows, query, key, value, bias, scale)
         return F.pad(output, (0, 0, 0, queries - rows)) if rows < queries else output
 
-    mode = _Calls(answer)
+    mode = _Calls(answer, rough)
     for module in places:
         undo.callback(module.register_forward_pre_hook(mode.enter_module).remove)
         undo.callback(module.register_forward_hook(mode.leave_module).remove)
@@ -221,9 +230,9 @@ def _narrow(block: nn.Module, read: int, tokens: int, undo: ExitStack) -> None:
 class _Calls(TorchFunctionMode):
     """Hands the attention calls that are made within certain modules to `answer`."""
 
-    def __init__(self, answer: Callable[..., Tensor]):
+    def __init__(self, answer: Callable[..., Tensor], rough: torch.dtype | None):
         super().__init__()
-        self.answer, self.module = answer, None
+        self.answer, self.rough, self.module = answer, rough, None
 
     def enter_module(self, module: nn.Module, _inputs) -> None:
         self.module = module
@@ -234,6 +243,8 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention and self.module is not None:
             return self.answer(self.module, *args, **(kwargs or {}))
+        if func is F.linear and self.rough and not kwargs and args[0].requires_grad:
+            return _RoughLinear.apply(*args, *[None] * (3 - len(args)), self.rough)
         return func(*args, **(kwargs or {}))
 
 
@@ -254,45 +265,49 @@ def _as_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, float("-inf"))
 
 
-def _parts(query: Tensor, keys: int) -> Iterator[slice]:
-    """Some heads at a time."""
+def _parts(query: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
+    """(heads, rows) of pieces of the attention: several heads, or some of the rows of one."""
     batch, heads, queries, _ = query.shape
-    step = max(1, CHUNK // (batch * queries * keys * query.element_size()))
-    for start in range(0, heads, step):
-        yield slice(start, start + step)
+    rows = max(1, CHUNK // (batch * keys * query.element_size()))
+    step = max(1, rows // queries)
+    for head in range(0, heads, step):
+        for row in range(0, queries, rows):
+            yield slice(head, head + step), slice(row, row + rows)
 
 
-def _softmax(query: Tensor, key: Tensor, bias: Tensor | None, scale: float, part: slice) -> Tensor:
-    """Attention (B, h, N, N) of some of the heads."""
-    scores = (query[:, part] * scale) @ key[:, part].transpose(-2, -1)
+def _softmax(
+    query: Tensor, key: Tensor, bias: Tensor | None, scale: float, heads: slice, rows: slice
+) -> Tensor:
+    """Attention (B, h, n, N) of some of the heads, some of the rows."""
+    scores = (query[:, heads, rows] * scale) @ key[:, heads].transpose(-2, -1)
     if bias is not None:
-        bias = bias[:, part] if bias.shape[1] > 1 else bias
-        scores += bias[:, :, : query.shape[2]]
+        scores += (bias[:, heads] if bias.shape[1] > 1 else bias)[:, :, rows]
     return scores.softmax(dim=-1)
 
 
 class _Heads:
-    """Fuses heads that come a few at a time."""
+    """Fuses heads that come in pieces, the first head's before the others'."""
 
-    def __init__(self, head_fusion: str, count: int):
-        self.head_fusion, self.count, self.fused = head_fusion, count, None
+    def __init__(self, head_fusion: str, query: Tensor, keys: int):
+        batch, self.count, queries, _ = query.shape
+        self.head_fusion = head_fusion
+        self.fused = query.new_empty(batch, queries, keys, dtype=torch.float32)
 
-    def add(self, values: Tensor) -> None:
-        """values: (B, h, N, N) of some heads."""
+    def add(self, values: Tensor, heads: slice, rows: slice) -> None:
+        """values: (B, h, n, N)."""
+        into = self.fused[:, rows]
         values = values.float()
-        if values.shape[1] == 1:
-            values = values[:, 0].clone() if self.fused is None else values[:, 0]
-        elif self.head_fusion == "mean":
-            values = values.sum(dim=1)
+        if self.head_fusion == "mean":
+            values = values.sum(dim=1) if values.shape[1] > 1 else values[:, 0]
         else:
             values = values.amax(dim=1) if self.head_fusion == "max" else values.amin(dim=1)
-        if self.fused is None:
-            self.fused = values
+        if heads.start == 0:
+            into.copy_(values)
         elif self.head_fusion == "mean":
-            self.fused += values
+            into += values
         else:
             pick = torch.maximum if self.head_fusion == "max" else torch.minimum
-            pick(self.fused, values, out=self.fused)
+            into.copy_(pick(into, values))
 
     def result(self) -> Tensor:
         return self.fused.div_(self.count) if self.head_fusion == "mean" else self.fused
@@ -303,17 +318,14 @@ def _attend(
     *, rows: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The first `rows` of attention's output (B, H, rows, d), and the fused matrix (B, N, N)."""
-    heads, outputs = _Heads(head_fusion, query.shape[1]), []
-    for part in _parts(query, key.shape[2]):
-        attention = _softmax(query, key, bias, scale, part)
-        outputs.append(attention[:, :, :rows] @ value[:, part])
-        heads.add(attention)
-    return _joined(outputs), heads.result()
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Heads that came a few at a time, as one tensor."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    fused = _Heads(head_fusion, query, key.shape[2])
+    output = query.new_empty(*query.shape[:2], rows, value.shape[3])
+    for heads, part in _parts(query, key.shape[2]):
+        attention = _softmax(query, key, bias, scale, heads, part)
+        here = output[:, heads, part]
+        here.copy_(attention[:, :, : here.shape[2]] @ value[:, heads])
+        fused.add(attention, heads, part)
+    return output, fused.result()
 
 
 class _Weighted(torch.autograd.Function):
@@ -329,20 +341,43 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def backward(ctx, slope):
         query, key, value, bias = ctx.saved_tensors
-        heads = _Heads(ctx.owner.head_fusion, query.shape[1])
+        fused = _Heads(ctx.owner.head_fusion, query, key.shape[2])
         wanted = any(ctx.needs_input_grad[1:4])  # not for the first one: nothing is before it
-        slopes: tuple[list, list, list] = ([], [], [])
-        for part in _parts(query, key.shape[2]):
-            attention = _softmax(query, key, bias, ctx.scale, part)
-            weighted = slope[:, part] @ value[:, part].transpose(-2, -1)
+        slopes = [torch.zeros_like(t) if wanted else None for t in (query, key, value)]
+        rough = ctx.owner.rough  # lower precision for all products behind the softmax
+        products = [t.to(rough or t.dtype) for t in (query * ctx.scale, key, value, slope)]
+        for heads, rows in _parts(query, key.shape[2]):
+            attention = _softmax(query, key, bias, ctx.scale, heads, rows)
+            asked, keys, values, up = (t[:, heads] for t in products)
+            asked, up = asked[:, :, rows], up[:, :, rows]
+            weighted = (up @ values.transpose(-2, -1)).to(attention.dtype)
             weighted *= attention  # A * dA
             if wanted:
-                slopes[2].append(attention.transpose(-2, -1) @ slope[:, part])
+                slopes[2][:, heads] += attention.to(up.dtype).transpose(-2, -1) @ up
                 attention *= weighted.sum(dim=-1, keepdim=True)
-                scores = torch.sub(weighted, attention, out=attention)
-                slopes[0].append(scores @ (key[:, part] * ctx.scale))
-                slopes[1].append(scores.transpose(-2, -1) @ (query[:, part] * ctx.scale))
-            heads.add(weighted.clamp_(min=0))
-        ctx.owner.fused[ctx.number] = heads.result()
-        of_inputs = [_joined(s) for s in slopes] if wanted else [None] * 3
-        return torch.zeros_like(ctx.owner.start), *of_inputs, None, None, None, None
+                scores = torch.sub(weighted, attention, out=attention).to(up.dtype)
+                slopes[0][:, heads, rows] = (scores @ keys).to(slope.dtype) * ctx.scale
+                slopes[1][:, heads] += scores.transpose(-2, -1) @ asked
+            fused.add(weighted.clamp_(min=0), heads, rows)
+        ctx.owner.fused[ctx.number] = fused.result()
+        return torch.zeros_like(ctx.owner.start), *slopes, None, None, None, None
+
+
+class _RoughLinear(torch.autograd.Function):
+    """A linear layer with frozen weights whose backward pass is in lower precision."""
+
+    @staticmethod
+    def forward(ctx, inputs, weight, bias, rough):
+        ctx.save_for_backward(weight)
+        ctx.rough = rough
+        return F.linear(inputs, weight, bias)
+
+    @staticmethod
+    def backward(ctx, slope):
+        (weight,) = ctx.saved_tensors
+        return (slope.to(ctx.rough) @ weight.to(ctx.rough)).to(slope.dtype), None, None, None
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """True for a processor that calculates in bfloat16, several times as fast as in float32."""
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()

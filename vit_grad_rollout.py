@@ -35,6 +35,8 @@ class VITAttentionGradRollout(VITAttentionRollout):
     no `.grad` appears anywhere.
 
     Args and errors as for VITAttentionRollout. With `as_published`, heads are always averaged.
+    From 1024 tokens on, gradients (not attention, not logits) are calculated in bfloat16 where the
+    processor does so in hardware; `exact` keeps to the model's own precision.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class VITAttentionGradRollout(VITAttentionRollout):
         head_fusion: str = "mean",
         start_block: int = 0,
         as_published: bool = False,
+        exact: bool = False,
     ):
         super().__init__(
             model, attention_layer_name, head_fusion, discard_ratio, start_block, as_published
         )
+        self.exact = exact
 
     def __call__(self, input_tensor: Tensor, category_index: int | None = None) -> np.ndarray:
         """The mask (h, w) of one picture (1, 3, H, W): float32, largest value 1.
@@ -112,7 +116,7 @@ class VITAttentionGradRollout(VITAttentionRollout):
         ]
 
     def _weigh_fused(self, pictures: Tensor, layout: TokenLayout, choose: Callable):
-        passed = WeightedPass(self.model, layout, self.head_fusion)
+        passed = WeightedPass(self.model, layout, self.head_fusion, exact=self.exact)
         with passed.recording():
             logits = forward(self.model, pictures)
         categories = choose(logits.detach())

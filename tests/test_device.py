@@ -1,7 +1,13 @@
+from itertools import chain
+
+import numpy as np
 import pytest
 import torch
+from conftest import make_vit
 
-from vit_device import choose_device
+from vit_device import choose_device, in_batches
+from vit_grad_rollout import VITAttentionGradRollout
+from vit_rollout import VITAttentionRollout
 
 
 @pytest.fixture
@@ -48,3 +54,55 @@ def test_with_mps(no_gpu, monkeypatch):
 def test_unknown(no_gpu, name):
     with pytest.raises(ValueError, match="device must be auto, cpu, cuda, cuda:N or mps"):
         choose_device(name)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("not enough memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+)
+def test_batches_are_halved_until_they_fit(error):
+    tried, told = [], []
+
+    def run(items):
+        tried.append(len(items))
+        if len(items) > 3:
+            raise error
+        return list(items)
+
+    batches = in_batches(run, range(20), 16, told.append)
+    assert list(chain.from_iterable(batches)) == list(range(20))
+    assert tried == [16, 8, 4, *[2] * 10]
+    assert told == [f"out of memory: going on with batches of {n}" for n in (8, 4, 2)]
+
+
+def test_one_that_does_not_fit_and_other_errors_are_not_swallowed():
+    def run(_items):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(in_batches(run, [1, 2], 2, lambda _: None))
+
+    def fail(_items):
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(in_batches(fail, [1, 2], 2, lambda _: None))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA, which is not here")
+@pytest.mark.parametrize("pool", ["token", "map"])
+def test_cuda_gives_the_masks_of_the_cpu(pool, pictures):
+    model = make_vit(global_pool=pool, class_token=pool == "token")
+    found = {}
+    for device in ("cpu", "cuda"):
+        model.to(device)
+        found[device] = [
+            VITAttentionRollout(model).batch(pictures),
+            VITAttentionGradRollout(model).batch(pictures, [0, 1, 2]),
+        ]
+    for on_cpu, on_cuda in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(on_cuda, on_cpu, atol=1e-4)

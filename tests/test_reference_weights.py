@@ -73,8 +73,18 @@ def test_batch_equals_one_by_one(deit, examples, fusion):
     tensors = torch.stack([deit.transform(open_picture(examples / name)) for name in names])
     plain = VITAttentionRollout(deit.model, head_fusion=fusion)
     apart = [plain(tensor[None]) for tensor in tensors]
-    np.testing.assert_allclose(plain.batch(tensors), apart, atol=1e-6)
+    np.testing.assert_allclose(plain.batch(tensors), apart, atol=1e-5)
     categories = [243, 285, 154, 967]
     graded = VITAttentionGradRollout(deit.model, head_fusion=fusion)
     apart = [graded(t[None], c) for t, c in zip(tensors, categories, strict=True)]
-    np.testing.assert_allclose(graded.batch(tensors, categories), apart, atol=1e-6)
+    np.testing.assert_allclose(graded.batch(tensors, categories), apart, atol=1e-5)
+
+
+def test_gradients_in_bfloat16_change_a_map_by_less_than_a_hundredth(weights, examples):
+    """1025 tokens; without bfloat16 in hardware both are the same."""
+    deit = load_model("deit_tiny_patch16_224", weights, img_size=(512, 512))
+    for name in ("both.png", "cat.jpg", "panda.jpg", "lemurs.jpg"):
+        tensor = deit.transform(open_picture(examples / name))[None]
+        rough = VITAttentionGradRollout(deit.model).batch(tensor)
+        exact = VITAttentionGradRollout(deit.model, exact=True).batch(tensor)
+        assert np.abs(rough - exact).max() < 0.01, name

@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from training.maps import OF_CATEGORY, explainers_of
 from training.measures import Share, bootstrap_interval, calibration_error, confusion, top_k
 from training.page import confusion_picture, page
 from training.pictures import is_held_out
+from vit_device import in_batches
 from vit_files import writable_folder
 from vit_heatmap import draw_overlay
 from vit_model import LoadedModel, load_model
@@ -90,14 +92,16 @@ def classify(
     """Names of the pictures that can be read, their labels (M,), and probabilities (M, K)."""
     labels_of = {c: label_of(loaded, c) for c in sorted({category_of(name) for name in names})}
     good, probabilities = [], []
+    device = next(loaded.model.parameters()).device
+
+    @torch.inference_mode()
+    def run(tensors: list[torch.Tensor]) -> np.ndarray:
+        return loaded.model(torch.stack(tensors).to(device)).softmax(dim=1).cpu().numpy()
+
     for start in range(0, len(names), batch_size):
         batch = list(data.good(names[start : start + batch_size]))
-        if not batch:
-            continue
-        tensors = torch.stack([loaded.transform(picture) for _, picture in batch])
-        with torch.inference_mode():
-            device = next(loaded.model.parameters()).device
-            probabilities.append(loaded.model(tensors.to(device)).softmax(dim=1).cpu().numpy())
+        tensors = [loaded.transform(picture) for _, picture in batch]
+        probabilities += in_batches(run, tensors, batch_size, partial(print, file=sys.stderr))
         good += [name for name, _ in batch]
     if not good:
         raise DataError(f"{data.path}: no picture can be read")
