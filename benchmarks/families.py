@@ -18,6 +18,7 @@ import timm
 import torch
 from tqdm import tqdm
 
+from benchmarks.markers import write_between
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 from vit_tokens import UnsupportedModel, token_layout
@@ -47,10 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table(families, tried)
     print(text)
     if options.write:
-        path = Path(options.write)
-        before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-        after = rest.split(END)[1]
-        path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        write_between(Path(options.write), BEGIN, END, text)
     return 0
 
 

@@ -27,6 +27,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks.markers import write_between
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 
@@ -41,6 +42,7 @@ CASES = {
 }
 BASES = {"rollout": "forward", "grad_rollout": "forward_backward"}
 MIB = 2**20
+BEGIN, END = "<!-- speed: made by benchmarks.speed -->", "<!-- speed end -->"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
               file=sys.stderr, flush=True)  # fmt: skip
         memory = {kind: fresh_memory(case, kind, options) for kind in seconds}
         rows.append((case, seconds, memory))
-    print(table(rows, options))
+    text = table(rows, options)
+    print(text)
+    if options.write:
+        write_between(Path(options.write), BEGIN, END, text)
     return 0
 
 
@@ -202,6 +207,7 @@ def parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=15)
     add("--device", default="cpu")
     add("--peer", metavar="FILE", help="Python file with rollout and grad_rollout")
+    add("--write", metavar="README", help="put the table between its markers")
     add("--memory_of", nargs=2, metavar=("CASE", "KIND"), help=argparse.SUPPRESS)
     return parser
 

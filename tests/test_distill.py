@@ -18,7 +18,9 @@ from training import distill
 from training.distill import Ring, loss_of, mix, statistics_of
 from training.pictures import PictureMaker, is_held_out
 from training.student import Student, TokenTeacher, copy_convolutions, save_network
+from vit_attention import capture_attention
 from vit_model import build_network, load_model
+from vit_tokens import TokenLayout
 
 CONFIG = json.loads((ROOT / "models" / "bundled" / "config.json").read_text())
 
@@ -74,6 +76,7 @@ def test_a_perfect_student_has_no_loss(teacher, tokens):
 
         def __call__(self, tokens, places):
             dense, logits = asked(tokens)
+            self.looked = asked.evidence(dense, logits)
             pooled = (dense.mean(1) - self.pooled_mean) / self.pooled_std
             return pooled, ((dense - self.dense_mean) / self.dense_std)[:, places], logits
 
@@ -83,6 +86,30 @@ def test_a_perfect_student_has_no_loss(teacher, tokens):
     Perfect.standardise = lambda _self, tokens: tokens.flip(1).roll(1, 0)  # of another picture
     losses = loss_of(Perfect(), asked, tokens, torch.tensor([5, 190, 7]))
     assert min(loss.item() for loss in losses.values()) > 1e-3
+
+
+def test_evidence_is_where_what_is_predicted_comes_from(teacher, tokens):
+    """Of two pictures side by side, the half whose features speak for the prediction."""
+    asked = TokenTeacher(teacher)
+    dense, logits = asked(tokens)
+    evidence = asked.evidence(dense, logits)
+    assert torch.allclose(evidence.sum(dim=1), torch.ones(4))
+    # by hand: what each token adds to each logit beyond what it adds to all on average, expected
+    adds = dense @ asked.classifier.weight.T
+    adds = adds - adds.mean(dim=2, keepdim=True)
+    expected = (adds * logits.softmax(1)[:, None]).sum(dim=2).clamp(min=0) ** 2 + 1e-3
+    torch.testing.assert_close(evidence, expected / expected.sum(dim=1, keepdim=True))
+
+
+def test_student_tells_what_its_class_token_looked_at(teacher, tokens):
+    student = Student(CONFIG, teacher, statistics_of(TokenTeacher(teacher), tokens)).eval()
+    with torch.no_grad():
+        student(student.standardise(tokens), torch.arange(3))
+        layout = TokenLayout.of_matrix(197)
+        with capture_attention(student.vit, layout) as captured:
+            student(student.standardise(tokens), torch.arange(3))
+    expected = captured.blocks()[-1][0][:, :, 0, 1:].mean(dim=1)
+    torch.testing.assert_close(student.looked, expected)
 
 
 def test_mixed_tokens_are_those_of_pictures():

@@ -7,10 +7,9 @@ a few times. It learns
 - the teacher's prediction (Kullback-Leibler divergence),
 - its logits, standardised category by category: a regression that teaches also those categories
   of which there is no photograph, because every picture is a little like each of them,
-- its pooled features, and, at every token, its features at that place.
-
-In the end nothing is blended or mixed any more, and there are more mosaics: what a map falls on
-should be learnt from pictures that could be.
+- its pooled features, and, at every token, its features at that place,
+- and to look, in the last block, where the teacher finds what it predicts (attention transfer,
+  Zagoruyko & Komodakis 2017): without it attention stays almost even, as the teacher's pooling is.
 
 May be interrupted at any moment: the same command goes on from the last checkpoint, with a ring
 of fresh pictures.
@@ -38,7 +37,7 @@ from vit_model import build_network, bundled_folder
 
 TOKENS, WIDTH = 196, 320
 PLACES = 32  # tokens of each picture whose features are compared
-WEIGHTS = {"prediction": 1.0, "logits": 2.0, "features": 0.5, "dense": 0.25}
+WEIGHTS = {"prediction": 1.0, "logits": 2.0, "features": 0.5, "dense": 0.25, "attention": 1.0}
 
 
 class Ring:
@@ -111,6 +110,7 @@ def loss_of(
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             seen, logits = teacher(tokens)
+            evidence = teacher.evidence(seen, logits)
         pooled, dense, predicted = student(student.standardise(tokens), places)
     logits, pooled, predicted = logits.float(), pooled.float(), predicted.float()
     target = (seen.mean(dim=1) - student.pooled_mean) / student.pooled_std
@@ -122,6 +122,9 @@ def loss_of(
         "logits": ((predicted - logits) / student.logit_std).square().mean(),
         "features": F.mse_loss(pooled, target),
         "dense": F.mse_loss(dense.float(), here),
+        "attention": F.kl_div(
+            (student.looked.float() + 1e-6).log(), evidence, reduction="batchmean"
+        ),
     }
 
 
@@ -167,12 +170,10 @@ class Distillation:
 
     def __init__(self, options, config: dict, teacher: nn.Module, producer: Producer, output: Path):
         self.options, self.config, self.producer, self.output = options, config, producer, output
-        state = self._saved()
-        self.round, self.steps, self.seconds = (
-            (state["round"], state["steps"], state["seconds"]) if state else (0, 0, 0.0)
-        )
+        self.round, self.seconds = 0, 0.0
         self.ring = Ring(options.ring)
-        self._fill()
+        for tokens in producer.produce(0, options.warm_up):
+            self.ring.add(tokens)
         self.teacher = TokenTeacher(teacher)
         first = self.ring.tokens[: min(self.ring.filled, 1024)].float()
         self.student = Student(config, teacher, statistics_of(self.teacher, first))
@@ -184,22 +185,10 @@ class Distillation:
             warmup_t=min(3, options.rounds // 10), warmup_lr_init=options.lr / 10,
         )  # fmt: skip
         self.ema = ModelEmaV3(self.student, decay=0.999, use_warmup=True)
-        if state:
-            self.student.load_state_dict(state["student"])
-            self.ema.module.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
-
-    @property
-    def plain(self) -> bool:
-        return self.round >= self.options.plain_from
-
-    def _fill(self) -> None:
-        """The first pictures of the ring; of the right kind, also when a run goes on."""
-        self.producer.maker.plain = self.plain
-        for tokens in self.producer.produce(0, self.options.warm_up):
-            self.ring.add(tokens)
+        self.steps = 0
 
     def run(self) -> None:
+        self._resume()
         while self.round < self.options.rounds:
             started = time.monotonic()
             self._one_round()
@@ -210,9 +199,6 @@ class Distillation:
 
     def _one_round(self) -> None:
         options = self.options
-        if self.plain and not self.producer.maker.plain:
-            self.ring = Ring(options.ring)
-            self._fill()
         number = options.warm_up + self.round * options.fresh
         for tokens in self.producer.produce(number, options.fresh):
             self.ring.add(tokens)
@@ -220,9 +206,7 @@ class Distillation:
         generator = torch.Generator().manual_seed(options.seed * 7919 + self.round)
         totals: dict[str, float] = {}
         for _ in range(options.steps):
-            tokens = self.ring.sample(options.batch, generator)
-            if not self.plain:
-                tokens = mix(tokens, generator)
+            tokens = mix(self.ring.sample(options.batch, generator), generator)
             places = torch.randperm(TOKENS, generator=generator)[:PLACES]
             losses = loss_of(self.student, self.teacher, tokens, places)
             self.optimizer.zero_grad()
@@ -250,9 +234,16 @@ class Distillation:
         part.replace(self.output / "checkpoint.pt")
         save_network(self.ema.module.folded(self.config), self.output / "model.safetensors")
 
-    def _saved(self) -> dict | None:
+    def _resume(self) -> None:
         file = self.output / "checkpoint.pt"
-        return torch.load(file, map_location="cpu", weights_only=True) if file.exists() else None
+        if not file.exists():
+            return
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        self.student.load_state_dict(state["student"])
+        self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.round, self.steps = state["round"], state["steps"]
+        self.seconds = state["seconds"]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -262,8 +253,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", required=True, help="folder with photos.zip and thumbs_train.zip")
     add("--photographs", help="folder with more photographs, of anything")
     add("--output", required=True, help="folder for checkpoint and weights")
-    add("--rounds", type=int, default=230, help="rounds of fresh pictures and steps")
-    add("--plain_from", type=int, default=180, help="round from which on nothing is mixed")
+    add("--rounds", type=int, default=160, help="rounds of fresh pictures and steps")
     add("--fresh", type=int, default=384, help="fresh pictures a round")
     add("--steps", type=int, default=14, help="optimiser steps a round")
     add("--batch", type=int, default=128, help="pictures a step")

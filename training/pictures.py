@@ -41,9 +41,6 @@ class PictureMaker:
     Args:
         photographs, thumbnails: to draw from; a thumbnail stands in for a photograph in
             `thumbnail_share` of the draws.
-
-    Attributes:
-        plain: no blends from now on, and more mosaics.
     """
 
     def __init__(
@@ -52,12 +49,11 @@ class PictureMaker:
         thumbnails: Sequence[Image.Image],
         thumbnail_share: float = 0.4,
     ):
-        self.plain = False
         self.photographs, self.thumbnails = photographs, thumbnails
         self.thumbnail_share = thumbnail_share if thumbnails else 0.0
 
     def make(self, rng: random.Random) -> Image.Image:
-        """One picture; what it is made of depends on `rng`, and on `plain`, alone.
+        """One picture; what it is made of depends on `rng` alone.
 
         The teacher can label whatever it is shown, so that pictures may be stranger than any
         photograph: half of them are blends of two (Beyer et al. 2022, "Knowledge distillation: A
@@ -65,15 +61,15 @@ class PictureMaker:
         photographs by heart.
         """
         picture = self._composed(rng)
-        if rng.random() < 0.5 and not self.plain:
+        if rng.random() < 0.5:
             picture = Image.blend(picture, self._composed(rng), rng.uniform(0.1, 0.5))
         return _other_light(picture, rng)
 
     def _composed(self, rng: random.Random) -> Image.Image:
-        kind, single = rng.random(), 0.4 if self.plain else 0.6
-        if kind < single:
+        kind = rng.random()
+        if kind < 0.6:
             return self._single(rng)
-        return self._pair(rng) if kind < single + 0.2 else self._four(rng)
+        return self._pair(rng) if kind < 0.8 else self._four(rng)
 
     def _draw(self, rng: random.Random) -> Image.Image:
         source = self.thumbnails if rng.random() < self.thumbnail_share else self.photographs

@@ -68,11 +68,24 @@ class TokenTeacher(nn.Module):
         self.last = fuse_conv_bn_eval(teacher.conv_head, teacher.bn2)  # its activation is below
         self.classifier = teacher.classifier
         self.eval().requires_grad_(False)
+        # softmax does not see what all categories have in common, nor does the evidence
+        rows = self.classifier.weight
+        self.register_buffer("rows", rows - rows.mean(dim=0))
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """tokens (B, N, 320) -> features at every token (B, N, 1280), logits (B, K)."""
         dense = F.relu6(F.linear(tokens, self.last.weight.flatten(1), self.last.bias))
         return dense, self.classifier(dense.mean(dim=1))
+
+    def evidence(self, dense: Tensor, logits: Tensor) -> Tensor:
+        """Where the teacher finds what it predicts, (B, N), each picture's summing to 1.
+
+        Class activation maps (Zhou et al. 2016), weighed by their categories' probabilities, and
+        squared: they are rather even.
+        """
+        wanted = logits.float().softmax(dim=1) @ self.rows  # (B, 1280)
+        found = (dense.float() @ wanted[:, :, None]).squeeze(2).clamp(min=0).square() + 1e-3
+        return found / found.sum(dim=1, keepdim=True)
 
 
 class Student(nn.Module):
@@ -81,6 +94,7 @@ class Student(nn.Module):
     Attributes:
         vit: the network that is shipped in the end, its head and projection still separate.
         to_features: its output -> the teacher's features, standardised.
+        looked: the class token's attention in the last block, (B, 196), of the latest pass.
     """
 
     def __init__(self, config: dict, teacher: nn.Module, statistics: dict[str, Tensor]):
@@ -91,6 +105,7 @@ class Student(nn.Module):
         self.vit.head = nn.Identity()
         for block in self.vit.blocks:
             block.attn.fused_attn = False  # on the CPU its backward pass takes four times as long
+        self.vit.blocks[-1].attn.attn_drop.register_forward_hook(self._look)
         self.to_features = nn.Linear(self.vit.embed_dim, FEATURES)
         for name, value in statistics.items():
             self.register_buffer(name, value)
@@ -111,6 +126,10 @@ class Student(nn.Module):
         pooled = self.to_features(x[:, 0])
         logits = self.classifier(pooled * self.pooled_std + self.pooled_mean)
         return pooled, self.to_features(x[:, 1:][:, places]), logits
+
+    def _look(self, _layer, _inputs, attention: Tensor) -> None:
+        """Keeps what the class token looks at, (B, 196), mean over the heads."""
+        self.looked = attention[:, :, 0, 1:].mean(dim=1)
 
     def standardise(self, tokens: Tensor) -> Tensor:
         return (tokens - self.token_mean) / self.token_std
