@@ -49,7 +49,7 @@ def test_every_option_is_in_the_table():
 
 
 def test_links_and_pictures_exist():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
         assert (ROOT / target).is_file(), target
 
 
