@@ -10,7 +10,7 @@ from training import compare, train
 @pytest.fixture
 def data(tmp_path):
     rng = np.random.default_rng(0)
-    for category, colour in {"blood": (200, 30, 30), "grass": (30, 180, 30)}.items():
+    for category, colour in {"0207": (200, 30, 30), "grass": (30, 180, 30)}.items():
         folder = tmp_path / "data" / category
         folder.mkdir(parents=True)
         for number in range(12):

@@ -111,6 +111,8 @@ def classify(
 
 def label_of(loaded: LoadedModel, folder: str) -> int:
     """A folder's category: an index ("0243"), unless a category is called so, or a name."""
+    if folder in loaded.categories:
+        return loaded.categories.index(folder)
     return loaded.category_index(int(folder) if folder.isdecimal() else folder)
 
 
