@@ -32,6 +32,7 @@ from vit_tokens import check_supported
 from vit_transform import InputTransform
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published pictures
+MOST_PATCHES = 16_384  # a block's matrix over so many takes 1 GiB
 
 
 class ModelError(ValueError):
@@ -166,6 +167,12 @@ def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
             f"the model does not take {height}x{width} pictures: its patches have {down}x{across} "
             f"pixels, try {max(1, round(height / down)) * down}x"
             f"{max(1, round(width / across)) * across}"
+        )
+    patches = height // down * (width // across)
+    if patches > MOST_PATCHES:
+        raise ModelError(
+            f"{height}x{width} pictures would be {patches} patches, and each attends to all "
+            f"others: at most {MOST_PATCHES}"
         )
     try:
         model.set_input_size(img_size=img_size)

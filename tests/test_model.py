@@ -137,6 +137,8 @@ def test_input_sizes_of_other_families(name, good, bad):
     model = timm.create_model(name, num_classes=3, **small).eval()
     with pytest.raises(ModelError, match=r"does not take \d+x\d+ pictures: its patches have"):
         set_input_size(model, bad)
+    with pytest.raises(ModelError, match=r"would be \d{8,} patches"):
+        set_input_size(model, (10_000 * good[0], 10_000 * good[1]))
     set_input_size(model, good)
     down, across = model.patch_embed.feat_ratio(as_scalar=False)
     masks = VITAttentionGradRollout(model, discard_ratio=0).batch(torch.randn(1, 3, *good))
