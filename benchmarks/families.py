@@ -65,7 +65,8 @@ def walk(names: list[str]) -> dict[str, Family]:
             family.refused[error.reason].append(name)
         else:
             family.sizes[name] = sum(p.numel() for p in model.parameters())
-            family.readouts["".join(c for c in layout.readout if not c.isdigit())] += 1
+            readout = layout.readout.removesuffix(f" from {layout.tokens}")
+            family.readouts["".join(c for c in readout if not c.isdigit())] += 1
     return dict(sorted(families.items()))
 
 
