@@ -29,16 +29,16 @@ def write_png(path: Path, picture: Image.Image, texts: Mapping[str, str]) -> Non
         # names of files need not be valid Unicode, text chunks must be
         info.add_itxt(key, text.encode("utf-8", "backslashreplace").decode("utf-8"))
     # level 3 is about three times as fast as the default on photographs, and hardly larger
-    _write(path, lambda file: picture.save(file, "PNG", pnginfo=info, compress_level=3))
+    write_whole(path, lambda file: picture.save(file, "PNG", pnginfo=info, compress_level=3))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
     """A .npy file."""
-    _write(path, lambda file: np.save(file, array, allow_pickle=False))
+    write_whole(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
-def _write(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Under a temporary name in the same folder, then renamed, which is atomic."""
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """What `write` puts into a file, under a temporary name first: renaming it is atomic."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".vit_explain-", suffix=".part")
     temporary = Path(name)
     try:

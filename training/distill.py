@@ -20,6 +20,7 @@ import json
 import random
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from torch.nn import functional as F
 
 from training.pictures import PictureMaker, is_held_out, read_zip
 from training.student import Student, TokenTeacher, copy_convolutions, load_teacher, save_network
+from vit_files import write_whole
 from vit_images import read_picture
 from vit_model import build_network, bundled_folder
 
@@ -229,9 +231,7 @@ class Distillation:
             "steps": self.steps,
             "seconds": self.seconds,
         }
-        part = self.output / "checkpoint.part"
-        torch.save(state, part)
-        part.replace(self.output / "checkpoint.pt")
+        write_whole(self.output / "checkpoint.pt", partial(torch.save, state))
         save_network(self.ema.module.folded(self.config), self.output / "model.safetensors")
 
     def _resume(self) -> None:

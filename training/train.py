@@ -13,12 +13,13 @@ import random
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.data import Mixup, create_transform, resolve_model_data_config
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -37,7 +38,8 @@ from training.data import (
     split,
     usable_names,
 )
-from vit_files import writable_folder
+from vit_device import is_out_of_memory
+from vit_files import writable_folder, write_whole
 from vit_model import bundled_folder, load_model, set_input_size
 
 COLUMNS = ("epoch", "lr", "train_loss", "validation_loss", "validation_top1")
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return _fail(str(error))
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return _fail("out of memory: lower --batch_size")
     return 0
@@ -213,9 +215,7 @@ class Training:
             "progress": vars(self.progress),
             "settings": _settings(self.options),
         }
-        part = self.output / "resume.part"
-        torch.save(state, part)
-        part.replace(self.output / "resume.pt")
+        write_whole(self.output / "resume.pt", partial(torch.save, state))
         save_folder(self.ema.module, self.options.model, self.data_config, self.categories,
                     self.output)  # fmt: skip
 
@@ -294,11 +294,10 @@ def save_folder(
                 "classifier": model.pretrained_cfg.get("classifier"),
             },
         }
-    part = folder / "model.part"
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, part)
-    part.replace(folder / "model.safetensors")
-    part.write_text(json.dumps(config, indent=2), encoding="utf-8")
-    part.replace(folder / "config.json")
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    text = json.dumps(config, indent=2).encode()
+    write_whole(folder / "model.safetensors", lambda file: file.write(save(state)))
+    write_whole(folder / "config.json", lambda file: file.write(text))
 
 
 def _sized(model: nn.Module, input_size: tuple[int, int, int]) -> dict:
