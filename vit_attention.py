@@ -64,10 +64,7 @@ class CapturedAttention:
         Raises:
             UnsupportedModel: if the attention of some block did not pass the hook exactly once.
         """
-        if not all(self.branches):
-            seen = sum(map(bool, self.branches))
-            reason = f"the attention of only {seen} of its {len(self.branches)} blocks was seen"
-            raise UnsupportedModel(self.model, reason)
+        check_all_seen(self.model, self.branches)
         if self.layout.pooled_tokens and self.pool is None:
             raise UnsupportedModel(self.model, "the attention of its pooling was not seen")
         return self.branches
@@ -89,6 +86,14 @@ class CapturedAttention:
                 windows = windows_of(block, *grid)
                 factors.append(Factor(windows.spread(fused[number]), windows.paths))
         return factors
+
+
+def check_all_seen(model: nn.Module, branches: Sequence[Sequence[Tensor]]) -> None:
+    """Raise UnsupportedModel unless every block left the attention of some branch behind."""
+    if not all(branches):
+        seen = sum(map(bool, branches))
+        reason = f"the attention of only {seen} of its {len(branches)} blocks was seen"
+        raise UnsupportedModel(model, reason)
 
 
 @contextmanager

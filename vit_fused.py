@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vit_attention import Factor, layers_named, prepare
+from vit_attention import Factor, check_all_seen, layers_named, prepare
 from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 
 CHUNK = 4 * 2**20  # bytes of attention worked on at once: they should stay in the cache
@@ -54,10 +54,7 @@ class FusedAttention:
         Raises:
             UnsupportedModel: if some block's attention was not seen, or is not finite.
         """
-        if not all(self.blocks):
-            seen = sum(map(bool, self.blocks))
-            reason = f"the attention of only {seen} of its {len(self.blocks)} blocks was seen"
-            raise UnsupportedModel(self.model, reason)
+        check_all_seen(self.model, self.blocks)
         summed = [sum(branches[1:], branches[0]) for branches in self.blocks]
         if not all(bool(matrix.sum().isfinite()) for matrix in summed):
             raise UnsupportedModel(self.model, "its attention is not finite")
