@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vit_settings import CROPS, HEAD_FUSIONS, Settings, __version__
+from vit_settings import CROPS, DEFAULT_PICTURE, HEAD_FUSIONS, Settings, __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,20 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = vars(_parser().parse_args(arguments))
         as_json, show = options.pop("json"), options.pop("show")
-        # torch and timm take seconds to import: --help and wrong options must not wait for them
-        from vit_pipeline import explain_picture
-
         logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output
         warnings.filterwarnings("ignore", module=r"timm\.")
         options["command"] = shlex.join(["vit_explain.py", *arguments])
-        report = explain_picture(Settings(**options))
-        for notice in report["notices"]:
-            _tell(notice)
-        print(json.dumps(report, indent=2) if as_json else _as_text(report), flush=True)
-        if show:
-            _show(report["files"]["overlay"])
-    except KeyboardInterrupt:
-        return _fail("interrupted", code=130)
+        return _run(Settings(**options), as_json, show)
+    except KeyboardInterrupt as error:
+        return _fail(": ".join(["interrupted", *map(str, error.args)]), code=130)
     except ImportError as error:
         return _fail(f"{error}: install what is needed with pip install -r requirements.txt")
     except BrokenPipeError:  # whoever read the report has gone; the files are written
@@ -53,6 +45,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail("the device is out of memory: try --device cpu, or a smaller model")
     return 0
+
+
+def _run(settings: Settings, as_json: bool, show: bool) -> int:
+    # torch and timm take seconds to import: --help and wrong options must not wait for them
+    from vit_inputs import is_one_picture
+
+    many = settings.top_k or settings.report or settings.contact_sheet
+    if many or not is_one_picture(settings.image_path):
+        from vit_folder import explain_folder
+
+        report, as_text = explain_folder(settings, _tell), _folder_as_text
+        if show:
+            _tell("--show is for one picture")
+    else:
+        from vit_pipeline import explain_picture
+
+        report, as_text = explain_picture(settings), _as_text
+        for notice in report["notices"]:
+            _tell(notice)
+    if not settings.quiet:
+        print(json.dumps(report, indent=2) if as_json else as_text(report), flush=True)
+    if show and "overlay" in report["files"]:
+        _show(report["files"]["overlay"])
+    return 3 if report.get("failed") else 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -71,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_method(parser.add_argument_group("what to explain, and how"))
     _add_model(parser.add_argument_group("model and device"))
     _add_output(parser.add_argument_group("output"))
+    _add_folder(parser.add_argument_group("many pictures"))
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     parser.set_defaults(**defaults)
     return parser
@@ -78,7 +95,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_method(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--image_path", metavar="PATH", help="the picture (default: %(default)s)")
+    add(
+        "--image_path",
+        metavar="PATH",
+        nargs="+",
+        help="pictures, folders, globs, @list.txt with one path a line (default: "
+        f"{DEFAULT_PICTURE})",
+    )
+    add("--recursive", action="store_true", help="also pictures in folders in folders")
     category = group.add_mutually_exclusive_group()
     category.add_argument(
         "--category_index",
@@ -91,6 +115,9 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         "--category",
         metavar="NAME",
         help='the same by name ("tiger cat"); "top" for the likeliest category',
+    )
+    category.add_argument(
+        "--top_k", type=_count, metavar="K", help="a map for each of the K likeliest categories"
     )
     add(
         "--head_fusion",
@@ -178,19 +205,69 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add("--show", action="store_true", help="open a window with the result")
 
 
-def _as_text(report: dict) -> str:
-    model, method = report["model"], report["method"]
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
+
+
+def _batch_size(text: str) -> int | None:
+    return None if text == "auto" else _count(text)
+
+
+def _add_folder(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--report", action="store_true", help="one page with all pictures: report.html")
+    add(
+        "--contact_sheet",
+        nargs="?",
+        const="png",
+        choices=("png", "pdf"),
+        help="all overlays as one picture (default), or as pages",
+    )
+    add(
+        "--batch_size",
+        type=_batch_size,
+        metavar="N",
+        help="pictures the model gets at once (default: auto, what suits the device)",
+    )
+    add(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="processes that open and draw pictures (default: one a processor, at most 8)",
+    )
+    add("--quiet", action="store_true", help="no progress bar, nothing on stdout")
+
+
+def _folder_as_text(report: dict) -> str:
+    before = f", {report['explained_before']} before" if report["explained_before"] else ""
+    failed = f", {report['failed']} failed" if report["failed"] else ""
+    return "\n".join([
+        *_opening(report),
+        f"Method: {_method(report['method'])}",
+        f"{report['pictures']} pictures: {report['explained']} explained{before}{failed}",
+        *(f"Wrote {path}" for path in report["files"].values()),
+    ])  # fmt: skip
+
+
+def _opening(report: dict) -> list[str]:
+    model = report["model"]
     width, height = model["input_size"]
     rows, columns = model["patch_grid"]
-    lines = [
+    return [
         report["device"]["notice"],
         f"Model: {model['name']}, input {width}x{height} ({_seen(report)}), "
         f"{rows}x{columns} patches, read-out: {model['readout']}",
     ]
+
+
+def _as_text(report: dict) -> str:
+    lines = _opening(report)
     if report["top"]:
         lines.append("Likeliest categories:")
         lines += [f"  {c['probability']:6.1%}  {c['index']:4} {c['name']}" for c in report["top"]]
-    lines.append(f"Method: {_method(method)}")
+    lines.append(f"Method: {_method(report['method'])}")
     lines += [f"Wrote {path}" for path in report["files"].values()]
     return "\n".join(lines)
 
@@ -199,6 +276,8 @@ def _seen(report: dict) -> str:
     crop = report["model"]["crop"]
     if crop != "center":
         return f"the whole picture, {'resized' if crop == 'none' else 'padded'}"
+    if "picture" not in report:
+        return "the model's crop"
     left, top, right, bottom = (round(edge) for edge in report["picture"]["region_seen"])
     width, height = report["picture"]["size"]
     return f"the model's crop: x {left} to {right}, y {top} to {bottom} of {width}x{height}"
@@ -210,9 +289,11 @@ def _method(method: dict) -> str:
         details += f", from block {method['start_block']}"
     if method["as_published"]:
         details += ", as published"
-    category = method["category"]
-    if category is None:
+    if method["name"] == "attention_rollout":
         return f"attention rollout, the same for every category ({details})"
+    if "category" not in method:
+        return f"gradient attention rollout ({details})"
+    category = method["category"]
     chosen = f"category {category['index']} ({category['name']}, {category['probability']:.1%})"
     return f"gradient attention rollout for {chosen} ({details})"
 

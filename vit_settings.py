@@ -14,14 +14,21 @@ class Settings:
     """What to explain and how; the command's options of the same names say more.
 
     Attributes:
+        image_path: pictures, folders, globs, "@list.txt".
+        recursive: also folders in folders.
         category: index, name, "top" (the likeliest) or None (attention rollout, no category).
+        top_k: maps of so many of the likeliest categories instead.
         img_size: (H, W) of the model's input in pixels; None for the model's own.
         head_fusion: None for the method's own default, max for rollout and mean with a category.
         size: "image", "model", or None: the picture's own size unless `as_published`.
+        contact_sheet: "png", "pdf" or None.
+        batch_size, workers: None for what suits the device and the processor.
     """
 
-    image_path: str = DEFAULT_PICTURE
+    image_path: tuple[str, ...] = (DEFAULT_PICTURE,)
+    recursive: bool = False
     category: int | str | None = None
+    top_k: int | None = None
     head_fusion: str | None = None
     discard_ratio: float = 0.9
     start_block: int = 0
@@ -38,4 +45,9 @@ class Settings:
     colormap: str = "turbo"
     size: str | None = None
     save_mask: bool = False
+    report: bool = False
+    contact_sheet: str | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    quiet: bool = False
     command: str = ""

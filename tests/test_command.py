@@ -405,7 +405,15 @@ WRONG = {
     "missing picture": (["--image_path", "nowhere.png"], "no picture at nowhere.png"),
     "text called .png": (["--image_path", "text.png"], "text.png is not a picture"),
     "truncated JPEG": (["--image_path", "cut.jpg"], "cut.jpg can't be read, it may be damaged"),
-    "folder": (["--image_path", "."], "is a folder"),
+    "empty folder": (["--image_path", "empty"], "no picture found in empty (--recursive"),
+    "empty glob": (["--image_path", "*.tiff"], "no picture found in *.tiff"),
+    "missing list": (["--image_path", "@list.txt"], "the list list.txt can't be read"),
+    "output among pictures": (
+        ["--image_path", ".", "--output_dir", "."],
+        "name another --output_dir",
+    ),
+    "no batch": (["--batch_size", "0"], "'0' is not a number from 1 on"),
+    "too many categories": (["--top_k", "1001"], "the model has 1000 categories, not 1001"),
     "bomb": (["--image_path", "bomb.png"], "too large: more than 178 million pixels"),
     "index too large": (["--category_index", "1000"], "from 0 to 999"),
     "negative index": (["--category_index", "-1"], "from 0 to 999"),
@@ -440,6 +448,7 @@ WRONG = {
 def test_wrong_requests(tmp_path, wrong):
     """One clear line, exit code 2, nothing written."""
     (tmp_path / "text.png").write_text("no picture\n")
+    (tmp_path / "empty").mkdir()
     data = CAT.read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     if wrong == "bomb":
@@ -499,8 +508,56 @@ def test_batch_script(tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "broken.png is not a picture" in done.stderr
-    assert "1 pictures could not be explained" in done.stderr
-    expected = ["a cat_attention_rollout_0.900_max.png", "a cat_input.png"]
-    assert files_in(tmp_path / "maps") == expected
+    assert "a cat.JPG_attention_rollout_0.900_max.png" in files_in(tmp_path / "maps")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a.png", "sub/a.png"):
+        Image.open(CAT).resize((40, 30)).save(tmp_path / "in" / name)
+    return tmp_path
+
+
+def test_folder(folder):
+    command = [*BUNDLED, "--image_path", "in", "--recursive"]
+    out = explain(*command, cwd=folder)
+    assert "2 pictures: 2 explained\nWrote output/results.jsonl" in out
+    assert "attention rollout, the same for every category (heads fused by max" in out
+    names = {str(path.relative_to(folder / "output")) for path in folder.rglob("output/**/*.png")}
+    ending = "a.png_attention_rollout_0.900_max.png"
+    assert names == {ending, f"sub/{ending}"}
+    assert "2 pictures: 0 explained, 2 before" in explain(*command, cwd=folder)
+    (folder / "in" / "b.png").write_text("no picture")
+    done = run(*command, "--json", cwd=folder)
+    assert done.returncode == 3
+    assert done.stderr.endswith("b.png is not a picture, or of a format Pillow can't read\n")
+    report = json.loads(done.stdout)
+    assert (report["pictures"], report["explained_before"], report["failed"]) == (3, 2, 1)
+    assert report["files"]["errors"] == "output/errors.csv"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+def test_progress_is_for_terminals(folder):
+    import pty
+    import termios
+
+    def told(*options):
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 100))
+        subprocess.run(
+            [*COMMAND, *BUNDLED, "--image_path", "in/*.png", "in/none.png", *options],
+            cwd=folder,
+            stderr=theirs,
+            stdout=subprocess.DEVNULL,
+            check=False,
+        )
+        os.close(theirs)
+        return os.read(ours, 100_000).decode()
+
+    seen = told()
+    assert re.search(r"2/2 .*picture.*failed=1", seen)
+    assert "vit_explain: no picture at in/none.png: no such file" in seen
+    assert told("--quiet", "--alpha", "0.3").count("\n") == 2  # that it starts afresh, what failed

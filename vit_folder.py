@@ -1,0 +1,265 @@
+"""Many pictures: opened, explained in batches and drawn at the same time, with bounded memory.
+
+picture -> Workers.decode -> Item -> Explainer -> Item with maps -> Workers.write -> Results: each
+step is a generator that holds a few batches at most. What fails stays an Item, with its reason.
+"""
+
+import base64
+import errno
+import hashlib
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import vit_torchvision  # noqa: F401
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from vit_device import in_batches
+from vit_heatmap import stretch
+from vit_images import PictureError
+from vit_inputs import Picture, find_pictures
+from vit_pipeline import Ready, model_report, prepare, versions
+from vit_results import ERRORS, RESULTS, Results
+from vit_settings import Settings
+from vit_tokens import token_layout
+from vit_workers import Decoded, Workers, Written, default_count
+
+# errors of writing that the next picture would meet too
+FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+# settings that change no result, or that the record holds in another form
+NOT_RECORDED = {"image_path", "recursive", "model", "checkpoint", "class_names", "device",
+                "use_cuda", "output_dir", "report", "contact_sheet", "batch_size", "workers",
+                "quiet", "command"}  # fmt: skip
+
+
+@dataclass
+class Item:
+    """One picture on its way; with `failure`, why it goes no further."""
+
+    number: int
+    picture: Picture
+    failure: str = ""
+    decoded: Decoded | None = None
+    top: list[dict] = field(default_factory=list)
+    maps: list[tuple[np.ndarray, dict | None]] = field(default_factory=list)
+    model_milliseconds: float = 0.0
+    written: Written | None = None
+
+
+def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
+    """Explain all requested pictures that are not explained yet, and report (JSON-ready).
+
+    Args:
+        tell: gets a sentence for each picture that fails, and for what else there is to say.
+
+    Raises:
+        ValueError, OSError: a request that can't be met, or nowhere to write: what is finished
+            stays, and the same request goes on from there.
+        KeyboardInterrupt: with how far it came.
+    """
+
+    def tell_beside_the_bar(notice: str) -> None:
+        with tqdm.external_write_mode(sys.stderr):
+            tell(notice)
+
+    started = time.monotonic()
+    leave_out = Path(settings.output_dir)
+    pictures, notices = find_pictures(settings.image_path, settings.recursive, leave_out)
+    ready = prepare(settings)
+    for notice in notices + ([ready.loaded.notice] if ready.loaded.notice else []):
+        tell(notice)
+    with Results(ready.folder, _record(settings, ready), pictures, tell) as results:
+        before = results.done
+        if results.missing:
+            _explain_missing(settings, ready, results, tell_beside_the_bar)
+    layout = token_layout(ready.loaded.model, *ready.loaded.transform.size)
+    return {
+        "pictures": len(pictures),
+        "explained": results.done - before,
+        "explained_before": before,
+        "failed": results.failed,
+        "seconds": round(time.monotonic() - started, 1),
+        "model": model_report(settings, ready.loaded, layout),
+        "method": ready.explainer.method,
+        "versions": versions(),
+        "device": ready.device,
+        "files": {
+            "results": str(ready.folder / RESULTS),
+            **({"errors": str(ready.folder / ERRORS)} if results.failed else {}),
+        },
+    }
+
+
+def _explain_missing(
+    settings: Settings, ready: Ready, results: Results, tell: Callable[[str], None]
+) -> None:
+    progress = tqdm(
+        total=len(results.pictures),
+        initial=results.done,
+        unit="picture",
+        disable=True if settings.quiet else None,  # None: unless stderr is a terminal
+    )
+    count = settings.workers or default_count()
+    size = settings.batch_size or (8 if ready.device["name"] == "cpu" else 32)
+    try:
+        with progress, Workers(count, ready.output, ready.folder) as workers:
+            items = _decoded(workers, results.missing, ahead=2 * size + count)
+            items = _explained(ready, items, size, tell)
+            for item in _written(workers, items, ahead=2 * size):
+                if item.failure:
+                    results.fail(item.picture, item.failure)
+                    tell(item.failure)
+                    progress.set_postfix(failed=results.failed, refresh=False)
+                else:
+                    results.add(item.picture, _result(item, ready))
+                progress.update()
+    except KeyboardInterrupt:
+        told = f"{results.done} of {len(results.pictures)} pictures are done"
+        raise KeyboardInterrupt(f"{told}; the same command goes on from there") from None
+    except BrokenProcessPool:
+        raise ValueError("a worker process was killed, perhaps for want of memory: the same "
+                         "command goes on, and fewer --workers take less") from None  # fmt: skip
+
+
+def _decoded(workers: Workers, pictures: Sequence[Picture], ahead: int) -> Iterator[Item]:
+    """The pictures in their order, opened, or failed; `ahead` are being opened meanwhile."""
+    waiting: deque[tuple[Item, Future[Decoded]]] = deque()
+    items = (Item(number, picture) for number, picture in enumerate(pictures))
+    for item in items:
+        waiting.append((item, workers.decode(item.number, item.picture)))
+        if len(waiting) > ahead:
+            yield _opened(*waiting.popleft())
+    while waiting:
+        yield _opened(*waiting.popleft())
+
+
+def _opened(item: Item, future: Future[Decoded]) -> Item:
+    try:
+        item.decoded = future.result()
+    except (PictureError, OSError) as error:
+        item.failure = " ".join(str(error).split())
+    return item
+
+
+def _explained(
+    ready: Ready, items: Iterable[Item], size: int, tell: Callable[[str], None]
+) -> Iterator[Item]:
+    """The same with their maps, `size` at once; fewer from where memory does not suffice."""
+    batch: list[Item] = []
+    items = iter(items)
+    while True:
+        item = next(items, None)
+        if item is not None and item.failure:
+            yield item
+            continue
+        if item is not None:
+            batch.append(item)
+        if batch and (item is None or len(batch) == size):
+            for done in in_batches(partial(_explain_batch, ready), batch, size, tell):
+                size = min(size, len(done)) if len(done) < len(batch) else size
+                yield from done
+            batch = []
+        if item is None:
+            return
+
+
+def _explain_batch(ready: Ready, batch: Sequence[Item]) -> Sequence[Item]:
+    started = time.perf_counter()
+    transform, explainer = ready.output.transform, ready.explainer
+    tensors = [transform.tensor(Image.fromarray(item.decoded.seen)) for item in batch]
+    explanations = explainer(torch.stack(tensors))
+    milliseconds = 1000 * (time.perf_counter() - started) / len(batch)
+    for place, item in enumerate(batch):
+        logits = explanations[0].logits[place]
+        item.top = explainer.likeliest(logits)
+        item.maps = [
+            (
+                found.masks[place],
+                None if found.categories is None
+                else explainer.category(found.categories[place], logits),
+            )
+            for found in explanations
+        ]  # fmt: skip
+        item.model_milliseconds = milliseconds
+    return batch
+
+
+def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[Item]:
+    """The same when their files are written; `ahead` are being written meanwhile."""
+    waiting: deque[tuple[Item, Future[Written]]] = deque()
+    for item in items:
+        if item.failure:
+            yield item
+            continue
+        waiting.append((item, workers.write(item.number, item.picture, item.maps)))
+        if len(waiting) > ahead:
+            yield _finished(*waiting.popleft())
+    while waiting:
+        yield _finished(*waiting.popleft())
+
+
+def _finished(item: Item, future: Future[Written]) -> Item:
+    try:
+        item.written = future.result()
+    except (PictureError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in FATAL:
+            raise
+        item.failure = f"{item.picture.path}: {' '.join(str(error).split())}"
+    return item
+
+
+def _result(item: Item, ready: Ready) -> dict:
+    """What results.jsonl says of a picture."""
+    decoded, written = item.decoded, item.written
+    maps = []
+    for (mask, category), files in zip(item.maps, written.files, strict=True):
+        grey = np.uint8(np.round(255 * stretch(mask)))
+        found = {
+            "category": category,
+            "overlay": files["overlay"].relative_to(ready.folder).as_posix(),
+            "grid": list(mask.shape),
+            "mask": base64.b64encode(grey).decode(),
+        }
+        if "mask" in files:
+            found["mask_file"] = files["mask"].relative_to(ready.folder).as_posix()
+        maps.append(found)
+    return {
+        "size": list(decoded.size),
+        "region_seen": [round(edge, 2) for edge in decoded.region],
+        "model": ready.loaded.name,
+        "top": item.top,
+        "method": ready.explainer.method,
+        "maps": maps,
+        "milliseconds": {
+            "decode": round(decoded.milliseconds, 1),
+            "model": round(item.model_milliseconds, 1),
+            "write": round(written.milliseconds, 1),
+        },
+    }
+
+
+def _record(settings: Settings, ready: Ready) -> dict:
+    """Whatever changes results."""
+    kept = {name: value for name, value in asdict(settings).items() if name not in NOT_RECORDED}
+    loaded = ready.loaded
+    digest = hashlib.sha256(json.dumps(loaded.categories).encode())
+    for value in loaded.model.state_dict().values():
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {
+        "model": loaded.name,
+        "weights_and_names": digest.hexdigest(),
+        **kept,
+        "method": ready.explainer.method,
+        "versions": versions(),
+    }

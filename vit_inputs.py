@@ -1,0 +1,165 @@
+"""Find the pictures that a request names: files, folders, globs and lists."""
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from PIL import Image
+
+# formats that Pillow recognises, but has no decoder for
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to explain.
+
+    Attributes:
+        path: where it is.
+        name: its path below what all requested pictures have in common, with "/"; outputs are
+            called after it, so that no two share one.
+    """
+
+    path: str
+    name: str
+
+
+def is_one_picture(requests: Sequence[str]) -> bool:
+    """Whether the request is one path that is meant to be a single picture."""
+    return len(requests) == 1 and not (
+        requests[0].startswith("@") or Path(requests[0]).is_dir() or _is_pattern(requests[0])
+    )
+
+
+def find_pictures(
+    requests: Sequence[str], recursive: bool, leave_out: Path
+) -> tuple[list[Picture], list[str]]:
+    """All pictures that are requested, each once; and what should be said of the request.
+
+    Of a folder and of a glob's matches, everything that Pillow can open counts, and the rest is
+    passed over, as hidden files are. A file that is named counts in any case: what can't be
+    opened is an error of that picture.
+
+    Args:
+        requests: paths of pictures or folders, globs, and "@list.txt" with one path a line.
+        recursive: also folders in folders.
+        leave_out: the output folder, whose pictures are not input.
+
+    Raises:
+        ValueError: if a list can't be read, nothing is found, or the output folder is one of the
+            folders to explain: the next run would take its pictures for input.
+    """
+    found: dict[str, str] = {}  # absolute path -> path as it was given
+    anchors: list[str] = []
+    notices: list[str] = []
+    for path in _listed(requests):
+        if Path(path).is_dir():
+            anchors.append(path)
+            files = _of_folder(path, recursive, leave_out, notices)
+        elif _is_pattern(path):
+            anchors.append(_fixed_part(path))
+            files = _of_pattern(path, recursive, leave_out, notices)
+        else:
+            anchors.append(os.path.dirname(path) or ".")
+            files = iter([path])
+        for file in files:
+            found.setdefault(os.path.abspath(file), file)
+    if not found:
+        raise ValueError(f"no picture found in {', '.join(requests)}{_hint(recursive)}")
+    base = _common([os.path.abspath(anchor) for anchor in anchors])
+    return [Picture(path, _name(absolute, base)) for absolute, path in found.items()], notices
+
+
+def _hint(recursive: bool) -> str:
+    return "" if recursive else " (--recursive looks into folders in folders)"
+
+
+def _listed(requests: Sequence[str]) -> Iterator[str]:
+    """The paths themselves, and those in "@list.txt"."""
+    for request in requests:
+        if not request.startswith("@"):
+            yield request
+            continue
+        try:
+            # names of files need not be valid Unicode
+            text = Path(request[1:]).read_text(encoding="utf-8-sig", errors="surrogateescape")
+        except OSError as error:
+            raise ValueError(f"the list {request[1:]} can't be read: {error.strerror}") from None
+        yield from (line for line in text.splitlines() if line.strip())
+
+
+def _of_folder(folder: str, recursive: bool, leave_out: Path, notices: list[str]) -> Iterator[str]:
+    if _same(folder, leave_out):
+        raise ValueError(f"the results can't be written among the pictures of {folder}: "
+                         "name another --output_dir")  # fmt: skip
+
+    def unreadable(error: OSError) -> None:
+        notices.append(f"{error.filename} can't be looked into: {error.strerror}")
+
+    for parent, folders, files in os.walk(folder, onerror=unreadable):
+        kept = [name for name in folders if not _hidden(name)] if recursive else []
+        folders[:] = sorted(name for name in kept if not _same(f"{parent}/{name}", leave_out))
+        for name in sorted(files):
+            path = os.path.join(parent, name)
+            if not _hidden(name) and _is_picture(path):
+                yield path
+
+
+def _of_pattern(
+    pattern: str, recursive: bool, leave_out: Path, notices: list[str]
+) -> Iterator[str]:
+    outputs = f"{os.path.abspath(leave_out)}{os.sep}"
+    for path in sorted(glob.glob(pattern, recursive=True)):
+        if Path(path).is_dir():
+            if recursive:
+                yield from _of_folder(path, recursive, leave_out, notices)
+        elif not os.path.abspath(path).startswith(outputs) and _is_picture(path):
+            yield path
+
+
+def _is_pattern(path: str) -> bool:
+    """Whether a path means a glob; an existing file may have any name."""
+    return glob.has_magic(path) and not Path(path).exists()
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder that all matches of a glob are in, from the pattern alone."""
+    parts = Path(pattern).parts
+    first = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    return str(Path(*parts[:first])) if first else "."
+
+
+def _is_picture(path: str) -> bool:
+    """By its name; a file of another name is looked into."""
+    format_ = Image.registered_extensions().get(Path(path).suffix.lower())
+    if format_ in Image.OPEN:
+        return format_ not in STUBS
+    try:
+        with Image.open(path) as image:
+            return image.format not in STUBS
+    except Exception:  # whatever the decoders raise: then it is no picture
+        return False
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")  # also what macOS leaves beside each picture, "._a.jpg"
+
+
+def _same(folder: str, other: Path) -> bool:
+    return os.path.realpath(folder) == os.path.realpath(other)
+
+
+def _common(folders: Sequence[str]) -> str | None:
+    try:
+        return os.path.commonpath(folders)
+    except ValueError:  # on several drives of Windows
+        return None
+
+
+def _name(path: str, base: str | None) -> str:
+    if base is None:
+        drive, rest = os.path.splitdrive(path)
+        return PurePath(drive.strip(":\\/") + rest).as_posix()
+    return PurePath(os.path.relpath(path, base)).as_posix()

@@ -1,0 +1,150 @@
+"""Worker processes that open pictures and draw what was found in them, while the model runs.
+
+The process that opened a picture draws it too, so that no picture travels between processes.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from vit_images import open_picture
+from vit_inputs import Picture
+from vit_output import Output
+
+KEPT_PIXELS = 16_000_000  # of pictures that a worker keeps open; others it opens a second time
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An opened picture.
+
+    Attributes:
+        seen: what the model sees of it, (H, W, 3) uint8.
+        size: its own width and height.
+        region: (left, top, right, bottom) of what is seen, in its pixels.
+        milliseconds: how long it took.
+    """
+
+    seen: np.ndarray
+    size: tuple[int, int]
+    region: tuple[float, float, float, float]
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a picture's maps, kind -> path for each, and how long they took."""
+
+    files: list[dict[str, Path]]
+    milliseconds: float
+
+
+class Workers:
+    """So many processes; a context manager, after which they are gone.
+
+    What is asked of them comes back as a future, with the errors that opening and writing raise.
+    """
+
+    def __init__(self, count: int, output: Output, folder: Path):
+        methods = multiprocessing.get_all_start_methods()
+        # never fork: this process runs torch's threads, and perhaps CUDA
+        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload([__name__])  # timm takes seconds to import: only once
+        self._pools = [
+            ProcessPoolExecutor(1, context, _Worker.start, (output, folder)) for _ in range(count)
+        ]
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for pool in self._pools:
+            pool.shutdown()
+
+    def decode(self, number: int, picture: Picture) -> Future[Decoded]:
+        """Open the picture, number `number` of the run."""
+        return self._pool(number).submit(_Worker.call, "decode", number, picture)
+
+    def write(
+        self, number: int, picture: Picture, maps: Sequence[tuple[np.ndarray, dict | None]]
+    ) -> Future[Written]:
+        """Draw and write the maps of a decoded picture: (mask (h, w), category) of each."""
+        return self._pool(number).submit(_Worker.call, "write", number, picture, maps)
+
+    def _pool(self, number: int) -> ProcessPoolExecutor:
+        return self._pools[number % len(self._pools)]
+
+
+class _Worker:
+    """What lives in a worker process."""
+
+    here: "_Worker"
+
+    def __init__(self, output: Output, folder: Path):
+        self.output, self.folder = output, folder
+        self.open: dict[int, tuple[Image.Image, Image.Image]] = {}
+
+    @classmethod
+    def start(cls, output: Output, folder: Path) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
+        cv2.setNumThreads(1)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        cls.here = cls(output, folder)
+
+    @classmethod
+    def call(cls, task: str, *arguments: object) -> Decoded | Written:
+        return getattr(cls.here, task)(*arguments)
+
+    def decode(self, number: int, picture: Picture) -> Decoded:
+        started = time.perf_counter()
+        opened, seen = self._opened(picture)
+        kept = sum(other.width * other.height for other, _ in self.open.values())
+        if kept + opened.width * opened.height <= KEPT_PIXELS:
+            self.open[number] = opened, seen
+        region = self.output.transform.region(*opened.size)
+        return Decoded(np.asarray(seen), opened.size, region, _since(started))
+
+    def write(
+        self, number: int, picture: Picture, maps: Sequence[tuple[np.ndarray, dict | None]]
+    ) -> Written:
+        started = time.perf_counter()
+        opened, seen = self.open.pop(number, None) or self._opened(picture)
+        base = self.folder / picture.name
+        base.parent.mkdir(parents=True, exist_ok=True)
+        files = [self.output.write(base, opened, seen, mask, category) for mask, category in maps]
+        return Written(files, _since(started))
+
+    def _opened(self, picture: Picture) -> tuple[Image.Image, Image.Image]:
+        opened = open_picture(picture.path)
+        return opened, self.output.transform.picture(opened)
+
+
+def default_count() -> int:
+    """One for each processor that this process may use, at most 8."""
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), 8)
+    return min(os.cpu_count() or 1, 8)
+
+
+def _end_with_parent() -> None:
+    """A killed run must not leave its workers behind."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _since(started: float) -> float:
+    return 1000 * (time.perf_counter() - started)
