@@ -1,65 +1,159 @@
 """Several pictures with captions on one sheet."""
 
-from collections.abc import Sequence
+import bisect
+import functools
+import unicodedata
+from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-Cell = tuple[str, Image.Image]
+Cell = tuple[str, Image.Image | None]
 
 GAP = 8
 LINES = 2  # of a caption; what is longer is cut
 
 
-def draw_sheet(rows: Sequence[Sequence[Cell]], cell: int = 224) -> Image.Image:
-    """One row of pictures under the other, each fitted into `cell` x `cell` pixels.
+class Sheet:
+    """A white sheet for `columns` x `rows` captioned pictures, put into it one at a time.
 
     Args:
-        rows: of (caption, RGB picture); they need not be equally long.
-        cell: side of a picture's square in pixels.
+        cell: width and height in pixels of the room that a picture is fitted into.
+        lines: how many a caption may have.
+
+    Attributes:
+        image: the sheet, RGB.
+    """
+
+    def __init__(self, columns: int, rows: int, cell: tuple[int, int], lines: int = LINES):
+        self.cell, self.lines = cell, lines
+        self.image = Image.new("RGB", sheet_size(columns, rows, cell, lines), "white")
+        self._draw = ImageDraw.Draw(self.image)
+
+    def put(self, row: int, column: int, caption: str, picture: Image.Image | None) -> None:
+        """Draw the caption, and below it the RGB picture, of any size (None: none)."""
+        width, height = self.cell
+        step_x, step_y = _steps(self.cell, self.lines)
+        left, top = GAP + column * step_x, GAP + row * step_y
+        font, line = _font(width), line_height(width)
+        for number, text in enumerate(_wrapped(drawable(caption), font, width, self.lines)):
+            self._draw.text((left, top + number * line), text, "black", font)
+        if picture is not None:
+            fitted = fit(picture, self.cell)
+            across, down = (width - fitted.width) // 2, (height - fitted.height) // 2
+            self.image.paste(fitted, (left + across, top + self.lines * line + down))
+
+
+def draw_sheet(
+    rows: Sequence[Sequence[Cell]], cell: int | tuple[int, int] = 224, lines: int = LINES
+) -> Image.Image:
+    """One row of pictures under the other, each fitted into its cell.
+
+    Args:
+        rows: of (caption, RGB picture or None); they need not be equally long.
+        cell: width and height of a picture's room in pixels, or the side of a square.
+        lines: how many a caption may have.
 
     Raises:
         ValueError: if there is nothing to draw.
     """
     if not any(rows):
         raise ValueError("a sheet needs at least one picture")
-    font = ImageFont.load_default(size=max(10, cell // 16))
-    line = sum(font.getmetrics())
-    step_x, step_y = cell + GAP, cell + LINES * line + GAP
-    width = GAP + step_x * max(len(row) for row in rows)
-    sheet = Image.new("RGB", (width, GAP + step_y * len(rows)), "white")
-    draw = ImageDraw.Draw(sheet)
+    cell = (cell, cell) if isinstance(cell, int) else cell
+    sheet = Sheet(max(len(row) for row in rows), len(rows), cell, lines)
     for row, cells in enumerate(rows):
         for column, (caption, picture) in enumerate(cells):
-            left, top = GAP + column * step_x, GAP + row * step_y
-            for number, text in enumerate(_wrapped(caption, font, cell)):
-                draw.text((left, top + number * line), text, "black", font)
-            fitted = _fitted(picture, cell)
-            across, down = (cell - fitted.width) // 2, (cell - fitted.height) // 2
-            sheet.paste(fitted, (left + across, top + LINES * line + down))
-    return sheet
+            sheet.put(row, column, caption, picture)
+    return sheet.image
 
 
-def _fitted(picture: Image.Image, cell: int) -> Image.Image:
-    scale = cell / max(picture.size)
+def sheet_size(
+    columns: int, rows: int, cell: tuple[int, int], lines: int = LINES
+) -> tuple[int, int]:
+    """(width, height) of a sheet in pixels."""
+    step_x, step_y = _steps(cell, lines)
+    return GAP + columns * step_x, GAP + rows * step_y
+
+
+def line_height(width: int) -> int:
+    """Pixels from one line of a caption to the next, in cells of this width."""
+    return sum(_font(width).getmetrics())
+
+
+def fit(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
+    """As large as it can be within the cell (width, height), its proportions kept."""
+    scale = min(room / side for room, side in zip(cell, picture.size, strict=True))
     size = tuple(max(1, round(side * scale)) for side in picture.size)
     return picture.resize(size, Image.Resampling.BICUBIC)
 
 
-def _wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """At most LINES lines that fit, broken between words; an ellipsis where something is cut."""
-    lines = [""]
+def drawable(caption: str) -> str:
+    """The caption in characters that can be drawn.
+
+    Pillow's own font has little beyond ASCII. Accents are left out; any other character becomes
+    its escape, as does what is no character: names of files need not be valid Unicode.
+    """
+    return "".join(map(_in_font, unicodedata.normalize("NFC", caption)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _in_font(character: str) -> str:
+    if character.isspace():
+        return " "
+    if _has(character):
+        return character
+    parts = unicodedata.normalize("NFKD", character)
+    plain = "".join(part for part in parts if not unicodedata.combining(part))
+    if plain and all(map(_has, plain)):
+        return plain
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _has(character: str) -> bool:
+    return character.isprintable() and _glyph(character) != _glyph("\uffff")  # never a character
+
+
+def _glyph(character: str) -> tuple[tuple[int, int], bytes]:
+    mask = _font(224).getmask(character)
+    return mask.size, bytes(mask)
+
+
+@functools.cache
+def _font(width: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=max(10, width // 16))
+
+
+def _steps(cell: tuple[int, int], lines: int) -> tuple[int, int]:
+    """How far it is from one cell to the next, to the right and down."""
+    return cell[0] + GAP, cell[1] + lines * line_height(cell[0]) + GAP
+
+
+def _wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+    """At most `lines` lines that fit, broken between words; an ellipsis where something is cut."""
+    found = [""]
     for word in caption.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    cut = len(lines) > LINES
-    lines = lines[:LINES]
-    return [
-        _shortened(text + "…" * (cut and number == LINES - 1), font, width)
-        for number, text in enumerate(lines)
-    ]
+        for piece in _pieces(word, font, width):
+            longer = f"{found[-1]} {piece}".strip()
+            if font.getlength(longer) <= width or not found[-1]:
+                found[-1] = longer
+            elif len(found) < lines:
+                found.append(piece)
+            else:
+                found[-1] = _shortened(found[-1] + "…", font, width)
+                return found
+    return found
+
+
+def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
+    """A word that is wider than the cell, such as a file's name, in parts that fit."""
+    while font.getlength(word) > width and len(word) > 1:
+        ends = range(1, len(word))
+        fitting = bisect.bisect_right(
+            ends, width, key=lambda end, word=word: font.getlength(word[:end])
+        )
+        end = max(1, fitting)
+        yield word[:end]
+        word = word[end:]
+    yield word
 
 
 def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -1,8 +1,10 @@
+import unicodedata
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from vit_sheet import GAP, draw_sheet
+from vit_sheet import GAP, draw_sheet, drawable, line_height, sheet_size
 
 
 def test_every_picture_is_in_its_place_and_keeps_its_proportions():
@@ -26,6 +28,56 @@ def test_captions_are_drawn_above_and_stay_in_their_cell():
     assert len(rows) > 50
     assert columns.max() <= GAP + 100
     assert rows.max() < pixels.shape[0] - 100 - GAP
+
+
+def test_cells_need_not_be_square_and_may_be_empty():
+    red = Image.new("RGB", (300, 100), "red")
+    sheet = draw_sheet([[("", None), ("", red)], [("", red)]], cell=(90, 30), lines=1)
+    assert (
+        sheet.size == sheet_size(2, 2, (90, 30), 1) == (8 + 2 * 98, 8 + 2 * (38 + line_height(90)))
+    )
+    rows, columns = np.nonzero((np.asarray(sheet) == (255, 0, 0)).all(axis=2))
+    first = rows < sheet.height // 2
+    for these, left in ((first, GAP + 98), (~first, GAP)):
+        assert (columns[these].min(), np.ptp(columns[these]) + 1) == (left, 90)
+        assert np.ptp(rows[these]) + 1 == 30
+
+
+def test_a_long_name_is_broken_before_it_is_cut():
+    white = Image.new("RGB", (100, 100), "white")
+
+    def inked(caption):
+        pixels = np.asarray(draw_sheet([[(caption, white)]], cell=100).convert("L"))
+        return [
+            (pixels[start : start + line_height(100)] < 128).sum()
+            for start in (8, 8 + line_height(100))
+        ]
+
+    short, broken, cut = inked("x" * 10), inked("x" * 30), inked("x" * 300)
+    assert short[1] == 0
+    assert broken[0] == cut[0] > short[0] > 0
+    assert 0 < broken[1] < cut[1]
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    {
+        "plain ~ text…": "plain ~ text…",
+        "a\tb\nc": "a b c",
+        "déjà vu": "deja vu",
+        unicodedata.normalize("NFD", "déjà vu"): "deja vu",
+        "猫.png": "\\u732b.png",
+        "🐱": "\\U0001f431",
+        "a\udcffb": "a\\udcffb",
+        "\u202egnp.\u05d0": "\\u202egnp.\\u05d0",
+        "\x1b[0m\x00": "\\x1b[0m\\x00",
+        "": "",
+    }.items(),
+)
+def test_any_name_can_be_drawn(caption, expected):
+    assert drawable(caption) == expected
+    plain = draw_sheet([[(expected, None)]])
+    assert draw_sheet([[(caption, None)]]).tobytes() == plain.tobytes()
 
 
 def test_nothing_is_an_error():
