@@ -2,6 +2,7 @@
 
 import bisect
 import functools
+import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
 
@@ -30,7 +31,7 @@ class Sheet:
         self._draw = ImageDraw.Draw(self.image)
 
     def put(self, row: int, column: int, caption: str, picture: Image.Image | None) -> None:
-        """Draw the caption, and below it the RGB picture, of any size (None: none)."""
+        """Draw the caption, and below it the picture: RGB, of any size; None for none."""
         width, height = self.cell
         step_x, step_y = _steps(self.cell, self.lines)
         left, top = GAP + column * step_x, GAP + row * step_y
@@ -98,7 +99,7 @@ def drawable(caption: str) -> str:
 @functools.lru_cache(maxsize=4096)
 def _in_font(character: str) -> str:
     if character.isspace():
-        return " "
+        return "\n" if character == "\n" else " "
     if _has(character):
         return character
     parts = unicodedata.normalize("NFKD", character)
@@ -128,19 +129,26 @@ def _steps(cell: tuple[int, int], lines: int) -> tuple[int, int]:
 
 
 def _wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """At most `lines` lines that fit, broken between words; an ellipsis where something is cut."""
-    found = [""]
-    for word in caption.split():
-        for piece in _pieces(word, font, width):
-            longer = f"{found[-1]} {piece}".strip()
-            if font.getlength(longer) <= width or not found[-1]:
-                found[-1] = longer
-            elif len(found) < lines:
-                found.append(piece)
-            else:
-                found[-1] = _shortened(found[-1] + "…", font, width)
-                return found
+    """At most `lines` lines that fit; an ellipsis where something is cut."""
+    found = list(itertools.islice(_lines(caption, font, width), lines + 1))
+    if len(found) > lines:
+        found[lines - 1 :] = [_shortened(found[lines - 1] + "…", font, width)]
     return found
+
+
+def _lines(caption: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
+    """Broken between words."""
+    for text in caption.split("\n"):
+        line = ""
+        for word in text.split():
+            for piece in _pieces(word, font, width):
+                longer = f"{line} {piece}".strip()
+                if line and font.getlength(longer) > width:
+                    yield line
+                    line = piece
+                else:
+                    line = longer
+        yield line
 
 
 def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:

@@ -59,11 +59,19 @@ def test_a_long_name_is_broken_before_it_is_cut():
     assert 0 < broken[1] < cut[1]
 
 
+def test_a_caption_has_lines_of_its_own():
+    pixels = np.asarray(draw_sheet([[("a\nb", None)]], cell=100).convert("L"))
+    lines = [
+        (pixels[top : top + line_height(100)] < 128).sum() for top in (8, 8 + line_height(100))
+    ]
+    assert all(lines)
+
+
 @pytest.mark.parametrize(
     ("caption", "expected"),
     {
         "plain ~ text…": "plain ~ text…",
-        "a\tb\nc": "a b c",
+        "a\tb\nc": "a b\nc",
         "déjà vu": "deja vu",
         unicodedata.normalize("NFD", "déjà vu"): "deja vu",
         "猫.png": "\\u732b.png",
