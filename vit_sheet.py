@@ -31,8 +31,8 @@ class Sheet:
         self._draw = ImageDraw.Draw(self.image)
 
     def put(self, row: int, column: int, caption: str, picture: Image.Image | None) -> None:
-        """Draw the caption, and below it the picture: RGB, of any size; None for none."""
-        width, height = self.cell
+        """Draw the caption, and right below it the picture: RGB, of any size; None for none."""
+        width = self.cell[0]
         step_x, step_y = _steps(self.cell, self.lines)
         left, top = GAP + column * step_x, GAP + row * step_y
         font, line = _font(width), line_height(width)
@@ -40,8 +40,8 @@ class Sheet:
             self._draw.text((left, top + number * line), text, "black", font)
         if picture is not None:
             fitted = fit(picture, self.cell)
-            across, down = (width - fitted.width) // 2, (height - fitted.height) // 2
-            self.image.paste(fitted, (left + across, top + self.lines * line + down))
+            across = (width - fitted.width) // 2
+            self.image.paste(fitted, (left + across, top + self.lines * line))
 
 
 def draw_sheet(
@@ -110,7 +110,7 @@ def _in_font(character: str) -> str:
 
 
 def _has(character: str) -> bool:
-    return character.isprintable() and _glyph(character) != _glyph("\uffff")  # never a character
+    return _glyph(character) != _glyph("\uffff")  # never a character
 
 
 def _glyph(character: str) -> tuple[tuple[int, int], bytes]:

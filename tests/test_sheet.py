@@ -59,6 +59,11 @@ def test_a_long_name_is_broken_before_it_is_cut():
     assert 0 < broken[1] < cut[1]
 
 
+def test_what_is_cut_ends_in_an_ellipsis():
+    cut = draw_sheet([[("a\nb", None)]], cell=100, lines=1)
+    assert cut.tobytes() == draw_sheet([[("a…", None)]], cell=100, lines=1).tobytes()
+
+
 def test_a_caption_has_lines_of_its_own():
     pixels = np.asarray(draw_sheet([[("a\nb", None)]], cell=100).convert("L"))
     lines = [
