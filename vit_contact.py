@@ -1,0 +1,112 @@
+"""A contact sheet: the overlays of many pictures on one sheet, or on pages to print."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from vit_files import write_png, write_whole
+from vit_images import PictureError, open_picture
+from vit_pdf import write_pdf
+from vit_sheet import Sheet, sheet_size
+
+Cell = tuple[str, Path]  # caption, file of the overlay
+
+SUFFIXES = (".png", ".pdf")
+LARGEST, SMALLEST = 224, 96  # sides of a PNG's cells in pixels
+LARGE_UP_TO = 100  # pictures
+MOST = 10_000  # pictures of a PNG: at a third more, Pillow refuses to open it
+DPI = 150
+PAGE = (1240, 1754)  # A4 at 150 dpi
+ACROSS, DOWN = 4, 5  # cells of a page
+PAGE_CELL = (270, 270)
+MISSING = (200, 200, 200)
+
+
+def write_contact_sheet(cells: Iterable[Cell], path: Path) -> list[Path]:
+    """All overlays, in their order, on one sheet (.png) or on A4 pages of 20 (.pdf).
+
+    One overlay is read at a time, and one page is made at a time. The cells of a PDF are asked for
+    page by page, those of a PNG all at once: their number decides how large they are.
+
+    Args:
+        cells: of (caption, file of the overlay).
+        path: the file to write.
+
+    Returns:
+        The files that could not be read; their cells are grey.
+
+    Raises:
+        ValueError: if the path has another suffix, or there are no cells, or too many for a PNG.
+    """
+    check_contact_sheet(path)
+    unread: list[Path] = []
+    if path.suffix.lower() == ".pdf":
+        write_whole(path, lambda file: write_pdf(file, _pages(cells, unread), DPI))
+    else:
+        write_png(path, _sheet(list(cells), unread), {"Software": "vit_explain"})
+    return unread
+
+
+def check_contact_sheet(path: Path) -> None:
+    """Raise a ValueError unless the suffix is one of SUFFIXES."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"a contact sheet is a {' or '.join(SUFFIXES)} file, not {path.name!r}")
+
+
+def layout(count: int) -> tuple[int, int, int]:
+    """(columns, rows, side of a cell) of a PNG of so many pictures, about 4:3.
+
+    Raises:
+        ValueError: if there are none, or too many.
+    """
+    if not count:
+        raise ValueError("a contact sheet needs at least one picture")
+    if count > MOST:
+        raise ValueError(
+            f"a contact sheet of {count} pictures is too large for a PNG (at most {MOST}): "
+            "give it a name that ends in .pdf"
+        )
+    side = max(SMALLEST, round(LARGEST * min(1, LARGE_UP_TO / count) ** 0.25))
+
+    def shape(columns: int) -> tuple[int, int]:
+        return columns, math.ceil(count / columns)
+
+    def distance(columns: int) -> float:
+        width, height = sheet_size(*shape(columns), (side, side))
+        return abs(math.log(width / height / (4 / 3)))
+
+    return *shape(min(range(1, count + 1), key=distance)), side
+
+
+def _sheet(cells: Sequence[Cell], unread: list[Path]) -> Image.Image:
+    columns, rows, side = layout(len(cells))
+    return _filled(Sheet(columns, rows, (side, side)), columns, cells, unread)
+
+
+def _pages(cells: Iterable[Cell], unread: list[Path]) -> Iterator[Image.Image]:
+    cells = iter(cells)
+    while some := list(itertools.islice(cells, ACROSS * DOWN)):
+        sheet = _filled(Sheet(ACROSS, DOWN, PAGE_CELL), ACROSS, some, unread)
+        page = Image.new("RGB", PAGE, "white")
+        page.paste(
+            sheet, tuple((full - side) // 2 for full, side in zip(PAGE, sheet.size, strict=True))
+        )
+        yield page
+
+
+def _filled(sheet: Sheet, columns: int, cells: Sequence[Cell], unread: list[Path]) -> Image.Image:
+    for number, (caption, path) in enumerate(cells):
+        place = number // columns, number % columns
+        sheet.put(*place, caption, _overlay(path, unread))
+    return sheet.image
+
+
+def _overlay(path: Path, unread: list[Path]) -> Image.Image:
+    try:
+        return open_picture(path)
+    except PictureError:  # vanished or damaged since it was written
+        unread.append(path)
+        return Image.new("RGB", (1, 1), MISSING)
