@@ -2,14 +2,15 @@
 
 import itertools
 import math
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
 from vit_files import write_png, write_whole
 from vit_images import PictureError, open_picture
-from vit_pdf import write_pdf
 from vit_sheet import Sheet, sheet_size
 
 Cell = tuple[str, Path]  # caption, file of the overlay
@@ -23,6 +24,7 @@ PAGE = (1240, 1754)  # A4 at 150 dpi
 ACROSS, DOWN = 4, 5  # cells of a page
 PAGE_CELL = (270, 270)
 MISSING = (200, 200, 200)
+EMPTY = "a contact sheet needs at least one picture"
 
 
 def write_contact_sheet(cells: Iterable[Cell], path: Path) -> list[Path]:
@@ -44,7 +46,7 @@ def write_contact_sheet(cells: Iterable[Cell], path: Path) -> list[Path]:
     check_contact_sheet(path)
     unread: list[Path] = []
     if path.suffix.lower() == ".pdf":
-        write_whole(path, lambda file: write_pdf(file, _pages(cells, unread), DPI))
+        write_whole(path, lambda file: _write_pdf(file, _pages(cells, unread)))
     else:
         write_png(path, _sheet(list(cells), unread), {"Software": "vit_explain"})
     return unread
@@ -63,7 +65,7 @@ def layout(count: int) -> tuple[int, int, int]:
         ValueError: if there are none, or too many.
     """
     if not count:
-        raise ValueError("a contact sheet needs at least one picture")
+        raise ValueError(EMPTY)
     if count > MOST:
         raise ValueError(
             f"a contact sheet of {count} pictures is too large for a PNG (at most {MOST}): "
@@ -95,6 +97,16 @@ def _pages(cells: Iterable[Cell], unread: list[Path]) -> Iterator[Image.Image]:
             sheet, tuple((full - side) // 2 for full, side in zip(PAGE, sheet.size, strict=True))
         )
         yield page
+
+
+def _write_pdf(file: BinaryIO, pages: Iterable[Image.Image]) -> None:
+    """Page by page: in one go Pillow would hold all of them. No date, so the same bytes again."""
+    never = time.gmtime(0)
+    dated = {"creationDate": never, "modDate": never}
+    for number, page in enumerate(pages):
+        page.save(file, "PDF", resolution=DPI, quality=90, append=number > 0, **dated)
+    if not file.tell():
+        raise ValueError(EMPTY)
 
 
 def _filled(sheet: Sheet, columns: int, cells: Sequence[Cell], unread: list[Path]) -> Image.Image:

@@ -52,22 +52,30 @@ def _run(settings: Settings, as_json: bool, show: bool) -> int:
     from vit_inputs import is_one_picture
 
     many = settings.top_k or settings.report or settings.contact_sheet
-    if many or not is_one_picture(settings.image_path):
+    if settings.sweep:
+        from vit_sweep import parse_sweep
+
+        parse_sweep(settings.sweep)
+        if many or not is_one_picture(settings.image_path):
+            raise ValueError("--sweep is for one picture, without --top_k, --report and "
+                             "--contact_sheet")  # fmt: skip
+        from vit_pipeline import explain_sweep
+
+        report, as_text = explain_sweep(settings), _sweep_as_text
+    elif many or not is_one_picture(settings.image_path):
         from vit_folder import explain_folder
 
         report, as_text = explain_folder(settings, _tell), _folder_as_text
-        if show:
-            _tell("--show is for one picture")
     else:
         from vit_pipeline import explain_picture
 
         report, as_text = explain_picture(settings), _as_text
-        for notice in report["notices"]:
-            _tell(notice)
+    for notice in report["notices"]:
+        _tell(notice)
     if not settings.quiet:
         print(json.dumps(report, indent=2) if as_json else as_text(report), flush=True)
-    if show and "overlay" in report["files"]:
-        _show(report["files"]["overlay"])
+    if show:
+        _show(next(iter(report["files"].values())))
     return 3 if report.get("failed") else 0
 
 
@@ -129,6 +137,13 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="F",
         help="share of the weakest attention to drop, 0 <= F < 1 (default: %(default)s)",
+    )
+    add(
+        "--sweep",
+        nargs="+",
+        metavar="PARAMETER=VALUES",
+        help="a sheet of one picture's maps: discard_ratio=0,0.5,0.9 head_fusion=mean,max, "
+        "start_block or category, one or two of them",
     )
     add(
         "--start_block",
@@ -249,6 +264,11 @@ def _folder_as_text(report: dict) -> str:
         f"{report['pictures']} pictures: {report['explained']} explained{before}{failed}",
         *(f"Wrote {path}" for path in report["files"].values()),
     ])  # fmt: skip
+
+
+def _sweep_as_text(report: dict) -> str:
+    wrote = [f"Wrote {path}" for path in report["files"].values()]
+    return "\n".join([*_opening(report), f"Drew {len(report['maps'])} maps", *wrote])
 
 
 def _opening(report: dict) -> list[str]:

@@ -25,12 +25,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from vit_contact import layout, write_contact_sheet
 from vit_device import in_batches
 from vit_heatmap import stretch
 from vit_images import PictureError
 from vit_inputs import Picture, find_pictures
 from vit_pipeline import Ready, model_report, prepare, versions
-from vit_results import ERRORS, RESULTS, Results
+from vit_report import write_report
+from vit_results import ERRORS, RESULTS, Results, read_results
 from vit_settings import Settings
 from vit_tokens import token_layout
 from vit_workers import Decoded, Workers, Written, default_count
@@ -40,7 +42,7 @@ FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # settings that change no result, or that the record holds in another form
 NOT_RECORDED = {"image_path", "recursive", "model", "checkpoint", "class_names", "device",
                 "use_cuda", "output_dir", "report", "contact_sheet", "batch_size", "workers",
-                "quiet", "command"}  # fmt: skip
+                "quiet", "sweep", "command"}  # fmt: skip
 
 
 @dataclass
@@ -76,6 +78,8 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
     started = time.monotonic()
     leave_out = Path(settings.output_dir)
     pictures, notices = find_pictures(settings.image_path, settings.recursive, leave_out)
+    if settings.contact_sheet == "png":
+        layout(len(pictures))
     ready = prepare(settings)
     for notice in notices + ([ready.loaded.notice] if ready.loaded.notice else []):
         tell(notice)
@@ -83,22 +87,50 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
         before = results.done
         if results.missing:
             _explain_missing(settings, ready, results, tell_beside_the_bar)
-    layout = token_layout(ready.loaded.model, *ready.loaded.transform.size)
+        files = _look_at_all(settings, ready, tell)
+    tokens = token_layout(ready.loaded.model, *ready.loaded.transform.size)
     return {
         "pictures": len(pictures),
         "explained": results.done - before,
         "explained_before": before,
         "failed": results.failed,
         "seconds": round(time.monotonic() - started, 1),
-        "model": model_report(settings, ready.loaded, layout),
+        "model": model_report(settings, ready.loaded, tokens),
         "method": ready.explainer.method,
         "versions": versions(),
         "device": ready.device,
+        "notices": [],
         "files": {
             "results": str(ready.folder / RESULTS),
             **({"errors": str(ready.folder / ERRORS)} if results.failed else {}),
+            **{kind: str(path) for kind, path in files.items()},
         },
     }
+
+
+def _look_at_all(settings: Settings, ready: Ready, tell: Callable[[str], None]) -> dict[str, Path]:
+    """The report and the contact sheet of all results so far, where they are asked for."""
+    results = sorted(read_results(ready.folder / RESULTS), key=lambda result: result["name"])
+    files: dict[str, Path] = {}
+    if settings.report and results:
+        files["report"] = ready.folder / "report.html"
+        title = f"What {ready.loaded.name} looked at"
+        write_report(results, files["report"], title, settings.alpha, settings.colormap)
+    if settings.contact_sheet and results:
+        files["contact_sheet"] = ready.folder / f"contact_sheet.{settings.contact_sheet}"
+        cells = [
+            (_caption(result, found), ready.folder / found["overlay"])
+            for result in results
+            for found in result["maps"]
+        ]
+        for path in write_contact_sheet(cells, files["contact_sheet"]):
+            tell(f"{path} can't be read any more: it is grey on the contact sheet")
+    return files
+
+
+def _caption(result: dict, found: dict) -> str:
+    category = found["category"] or next(iter(result["top"]), None)
+    return result["name"] + (f"\n{category['name'].split(',')[0]}" if category else "")
 
 
 def _explain_missing(

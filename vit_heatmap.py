@@ -34,7 +34,7 @@ def draw_overlay(
     check_style(alpha, colormap)
     pixels = np.asarray(picture)  # (H, W, 3)
     height, width = pixels.shape[:2]
-    mask, region = _on_the_picture(mask, region or (0, 0, width, height), width, height)
+    mask, region = on_the_picture(mask, region or (0, 0, width, height), width, height)
     left, top, right, bottom = _whole_pixels(region, width, height)
     seen = pixels[top:bottom, left:right]
     heat = _heatmap(mask, region, (left, top, right, bottom), colormap)
@@ -62,7 +62,22 @@ def stretch(mask: np.ndarray) -> np.ndarray:
     return (mask - low) / (high - low) if high > low else np.zeros_like(mask)
 
 
-def _on_the_picture(mask: np.ndarray, region, width: int, height: int):
+def enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The mask (h, w), stretched, smoothly enlarged to width x height, as uint8.
+
+    In 8 bits, as the colour map is: many times faster than in floats on a large photograph.
+    """
+    levels = np.uint8(np.round(255 * stretch(mask)))
+    return cv2.resize(levels, size, interpolation=cv2.INTER_CUBIC)
+
+
+def colored(levels: np.ndarray, colormap: str) -> np.ndarray:
+    """uint8 (H, W) -> (H, W, 3) RGB."""
+    code = getattr(cv2, f"COLORMAP_{colormap.upper()}")
+    return cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB)
+
+
+def on_the_picture(mask: np.ndarray, region, width: int, height: int):
     """The patches that touch the picture, and the region that these cover."""
     (first_row, last_row, top, bottom), (first, last, left, right) = (
         _touching(mask.shape[axis], region[1 - axis], region[3 - axis], side)
@@ -80,21 +95,16 @@ def _touching(patches: int, start: float, end: float, side: int):
 
 
 def _heatmap(mask: np.ndarray, region, visible, colormap: str) -> np.ndarray:
-    """The `visible` part of the mask enlarged to its `region` and coloured, (H, W, 3) uint8 RGB.
-
-    In 8 bits, as the colour map is: many times faster than in floats on a large photograph.
-    """
-    levels = np.uint8(np.round(255 * stretch(mask)))
+    """The `visible` part of the mask enlarged to its `region` and coloured, (H, W, 3) uint8 RGB."""
     left, top, right, bottom = (round(edge) for edge in region)
     size = max(right - left, 1), max(bottom - top, 1)
-    levels = cv2.resize(levels, size, interpolation=cv2.INTER_CUBIC)
+    levels = enlarged(mask, size)
     # rounding can leave the visible part a pixel outside: there the edge goes on
     across = np.clip(np.arange(visible[0], visible[2]) - left, 0, size[0] - 1)
     down = np.clip(np.arange(visible[1], visible[3]) - top, 0, size[1] - 1)
     if (len(across), len(down)) != size:
         levels = levels[down[:, None], across]
-    code = getattr(cv2, f"COLORMAP_{colormap.upper()}")
-    return cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB)
+    return colored(levels, colormap)
 
 
 def _whole_pixels(region, width: int, height: int) -> tuple[int, int, int, int]:

@@ -13,6 +13,8 @@ from vit_heatmap import draw_overlay
 from vit_settings import Settings
 from vit_transform import InputTransform
 
+Region = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True)
 class Output:
@@ -50,19 +52,21 @@ class Output:
             described = f"{category['index']} {category['name']}"
         name = f"{base.name}_{kind}_{self.method['discard_ratio']:.3f}_{self.method['head_fusion']}"
         files = {"overlay": base.with_name(f"{name}.png")}
-        overlay = self.draw(picture, seen, mask)
+        overlay = self.draw(picture, seen, mask, self.transform.region(*picture.size))
         write_png(files["overlay"], overlay, {**self.texts, "Category": described})
         if self.settings.save_mask:
             files["mask"] = base.with_name(f"{name}.npy")
             write_array(files["mask"], mask)
         return files
 
-    def draw(self, picture: Image.Image, seen: Image.Image, mask: np.ndarray) -> Image.Image:
-        """The overlay, at the size that the settings say."""
+    def draw(
+        self, picture: Image.Image, seen: Image.Image, mask: np.ndarray, region: Region
+    ) -> Image.Image:
+        """The overlay, over `region` of the picture, or at the model's size if the settings say."""
         settings = self.settings
         size = settings.size or ("model" if settings.as_published else "image")
         canvas = picture if size == "image" else seen
         if settings.as_published:
             return Image.fromarray(vit_published.overlay(np.asarray(canvas), mask))
-        region = self.transform.region(*picture.size) if size == "image" else None
-        return draw_overlay(canvas, mask, region, settings.alpha, settings.colormap)
+        covered = region if size == "image" else None
+        return draw_overlay(canvas, mask, covered, settings.alpha, settings.colormap)

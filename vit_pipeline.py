@@ -11,6 +11,7 @@ import numpy as np
 import PIL
 import timm
 import torch
+from PIL import Image
 
 from vit_device import choose_device
 from vit_explainer import Explainer
@@ -20,6 +21,8 @@ from vit_images import open_picture
 from vit_model import LoadedModel, data_folder, load_model
 from vit_output import Output
 from vit_settings import DEFAULT_PICTURE, Settings, __version__
+from vit_sweep import parse_sweep
+from vit_sweep_maps import draw_sweep, shrunk, sweep_maps, write_gif
 from vit_tokens import TokenLayout
 from vit_transform import InputTransform
 
@@ -98,6 +101,44 @@ def explain_picture(settings: Settings) -> dict:
             "size": list(picture.size),
             "region_seen": [round(edge, 2) for edge in region],
         },
+        "files": {kind: str(path) for kind, path in files.items()},
+    }
+
+
+def explain_sweep(settings: Settings) -> dict:
+    """The maps of one picture for all values of a sweep, on a sheet, and report (JSON-ready).
+
+    A sweep of one parameter is also written as an animation.
+
+    Raises:
+        ValueError, OSError: as `explain_picture`.
+    """
+    if settings.category is None and settings.top_k:
+        raise ValueError("--sweep takes --category, or category=top, not --top_k")
+    sweep = parse_sweep(settings.sweep)
+    (path,) = settings.image_path
+    picture = open_picture(_existing(path))
+    ready = prepare(settings)
+    output = ready.output
+    seen = output.transform.picture(picture)
+    rows = sweep_maps(ready.loaded, output.transform.tensor(seen)[None], settings, sweep)
+    small, region = shrunk(picture, output.transform.region(*picture.size))
+
+    def draw(mask: np.ndarray) -> Image.Image:
+        return output.draw(small, seen, mask, region)
+
+    base = ready.folder / f"{Path(path).stem}_sweep_{'_'.join(sweep)}"
+    files = {"sheet": base.with_name(f"{base.name}.png")}
+    write_png(files["sheet"], draw_sweep(small, rows, draw), output.texts)
+    if len(sweep) == 1:
+        files["animation"] = base.with_name(f"{base.name}.gif")
+        write_gif(files["animation"], rows[0], draw, output.texts)
+    return {
+        "model": model_report(settings, ready.loaded, rows[0][0].explanation.layout),
+        "maps": [each.values for row in rows for each in row],
+        "versions": versions(),
+        "device": ready.device,
+        "notices": _notices(ready.loaded, np.stack([m.mask for row in rows for m in row])),
         "files": {kind: str(path) for kind, path in files.items()},
     }
 

@@ -17,6 +17,7 @@ class Settings:
         image_path: pictures, folders, globs, "@list.txt".
         recursive: also folders in folders.
         category: index, name, "top" (the likeliest) or None (attention rollout, no category).
+        sweep: "PARAMETER=VALUE,VALUE", one or two (see vit_sweep).
         top_k: maps of so many of the likeliest categories instead.
         img_size: (H, W) of the model's input in pixels; None for the model's own.
         head_fusion: None for the method's own default, max for rollout and mean with a category.
@@ -29,6 +30,7 @@ class Settings:
     recursive: bool = False
     category: int | str | None = None
     top_k: int | None = None
+    sweep: tuple[str, ...] = ()
     head_fusion: str | None = None
     discard_ratio: float = 0.9
     start_block: int = 0

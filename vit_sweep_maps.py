@@ -11,18 +11,15 @@ import vit_torchvision  # noqa: F401
 
 import numpy as np
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from vit_attention import Factor
-from vit_checks import check_settings
+from vit_explainer import Explainer
 from vit_files import write_whole
-from vit_grad_rollout import VITAttentionGradRollout
 from vit_model import LoadedModel
-from vit_rollout import Explanation, VITAttentionRollout, product_masks
+from vit_rollout import Explanation
 from vit_settings import Settings
 from vit_sheet import GAP, draw_sheet, fit, line_height
 from vit_sweep import Sweep, Value, label
-from vit_tokens import TokenLayout, blocks_of
 
 Region = tuple[float, float, float, float]
 Draw = Callable[[np.ndarray], Image.Image]  # a mask (h, w) -> its overlay
@@ -59,20 +56,6 @@ class SweepMap:
         return self.explanation.masks[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pass:
-    """What needs a pass of its own, out of which come the maps of all discard ratios.
-
-    Attributes:
-        category: index, "top" or None (attention rollout).
-    """
-
-    category: int | str | None
-    head_fusion: str
-    start_block: int
-    as_published: bool
-
-
 def sweep_maps(
     loaded: LoadedModel, tensor: Tensor, settings: Settings, sweep: Sweep
 ) -> list[list[SweepMap]]:
@@ -89,17 +72,11 @@ def sweep_maps(
     points = [
         dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())
     ]
-    variants = [dataclasses.replace(settings, **point) for point in points]
-    passes = [_pass_of(loaded, variant) for variant in variants]
-    ratios: dict[_Pass, list[float]] = {}
-    for needed, variant in zip(passes, variants, strict=True):
-        ratios.setdefault(needed, []).append(variant.discard_ratio)
-    for needed in ratios:  # before the first pass, which may take long
-        _check(loaded.model, needed, ratios[needed])
-    found = {needed: _explain(loaded.model, tensor, needed, ratios[needed]) for needed in ratios}
+    # all of them before the first pass: they say what is wrong with a value
+    explainers = [Explainer(dataclasses.replace(settings, **point), loaded) for point in points]
     maps = []
-    for needed, variant, point in zip(passes, variants, points, strict=True):
-        explanation = found[needed][variant.discard_ratio]
+    for point, explainer in zip(points, explainers, strict=True):
+        (explanation,) = explainer(tensor)
         maps.append(SweepMap(_labels(loaded, point, explanation), point, explanation))
     columns = len(list(sweep.values())[-1])
     return [maps[start : start + columns] for start in range(0, len(maps), columns)]
@@ -192,76 +169,6 @@ def _check_categories(loaded: LoadedModel, names: Sequence[Value]) -> None:
                 f"({loaded.categories[index]}); a comma separates values, so give one synonym"
             )
         seen[index] = name
-
-
-def _pass_of(loaded: LoadedModel, settings: Settings) -> _Pass:
-    category = settings.category
-    if category is not None and category != "top":
-        category = loaded.category_index(category)
-    fusion = settings.head_fusion or ("max" if category is None else "mean")
-    return _Pass(category, fusion, settings.start_block, settings.as_published)
-
-
-def _check(model: nn.Module, needed: _Pass, ratios: Sequence[float]) -> None:
-    for ratio in ratios:
-        check_settings(
-            ratio,
-            needed.head_fusion,
-            needed.start_block,
-            needed.as_published,
-            len(blocks_of(model)),
-        )
-
-
-def _explain(
-    model: nn.Module, tensor: Tensor, needed: _Pass, ratios: Sequence[float]
-) -> dict[float, Explanation]:
-    """The explanation for each discard ratio."""
-    if needed.as_published:  # its arithmetic keeps nothing that ratios could share
-        return {ratio: _run(model, tensor, needed, [ratio]) for ratio in ratios}
-    ratios = sorted(ratios)
-    every = _run(model, tensor, needed, ratios)
-    return {
-        ratio: dataclasses.replace(every, masks=masks)
-        for ratio, masks in zip(ratios, every.masks, strict=True)
-    }
-
-
-def _run(model: nn.Module, tensor: Tensor, needed: _Pass, ratios: Sequence[float]) -> Explanation:
-    common = {
-        "head_fusion": needed.head_fusion,
-        "discard_ratio": ratios[0],
-        "start_block": needed.start_block,
-        "as_published": needed.as_published,
-    }
-    if needed.category is None:
-        rollout = _RolloutByRatio(model, **common)
-        rollout.ratios = ratios
-        return rollout.explain(tensor)
-    graded = _GradRolloutByRatio(model, **common)
-    graded.ratios = ratios
-    return graded.explain(tensor, None if needed.category == "top" else [needed.category])
-
-
-class _ByRatio:
-    """Mixed into an explainer: masks are (R, B, h, w), for R ascending discard ratios."""
-
-    ratios: Sequence[float]
-
-    def _masks(
-        self, factors: Sequence[Factor], layout: TokenLayout, pooled: Tensor | None
-    ) -> np.ndarray:
-        readout = layout.readout_weights(factors[-1].matrix, pooled)
-        # what one ratio drops the next drops too, so each goes on where the one before stopped
-        return np.stack([product_masks(factors, readout, layout, ratio) for ratio in self.ratios])
-
-
-class _RolloutByRatio(_ByRatio, VITAttentionRollout):
-    pass
-
-
-class _GradRolloutByRatio(_ByRatio, VITAttentionGradRollout):
-    pass
 
 
 def _labels(

@@ -152,7 +152,7 @@ def fresh_memory(case: str, kind: str, options: argparse.Namespace) -> float:
 def table(rows: list, options: argparse.Namespace) -> str:
     """Markdown, with the machine named."""
     lines = [
-        f"{_machine(options.device)}; torch {torch.__version__}, timm {timm.__version__}; "
+        f"{machine(options.device)}; torch {torch.__version__}, timm {timm.__version__}; "
         f"medians of {options.rounds} rounds.",
         "",
         "| model | rollout ÷ forward | gradient rollout ÷ (forward + backward) "
@@ -171,7 +171,7 @@ def table(rows: list, options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def _machine(device: str) -> str:
+def machine(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")

@@ -413,6 +413,10 @@ WRONG = {
         "name another --output_dir",
     ),
     "no batch": (["--batch_size", "0"], "'0' is not a number from 1 on"),
+    "sweep of nothing": (["--sweep", "colour=red"], "--sweep takes PARAMETER=VALUE,VALUE with one"),
+    "sweep value": (["--sweep", "discard_ratio=0,1"], "--sweep discard_ratio must be at least 0"),
+    "sweep block": (["--sweep", "start_block=0,4"], "start_block must be from 0 to 3, not 4"),
+    "sweep of many": (["--sweep", "head_fusion=max", "--report"], "--sweep is for one picture"),
     "too many categories": (["--top_k", "1001"], "the model has 1000 categories, not 1001"),
     "bomb": (["--image_path", "bomb.png"], "too large: more than 178 million pixels"),
     "index too large": (["--category_index", "1000"], "from 0 to 999"),
@@ -537,6 +541,28 @@ def test_folder(folder):
     report = json.loads(done.stdout)
     assert (report["pictures"], report["explained_before"], report["failed"]) == (3, 2, 1)
     assert report["files"]["errors"] == "output/errors.csv"
+
+
+def test_sweep(tmp_path):
+    common = [*BUNDLED, "--image_path", CAT, "--category", "top", "--sweep"]
+    out = explain(*common, "discard_ratio=0,0.9", cwd=tmp_path)
+    names = ["cat_sweep_discard_ratio.gif", "cat_sweep_discard_ratio.png"]
+    assert files_in(tmp_path / "output") == names
+    assert "Drew 2 maps" in out
+    with Image.open(tmp_path / "output" / names[0]) as animation:
+        assert animation.n_frames == 2
+    explain(*common, "head_fusion=mean,max", "start_block=0,1", cwd=tmp_path)
+    assert "cat_sweep_head_fusion_start_block.png" in files_in(tmp_path / "output")
+
+
+def test_report_and_contact_sheet(folder):
+    command = [*BUNDLED, "--image_path", "in", "--recursive", "--report", "--contact_sheet", "pdf"]
+    out = explain(*command, cwd=folder)
+    for name in ("report.html", "contact_sheet.pdf"):
+        assert f"Wrote output/{name}" in out
+    assert (folder / "output" / "contact_sheet.pdf").read_bytes().startswith(b"%PDF")
+    page = (folder / "output" / "report.html").read_text(encoding="utf-8")
+    assert page.count('"name":"sub/a.png"') == page.count('"name":"a.png"') == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")

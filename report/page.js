@@ -1,0 +1,181 @@
+"use strict";
+// Texts come from file and category names: they only ever become text nodes and attributes.
+const $ = (id) => document.getElementById(id);
+const make = (tag, className, ...inside) => {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  element.append(...inside);
+  return element;
+};
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const pictures = [...document.querySelectorAll("script.about")].map((script, number) => ({
+  ...JSON.parse(script.textContent),
+  number,
+}));
+const likeliest = (picture) => picture.top[0] ?? { name: "no categories", probability: 0 };
+const imagesOf = (picture) => JSON.parse($(`images-${picture.number}`).textContent);
+const describe = (map) =>
+  map.category ? `${map.category.name}, ${percent(map.category.probability)}` : "every category";
+
+// The picture with one map over it (or none), drawn by the browser: the slider only sets opacity.
+function drawn(picture, images, map, alternative) {
+  const [across, down] = picture.size;
+  const frame = make("span", across > 1.2 * down ? "picture wide" : "picture high");
+  frame.style.aspectRatio = `${across} / ${down}`;
+  if (!images.thumbnail) frame.append(make("span", "gone", "picture not found"));
+  else frame.append(image(images.thumbnail, alternative));
+  if (map) {
+    const seen = make("span", "seen", image(images.heat[map.number], ""));
+    const [left, top, width, height] = map.place;
+    Object.assign(seen.style, {
+      left: `${left}%`, top: `${top}%`, width: `${width}%`, height: `${height}%`,
+    });
+    frame.append(seen);
+  }
+  return frame;
+}
+
+function image(data, alternative) {
+  const element = make("img");
+  element.alt = alternative;
+  element.decoding = "async";
+  element.src = `data:image/webp;base64,${data}`;
+  return element;
+}
+
+const cards = pictures.map((picture) => {
+  const { name, probability } = likeliest(picture);
+  const first = make("span", "first", make("span", "", name), make("span", "", percent(probability)));
+  const text = make("span", "caption", first, make("span", "name", picture.name));
+  const button = make("button", "", make("span", "frame"), text);
+  button.type = "button";
+  button.title = picture.name;
+  button.ariaLabel = `${picture.name}: ${name}, ${percent(probability)}. Open large view`;
+  button.tabIndex = -1;
+  button.addEventListener("click", (event) => {
+    // a finger can't hover: on the picture it switches, below it opens
+    if (event.pointerType === "touch" && event.target.closest(".frame"))
+      button.classList.toggle("input");
+    else open(shown.indexOf(picture));
+  });
+  const card = make("li", "card", button);
+  card.picture = picture;
+  return card;
+});
+
+// Only cards near the window get their pictures.
+const near = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    near.unobserve(target);
+    const { picture } = target;
+    const frame = drawn(picture, imagesOf(picture), { ...picture.maps[0], number: 0 }, "");
+    target.querySelector(".frame").append(frame);
+  }
+}, { rootMargin: "400px" });
+cards.forEach((card) => near.observe(card));
+
+let shown = pictures;
+
+function list() {
+  const wanted = $("search").value.toLowerCase();
+  const category = $("category").value;
+  shown = pictures.filter((picture) =>
+    picture.name.toLowerCase().includes(wanted) &&
+    (category === "" || String(likeliest(picture).index) === category));
+  const direction = $("sort").value === "least" ? -1 : 1;
+  if ($("sort").value !== "name")
+    shown.sort((a, b) => direction * (likeliest(b).probability - likeliest(a).probability));
+  $("cards").replaceChildren(...shown.map((picture) => cards[picture.number]));
+  $("count").textContent = `${shown.length} of ${pictures.length} pictures`;
+  cards.forEach((card) => { card.firstChild.tabIndex = -1; });
+  if (shown.length) cards[shown[0].number].firstChild.tabIndex = 0;
+}
+
+function categories() {
+  const counts = new Map();
+  for (const picture of pictures) {
+    const { index, name } = likeliest(picture);
+    if (index === undefined) continue;
+    counts.set(index, { name, count: (counts.get(index)?.count ?? 0) + 1 });
+  }
+  const sorted = [...counts].sort(([, a], [, b]) => a.name.localeCompare(b.name));
+  for (const [index, { name, count }] of sorted) $("category").append(new Option(`${name} (${count})`, index));
+}
+
+// One tab stop for the whole grid; arrows move within it.
+$("cards").addEventListener("keydown", (event) => {
+  const buttons = shown.map((picture) => cards[picture.number].firstChild);
+  const here = buttons.indexOf(event.target);
+  const line = buttons[0]?.parentElement.offsetTop;
+  const columns = buttons.filter((button) => button.parentElement.offsetTop === line).length;
+  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+  const to = event.key === "Home" ? 0 : event.key === "End" ? buttons.length - 1 : here + step;
+  if (here < 0 || Number.isNaN(to)) return;
+  event.preventDefault();
+  if (buttons[to]) buttons[to].focus();
+});
+$("cards").addEventListener("focusin", (event) => {
+  for (const card of $("cards").children) card.firstChild.tabIndex = -1;
+  event.target.tabIndex = 0;
+});
+
+let current = -1;
+
+function open(place) {
+  if (!shown[place]) return;
+  current = place;
+  const picture = shown[place];
+  const images = imagesOf(picture);
+  $("name").textContent = picture.name;
+  const figures = [make("figure", "", drawn(picture, images, null, `input: ${picture.name}`),
+    make("figcaption", "", "input"))];
+  picture.maps.forEach((map, number) => {
+    const link = make("a", "", "overlay");
+    link.href = map.overlay;
+    const text = make("figcaption", "", `${describe(map)} · `, link);
+    const alternative = `map of ${picture.name} for ${describe(map)}`;
+    figures.push(make("figure", "", drawn(picture, images, { ...map, number }, alternative), text));
+  });
+  $("maps").replaceChildren(...figures);
+  $("numbers").replaceChildren(
+    table("likeliest categories", picture.top.map((c) => [`${c.index} ${c.name}`, percent(c.probability)])),
+    table("how it was made", picture.facts));
+  $("previous").disabled = place === 0;
+  $("next").disabled = place === shown.length - 1;
+  if (!$("large").open) $("large").showModal();
+  $("large").scrollTop = 0;
+}
+
+function table(title, rows) {
+  const caption = make("caption", "", title);
+  const lines = rows.map(([name, value]) => {
+    const head = make("th", "", name);
+    head.scope = "row";
+    return make("tr", "", head, make("td", "number", value));
+  });
+  return make("table", "", caption, ...lines);
+}
+
+$("previous").addEventListener("click", () => open(current - 1));
+$("next").addEventListener("click", () => open(current + 1));
+$("close").addEventListener("click", () => $("large").close());
+$("large").addEventListener("keydown", (event) => {
+  if (event.target.type === "range") return;
+  const to = {
+    ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: shown.length - 1,
+  }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  open(to);
+});
+$("large").addEventListener("close", () => cards[shown[current].number].firstChild.focus());
+
+for (const slider of document.querySelectorAll("input[type=range]"))
+  slider.addEventListener("input", () => {
+    document.documentElement.style.setProperty("--blend", slider.value / 100);
+    for (const other of document.querySelectorAll("input[type=range]")) other.value = slider.value;
+  });
+for (const id of ["search", "category", "sort"]) $(id).addEventListener("input", list);
+categories();
+list();

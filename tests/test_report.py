@@ -1,0 +1,360 @@
+"""The report, in a browser as users open it: from a file, without a network."""
+
+import base64
+import io
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_report import write_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HARMFUL = "<img src=x onerror=alert(1)>.png"
+CLOSING = "</script><script>alert(2)</script>"
+
+
+def mask_of(bright_row, bright_column, grid=(4, 4)):
+    mask = np.zeros(grid, np.uint8)
+    mask[bright_row, bright_column] = 255
+    return base64.b64encode(mask).decode()
+
+
+def result(path, name, category, probability, **changes):
+    """A line of results.jsonl; the map is bright in its upper left corner."""
+    category = {"index": category, "name": f"category {category}", "probability": probability}
+    return {
+        "path": str(path),
+        "name": name,
+        "size": [80, 40],
+        "region_seen": [0, 0, 80, 40],
+        "model": "bundled",
+        "top": [category, {"index": 7, "name": "another", "probability": 0.01}],
+        "method": {"name": "grad_rollout", "head_fusion": "mean", "discard_ratio": 0.9},
+        "maps": [
+            {
+                "category": category,
+                "overlay": f"sub/{name}_243.png",
+                "grid": [4, 4],
+                "mask": mask_of(0, 0),
+            }
+        ],
+        "milliseconds": {"decode": 1.25, "model": 20.0, "write": 3.0},
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    Image.new("RGB", (80, 40), (255, 255, 255)).save(folder / "white.png")
+    Image.new("RGB", (40, 80), (255, 255, 255)).save(folder / "high.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    white = folder / "white.png"
+    second = {"category": None, "overlay": "x.png", "grid": [4, 4], "mask": mask_of(3, 3)}
+    named = result(white, HARMFUL, 3, 0.5)
+    named["top"][0]["name"] = CLOSING
+    several = result(white, "c.png", 1, 0.2)
+    several["maps"].append(second)
+    return [
+        result(white, "a.png", 1, 0.9),
+        result(white, "B.png", 2, 0.3, region_seen=[20, 0, 60, 40]),
+        several,
+        result(folder / "gone.png", "gone.png", 2, 0.95),
+        result(
+            folder / "high.png", "high.png", 1, 0.4, size=[40, 80], region_seen=[-20, 0, 60, 80]
+        ),
+        named,
+    ]
+
+
+@pytest.fixture(scope="module")
+def page_file(folder, results):
+    write_report(results, folder / "report.html", "Title & <b>", alpha=0.4)
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium, which is not installed here")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a page; at the end nothing may have gone wrong in it, or left the machine."""
+    wrong, contexts = [], []
+
+    def opened(file, **options):
+        contexts.append(
+            browser.new_context(**{"viewport": {"width": 1000, "height": 700}} | options)
+        )
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        page.on("request", lambda request: asked(request.url))
+        page.goto(file.as_uri())
+        return page
+
+    def asked(url):
+        if not url.startswith(("data:", "file:")) or url.endswith("x"):
+            wrong.append(url)
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+@pytest.fixture
+def page(open_page, page_file):
+    return open_page(page_file)
+
+
+def names(page):
+    return page.locator(".card .name").all_text_contents()
+
+
+def opacity(page, number=0):
+    page.wait_for_timeout(200)  # the transition
+    return float(
+        page.evaluate(f"getComputedStyle(document.querySelectorAll('.seen')[{number}]).opacity")
+    )
+
+
+def pixels(locator):
+    return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB"), dtype=int)
+
+
+def test_every_picture_has_a_card(page, results):
+    assert page.locator("h1").inner_text() == page.title() == "Title & <b>"
+    assert page.locator("#count").inner_text() == "6 of 6 pictures"
+    assert names(page) == [each["name"] for each in results]
+    first = page.locator(".card button").first
+    assert first.get_attribute("aria-label") == "a.png: category 1, 90.0 %. Open large view"
+    assert page.locator(".card").nth(3).locator(".gone").inner_text() == "picture not found"
+
+
+def test_hover_shows_the_input_and_the_slider_blends(page):
+    page.mouse.move(0, 0)
+    assert opacity(page) == pytest.approx(0.4)
+    page.locator(".card button").first.hover()
+    assert opacity(page) == 0
+    page.mouse.move(0, 0)
+    for value in (100, 0, 70):
+        page.locator("#blend").fill(str(value))
+        assert opacity(page) == pytest.approx(value / 100)
+        assert opacity(page, 1) == pytest.approx(value / 100)
+
+
+def test_a_finger_switches_on_the_picture_and_opens_below(open_page, page_file):
+    page = open_page(page_file, has_touch=True, is_mobile=True)
+    card = page.locator(".card").first
+    for shown in (0, 0.4):
+        card.locator(".frame").tap()
+        assert opacity(page) == pytest.approx(shown)
+        assert not page.locator("#large").is_visible()
+    card.locator(".caption").tap()
+    assert page.locator("#large").is_visible()
+
+
+def test_map_lies_where_it_belongs(page):
+    page.locator("#blend").fill("100")
+    page.wait_for_timeout(300)
+    frames = [pixels(frame) for frame in page.locator(".card .picture").all()]
+    red, blue = (
+        cv2.applyColorMap(np.uint8([[v]]), cv2.COLORMAP_TURBO)[0, 0, ::-1] for v in (255, 0)
+    )
+    whole, cropped, _, gone, high, _ = frames
+    height, width = whole.shape[:2]
+
+    def near(pixel, colour):
+        return np.abs(pixel - colour).max() < 40
+
+    assert near(whole[height // 16, width // 16], red)
+    assert near(whole[-height // 8, -width // 8], blue)
+    # the model saw the middle half: its corner is a quarter in, and what it did not see is dark
+    assert near(cropped[height // 16, width // 4 + width // 32], red)
+    assert cropped[height // 2, width // 8].max() < 20
+    assert cropped[height // 2, -width // 8].max() < 20
+    # padded to a square: the left quarter of the map, with its bright patch, is beside the picture
+    assert near(high[high.shape[0] // 2, high.shape[1] // 2], (0, 0, 0)) or near(
+        high[high.shape[0] // 2, high.shape[1] // 2], blue
+    )
+    assert not any(near(pixel, red) for pixel in high[::10, ::10].reshape(-1, 3))
+    assert near(gone[height // 16, width // 16], red)
+
+
+def test_filter_search_and_order(page):
+    page.locator("#category").select_option(label="category 1 (3)")
+    assert names(page) == ["a.png", "c.png", "high.png"]
+    assert page.locator("#count").inner_text() == "3 of 6 pictures"
+    page.locator("#sort").select_option("least")
+    assert names(page) == ["c.png", "high.png", "a.png"]
+    page.locator("#category").select_option("")
+    page.locator("#sort").select_option("most")
+    assert names(page) == ["gone.png", "a.png", HARMFUL, "high.png", "B.png", "c.png"]
+    page.locator("#search").fill("b")
+    assert names(page) == ["B.png"]
+    page.locator("#search").fill("nothing is called so")
+    assert names(page) == []
+    assert page.locator("#count").inner_text() == "0 of 6 pictures"
+    page.locator("#search").fill("")
+    page.locator("#sort").select_option("name")
+    assert names(page)[0] == "a.png"
+
+
+def focused(page):
+    return page.evaluate("document.activeElement.querySelector('.name')?.textContent")
+
+
+def test_arrow_keys_move_in_the_grid(page):
+    page.locator("#blend").focus()
+    page.keyboard.press("Tab")
+    assert focused(page) == "a.png"
+    columns = page.evaluate(
+        "getComputedStyle(document.getElementById('cards')).gridTemplateColumns.split(' ').length"
+    )
+    assert columns == 4
+    for key, name in (
+        *(("ArrowRight", "B.png"), ("ArrowDown", HARMFUL), ("ArrowUp", "B.png")),
+        *(("ArrowLeft", "a.png"), ("ArrowLeft", "a.png"), ("End", HARMFUL), ("Home", "a.png")),
+    ):
+        page.keyboard.press(key)
+        assert focused(page) == name, key
+    page.keyboard.press("Shift+Tab")  # the grid is one stop
+    assert page.evaluate("document.activeElement.id") == "blend"
+
+
+def test_large_view(page):
+    page.locator(".card button").nth(2).focus()
+    page.keyboard.press("Enter")
+    large = page.locator("#large")
+    assert large.locator("h2").inner_text() == "c.png"
+    captions = large.locator("figcaption").all_inner_texts()
+    assert captions == ["input", "category 1, 20.0 % · overlay", "every category · overlay"]
+    link = large.locator("a").first.get_attribute("href")
+    assert link == "sub/c.png_243.png"
+    alternatives = [image.get_attribute("alt") for image in large.locator(".picture > img").all()]
+    assert alternatives == [
+        "input: c.png",
+        "map of c.png for category 1, 20.0 %",
+        "map of c.png for every category",
+    ]
+    rows = [row.split("\t") for row in large.locator("tr").all_inner_texts()]
+    assert ["1 category 1", "20.0 %"] in rows
+    for fact in (["model", "bundled"], ["picture", "80 x 40 pixels"], ["discard ratio", "0.9"]):
+        assert fact in rows
+    assert ["decode, ms", "1.2"] in rows
+    page.keyboard.press("ArrowRight")
+    assert large.locator("h2").inner_text() == "gone.png"
+    page.keyboard.press("Home")
+    assert large.locator("h2").inner_text() == "a.png"
+    assert large.locator("#previous").is_disabled()
+    page.locator("#next").click()
+    assert large.locator("h2").inner_text() == "B.png"
+    page.keyboard.press("Escape")
+    assert not large.is_visible()
+    assert focused(page) == "B.png"
+
+
+def test_harmful_names_are_only_text(page):
+    """That no dialog opens and nothing is asked for, the page's fixture checks."""
+    assert HARMFUL in names(page)
+    page.locator(".card button").last.click()
+    assert page.locator("#large h2").inner_text() == HARMFUL
+    assert CLOSING in page.locator("#large figcaption").last.inner_text()
+    href = page.locator("#large a").first.get_attribute("href")
+    assert href == "sub/%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E.png_243.png"
+    assert page.locator("script:not([type])").count() == 1
+
+
+def test_a_phone_needs_no_sideways_scrolling(open_page, page_file):
+    page = open_page(page_file, viewport={"width": 360, "height": 640})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.locator(".card button").last.click()
+    assert page.evaluate("document.getElementById('large').scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast(open_page, page_file, scheme):
+    """At least 4.5 between every text and its ground (WCAG 2.2, AA)."""
+    page = open_page(page_file, color_scheme=scheme)
+    page.locator(".card button").first.click()
+
+    def luminance(colour):
+        channels = np.array([float(v) for v in re.findall(r"[\d.]+", colour)[:3]]) / 255
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    for selector, ground in (
+        *(("h1", "header"), ("#count", "header"), ("label", "header"), ("#search", "#search")),
+        *((".card .name", ".card button"), ("#large h2", "#large"), ("#large th", "#large")),
+        *(("#large a", "#large"), ("#close", "#close")),
+    ):
+        colour, behind = (
+            page.evaluate(f"getComputedStyle(document.querySelector('{where}')).{what}")
+            for where, what in ((selector, "color"), (ground, "backgroundColor"))
+        )
+        low, high = sorted((luminance(colour), luminance(behind)))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, selector
+
+
+def test_a_thousand_pictures(open_page, tmp_path):
+    sources = []
+    for number in range(20):
+        rng = np.random.default_rng(number)
+        coarse = Image.fromarray(rng.integers(0, 255, (30, 40, 3), np.uint8))
+        sources.append(tmp_path / f"{number}.jpg")
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(sources[-1])
+    many = [
+        result(sources[n % 20], f"{n:04}.jpg", n % 50, n / 1000, size=[500, 375])
+        for n in range(1000)
+    ]
+    write_report(many, tmp_path / "report.html", "1000")
+    assert (tmp_path / "report.html").stat().st_size < 25e6
+    page = open_page(tmp_path / "report.html")
+    assert page.locator("#count").inner_text() == "1000 of 1000 pictures"
+    page.wait_for_timeout(300)
+    assert 12 <= page.locator(".card .picture").count() <= 80
+    page.locator("#category").select_option(label="category 49 (20)")
+    assert len(names(page)) == 20
+    page.locator("#category").select_option("")
+    page.keyboard.press("Tab")
+    page.locator(".card button").last.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    assert page.locator(".card").last.locator(".picture img").count() == 2
+    assert page.locator(".card .picture").count() < 300
+
+
+def test_the_same_bytes_again(folder, results, page_file):
+    write_report(results, folder / "again.html", "Title & <b>", alpha=0.4)
+    assert (folder / "again.html").read_bytes() == page_file.read_bytes()
+
+
+def test_large_pictures_become_small_and_stay_right(folder):
+    pixels = np.zeros((900, 1200, 3), np.uint8)
+    pixels[:450, 600:] = (255, 0, 0)
+    Image.fromarray(pixels).save(folder / "large.png")
+    write_report([result(folder / "large.png", "large.png", 1, 0.5)], folder / "one.html", "one")
+    text = (folder / "one.html").read_text(encoding="utf-8")
+    images = json.loads(re.search(r'id="images-0">(.*?)</script>', text)[1])
+    thumbnail = Image.open(io.BytesIO(base64.b64decode(images["thumbnail"])))
+    assert thumbnail.size == (320, 240)
+    red = np.asarray(thumbnail.convert("RGB"), dtype=int)[60, 240]
+    assert np.abs(red - (255, 0, 0)).max() < 12

@@ -1,0 +1,160 @@
+"""One page with all pictures of a run: it needs no network and no other file.
+
+Each picture is there as a thumbnail, each of its maps as a small heatmap, which the browser lays
+over it: moving from input to overlay is a change of opacity. Names come from files and models, so
+the page builds everything from JSON as text, and its Content-Security-Policy forbids any script
+but its own.
+"""
+
+import base64
+import hashlib
+import html
+import io
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from vit_files import write_whole
+from vit_heatmap import colored, enlarged, on_the_picture
+from vit_images import PictureError, open_picture
+from vit_model import data_folder
+
+SIDE = 320  # of thumbnails, in pixels; of many pictures they are smaller
+SIDE_OF_MANY, MANY = 192, 1000
+PATCH = 8  # pixels of the heatmap a patch
+
+
+def write_report(
+    results: Sequence[dict],
+    path: Path,
+    title: str,
+    alpha: float = 0.5,
+    colormap: str = "turbo",
+) -> None:
+    """The page, written to `path`, beside the files that the results name.
+
+    Args:
+        results: lines of results.jsonl; a picture that can't be opened any more has no thumbnail.
+        alpha: where the slider stands at first.
+        colormap: name of an OpenCV colour map.
+    """
+    side = SIDE if len(results) <= MANY else SIDE_OF_MANY
+
+    def write(file: BinaryIO) -> None:
+        head, tail = _frame(title, alpha)
+        file.write(head.encode())
+        for number, (about, images) in enumerate(_ahead(results, side, colormap)):
+            file.write(f'<script type="application/json" class="about">{about}</script>\n'
+                       f'<script type="application/json" id="images-{number}">{images}</script>\n'
+                       .encode())  # fmt: skip
+        file.write(tail.encode())
+
+    write_whole(path, write)
+
+
+def _ahead(results: Iterable[dict], side: int, colormap: str) -> Iterator[tuple[str, str]]:
+    """What the page holds of each result, in order; a few are made at the same time."""
+    waiting: deque[Future[tuple[str, str]]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for result in results:
+            waiting.append(pool.submit(_picture, result, side, colormap))
+            if len(waiting) > 16:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _picture(result: dict, side: int, colormap: str) -> tuple[str, str]:
+    """(what is said of a picture, its images), both as JSON."""
+    maps, heat = [], []
+    for found in result["maps"]:
+        grey = np.frombuffer(base64.b64decode(found["mask"]), np.uint8).reshape(found["grid"])
+        place, mask = _placed(grey, result)
+        maps.append(
+            {"category": found["category"], "overlay": quote(found["overlay"]), "place": place}
+        )
+        size = mask.shape[1] * PATCH, mask.shape[0] * PATCH
+        heat.append(_webp(Image.fromarray(colored(enlarged(mask, size), colormap))))
+    about = {
+        "name": result["name"].encode("utf-8", "backslashreplace").decode(),
+        "size": result["size"],
+        "top": result["top"],
+        "maps": maps,
+        "facts": _facts(result),
+    }
+    return _json(about), _json({"thumbnail": _thumbnail(result["path"], side), "heat": heat})
+
+
+def _placed(mask: np.ndarray, result: dict) -> tuple[list[float], np.ndarray]:
+    """Left, top, width and height of the map in percent of the picture; its part that is there."""
+    width, height = result["size"]
+    visible, (left, top, right, bottom) = on_the_picture(mask, result["region_seen"], width, height)
+    place = left / width, top / height, (right - left) / width, (bottom - top) / height
+    return [round(100 * share, 3) for share in place], visible
+
+
+def _facts(result: dict) -> list[tuple[str, str]]:
+    width, height = result["size"]
+    method = result["method"]
+    milliseconds = result["milliseconds"]
+    return [
+        ("model", result["model"]),
+        ("picture", f"{width} x {height} pixels"),
+        ("method", method["name"].replace("_", " ")),
+        *((key.replace("_", " "), str(value)) for key, value in method.items() if key != "name"),
+        *((f"{step}, ms", f"{value:.1f}") for step, value in milliseconds.items()),
+    ]
+
+
+def _thumbnail(path: str, side: int) -> str | None:
+    try:
+        picture = open_picture(path)
+    except (PictureError, OSError):
+        return None
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _webp(picture)
+
+
+def _webp(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=75)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _json(value: object) -> str:
+    """JSON that can't end the element it stands in."""
+    text = json.dumps(value, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _frame(title: str, alpha: float) -> tuple[str, str]:
+    """What stands before the pictures, and behind them."""
+    folder = data_folder("report", "vit_explain_report")
+    style, script = (
+        (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+    )
+    style += f":root {{ --blend: {alpha}; }}\n"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'"
+    )
+    head = (folder / "page.html").read_text(encoding="utf-8")
+    for place, text in (
+        ("POLICY", html.escape(policy, quote=False)),
+        ("TITLE", html.escape(title)),
+        ("STYLE", style),
+        ("ALPHA", str(round(100 * alpha))),
+    ):
+        head = head.replace(f"{{{place}}}", text)
+    return head, f"<script>{script}</script>\n</body>\n</html>\n"
+
+
+def _digest(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
