@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vit_settings import CROPS, DEFAULT_PICTURE, HEAD_FUSIONS, Settings, __version__
+from vit_settings import CROPS, DEFAULT_PICTURE, ENGINES, HEAD_FUSIONS, Settings, __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +62,18 @@ def _run(settings: Settings, as_json: bool, show: bool) -> int:
         from vit_pipeline import explain_sweep
 
         report, as_text = explain_sweep(settings), _sweep_as_text
+    elif settings.engine == "ray":
+        if settings.report or settings.contact_sheet:
+            raise ValueError("--engine ray writes Parquet: leave out --report and --contact_sheet")
+        from vit_ray import explain_with_ray
+
+        report, as_text = explain_with_ray(settings, _tell), _folder_as_text
     elif many or not is_one_picture(settings.image_path):
+        # read when torch is loaded: threads that spin while they wait slow the workers down
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        from vit_processes import begin
+
+        begin()
         from vit_folder import explain_folder
 
         report, as_text = explain_folder(settings, _tell), _folder_as_text
@@ -252,6 +263,7 @@ def _add_folder(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="processes that open and draw pictures (default: one a processor, at most 8)",
     )
+    add("--engine", choices=ENGINES, help="ray: a pipeline of actors, also on a cluster")
     add("--quiet", action="store_true", help="no progress bar, nothing on stdout")
 
 

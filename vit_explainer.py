@@ -1,6 +1,8 @@
 """The method that the settings ask for, on batches of pictures, and what it found in words."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ class Explainer:
     """
 
     def __init__(self, settings: Settings, loaded: LoadedModel):
-        self.loaded = loaded
+        self.settings, self.loaded = settings, loaded
         of_category = settings.category is not None or settings.top_k is not None
         self.method = {
             "name": "grad_rollout" if of_category else "attention_rollout",
@@ -49,6 +51,15 @@ class Explainer:
 
     def __call__(self, tensors: Tensor) -> list[Explanation]:
         return self._run(tensors)
+
+    def beside(self) -> "Explainer":
+        """Another one on the same weights, which can run in another thread at the same time.
+
+        Hooks and modes belong to modules, so these are copied; the parameters are frozen.
+        """
+        model = self.loaded.model.requires_grad_(False)
+        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        return Explainer(self.settings, replace(self.loaded, model=deepcopy(model, shared)))
 
     def likeliest(self, logits: Tensor) -> list[dict]:
         """The TOP likeliest categories of one picture, from its logits (categories,)."""

@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 DEFAULT_PICTURE = "examples/both.png"
 HEAD_FUSIONS = ("mean", "max", "min")
 CROPS = ("none", "center", "pad")
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Settings:
         head_fusion: None for the method's own default, max for rollout and mean with a category.
         size: "image", "model", or None: the picture's own size unless `as_published`.
         contact_sheet: "png", "pdf" or None.
+        engine: "local" or "ray", which needs requirements-ray.txt.
         batch_size, workers: None for what suits the device and the processor.
     """
 
@@ -51,5 +53,6 @@ class Settings:
     contact_sheet: str | None = None
     batch_size: int | None = None
     workers: int | None = None
+    engine: str = "local"
     quiet: bool = False
     command: str = ""

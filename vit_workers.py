@@ -21,6 +21,7 @@ from PIL import Image
 from vit_images import open_picture
 from vit_inputs import Picture
 from vit_output import Output
+from vit_processes import begin
 
 KEPT_PIXELS = 16_000_000  # of pictures that a worker keeps open; others it opens a second time
 
@@ -57,11 +58,7 @@ class Workers:
     """
 
     def __init__(self, count: int, output: Output, folder: Path):
-        methods = multiprocessing.get_all_start_methods()
-        # never fork: this process runs torch's threads, and perhaps CUDA
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload([__name__])  # timm takes seconds to import: only once
+        context = begin()
         self._pools = [
             ProcessPoolExecutor(1, context, _Worker.start, (output, folder)) for _ in range(count)
         ]
@@ -102,6 +99,8 @@ class _Worker:
     def start(cls, output: Output, folder: Path) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
         cv2.setNumThreads(1)
+        if hasattr(os, "nice"):
+            os.nice(10)  # the model first: it is what everything waits for
         threading.Thread(target=_end_with_parent, daemon=True).start()
         cls.here = cls(output, folder)
 
@@ -133,11 +132,11 @@ class _Worker:
         return opened, self.output.transform.picture(opened)
 
 
-def default_count() -> int:
-    """One for each processor that this process may use, at most 8."""
+def processors() -> int:
+    """How many this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), 8)
-    return min(os.cpu_count() or 1, 8)
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _end_with_parent() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_files import writable_folder, write_array, write_png
+from vit_files import writable_folder, write_array, write_png, write_whole
 
 
 def test_png_with_texts(tmp_path):
@@ -36,16 +36,14 @@ def test_ordinary_permissions(tmp_path):
     assert modes[0] == modes[1]
 
 
-class Interrupted(Image.Image):
-    def save(self, file, *_args, **_kwargs):
+def test_interrupted_writing_leaves_the_old_file_and_no_other(tmp_path):
+    def interrupted(file):
         file.write(b"half a picture")
         raise KeyboardInterrupt
 
-
-def test_interrupted_writing_leaves_the_old_file_and_no_other(tmp_path):
     (tmp_path / "a.png").write_bytes(b"earlier")
     with pytest.raises(KeyboardInterrupt):
-        write_png(tmp_path / "a.png", Interrupted(), {})
+        write_whole(tmp_path / "a.png", interrupted)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
     assert (tmp_path / "a.png").read_bytes() == b"earlier"
 

@@ -24,6 +24,7 @@ from vit_images import open_picture
 from vit_inputs import Picture
 from vit_pipeline import explain_picture, prepare
 from vit_settings import Settings
+from vit_workers import Decoded
 
 CAT = ROOT / "examples" / "cat.jpg"
 COMMAND = [sys.executable, str(ROOT / "vit_explain.py"), "--model", "bundled", "--device", "cpu"]
@@ -283,22 +284,55 @@ def test_only_a_few_pictures_are_on_their_way(monkeypatch):
     assert answered == asked == written == list(range(50))
 
 
-def test_out_of_memory_halves_the_batch_once(tmp_path, monkeypatch):
+@pytest.fixture
+def ready(tmp_path):
+    return prepare(BUNDLED(output_dir=str(tmp_path / "ready")))
+
+
+def test_out_of_memory_halves_the_batch_once(ready, monkeypatch):
     sizes, told = [], []
 
-    def explain_batch(_ready, batch):
+    def explain_batch(_transform, _explainer, batch):
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return batch
 
-    monkeypatch.setattr(vit_folder, "_explain_batch", explain_batch)
-    items = [Item(number, None, failure="broken" if number == 3 else "") for number in range(14)]
-    found = list(vit_folder._explained(None, items, 8, told.append))
-    assert sorted(item.number for item in found) == list(range(14))
-    assert [item.number for item in found if not item.failure] == [0, 1, 2, *range(4, 14)]
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 1]
-    assert len(told) == 2
+    monkeypatch.setattr(vit_folder, "explain_items", explain_batch)
+    monkeypatch.setattr(vit_folder, "processors", lambda: 1)
+    items = [Item(number, None, failure="broken" if number == 3 else "") for number in range(30)]
+    found = list(vit_folder._explained(ready, items, 8, told.append))
+    assert sorted(item.number for item in found) == list(range(30))
+    good = [item.number for item in found if not item.failure]
+    assert good == [0, 1, 2, *range(4, 30)]
+    assert [size for size in sizes if size > 2] in ([8, 4], [8, 4] * 2)
+    assert set(sizes) <= {8, 4, 2, 1}
+
+
+def test_threads_share_weights_and_find_the_same(ready):
+    """The order stays, whichever batch is ready first; threads are as they were afterwards."""
+    threads = torch.get_num_threads()
+    rng = np.random.default_rng(0)
+
+    def items():
+        for number in range(12):
+            seen = rng.integers(0, 255, (224, 224, 3), np.uint8)
+            yield Item(number, None, decoded=Decoded(seen, (224, 224), (0, 0, 224, 224), 0.0))
+
+    def mask_of(item):
+        seen = ready.output.transform.tensor(Image.fromarray(item.decoded.seen))
+        return ready.explainer(seen[None])[0].masks[0]
+
+    found = list(vit_folder._explained(ready, items(), 2, print))
+    assert [item.number for item in found] == list(range(12))
+    for item in found:
+        np.testing.assert_allclose(item.maps[0][0], mask_of(item), atol=1e-5)
+    assert torch.get_num_threads() == threads
+    other = ready.explainer.beside().loaded.model
+    mine = ready.explainer.loaded.model
+    assert other is not mine
+    pairs = zip(mine.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(a.data_ptr() == b.data_ptr() for a, b in pairs)
 
 
 @pytest.mark.parametrize(("number", "fatal"), [(errno.ENOSPC, True), (errno.EACCES, False)])

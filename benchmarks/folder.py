@@ -1,0 +1,213 @@
+"""How fast folders are explained, as a share of the forward pass: `python -m benchmarks.folder`.
+
+For each model, in one run: its plain forward pass on batches of 8, before and after each folder
+(medians); and the command over a folder of small photographs, a tenth of it, and a folder of
+large ones, overlays written, its start included. Memory is the peak of all its processes together
+(proportional set size, twice a second). The photographs are made of those in examples/.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import vit_torchvision  # noqa: F401
+
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from benchmarks.markers import write_between
+from benchmarks.speed import machine
+from vit_model import load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- folder: made by benchmarks.folder -->", "<!-- folder end -->"
+SMALL, LARGE = (500, 375), (4000, 3000)
+BATCH = 8
+DEIT = "deit_tiny_patch16_224"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one run over a folder took."""
+
+    model: str
+    pictures: str
+    forward_rate: float  # pictures a second
+    rate: float
+    mebibytes: float
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
+        text = table(measure(options, Path(scratch)))
+    print(text)
+    if options.write:
+        write_between(Path(options.write), BEGIN, END, text)
+    return 0
+
+
+def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
+    folders = [
+        (options.small // 10, SMALL, scratch / "tenth"),
+        (options.small, SMALL, scratch / "small"),
+        (options.large, LARGE, scratch / "large"),
+    ]
+    for count, size, folder in folders:
+        make_photographs(folder, count, size)
+    rows = []
+    for model in options.models:
+        arguments = model_arguments(model, scratch)
+        for count, size, folder in folders:
+            if not count:
+                continue
+            before = forward_seconds(model, options.rounds)
+            seconds, mebibytes = explain(folder, scratch / "output", arguments)
+            after = forward_seconds(model, options.rounds)
+            rows.append(
+                Row(
+                    model,
+                    f"{count} of {size[0]}x{size[1]}",
+                    BATCH / statistics.median(before + after),
+                    count / seconds,
+                    mebibytes,
+                )
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+    if options.ray:
+        rows += [with_ray(scratch, options, workers) for workers in (1, 2)]
+    return rows
+
+
+def with_ray(scratch: Path, options: argparse.Namespace, workers: int) -> Row:
+    """The bundled model over some small photographs with so many actors of Ray Data."""
+    folder = scratch / "ray"
+    if not folder.exists():
+        make_photographs(folder, options.ray, SMALL)
+    arguments = ["--model", "bundled", "--engine", "ray", "--workers", str(workers)]
+    forward = forward_seconds("bundled", options.rounds)
+    seconds, mebibytes = explain(folder, scratch / "output", arguments)
+    pictures = f"{options.ray} of {SMALL[0]}x{SMALL[1]}, Ray, {workers} of its actors"
+    rate = BATCH / statistics.median(forward)
+    return Row("bundled", pictures, rate, options.ray / seconds, mebibytes)
+
+
+def make_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """So many JPEGs, each another part of one of the example photographs."""
+    folder.mkdir()
+    sources = [
+        Image.open(path).convert("RGB") for path in sorted((ROOT / "examples").glob("*.jpg"))
+    ]
+    for number in range(count):
+        source = sources[number % len(sources)]
+        shift = number // len(sources) % 50 / 200
+        box = (shift * source.width, shift * source.height, *source.size)
+        source.resize(size, Image.Resampling.BICUBIC, box).save(folder / f"{number:05}.jpg")
+
+
+def model_arguments(model: str, scratch: Path) -> list[str]:
+    """How the command gets the model; weights that aren't here are random."""
+    if model == "bundled":
+        return ["--model", model]
+    weights = scratch / f"{model}.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model(model).state_dict(), weights)
+    return ["--model", model, "--checkpoint", str(weights)]
+
+
+@torch.inference_mode()
+def forward_seconds(model: str, rounds: int) -> list[float]:
+    """Seconds of a plain forward pass on BATCH pictures, each time."""
+    network = load_model(model).model if model == "bundled" else timm.create_model(model).eval()
+    pictures = torch.randn(BATCH, 3, 224, 224)
+    seconds = []
+    for _ in range(rounds + 2):
+        started = time.perf_counter()
+        network(pictures)
+        seconds.append(time.perf_counter() - started)
+    return seconds[2:]
+
+
+def explain(folder: Path, output: Path, arguments: Sequence[str]) -> tuple[float, float]:
+    """Seconds of the whole command, and the peak of its memory in MiB."""
+    command = [sys.executable, str(ROOT / "vit_explain.py"), "--image_path", str(folder)]
+    command += ["--output_dir", str(output), "--device", "cpu", "--json", *arguments]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True)
+    peak: list[float] = [0.0]
+    watch = threading.Thread(target=_watch, args=(process, peak), daemon=True)
+    watch.start()
+    out, _ = process.communicate()
+    seconds = time.perf_counter() - started
+    if process.returncode or json.loads(out)["explained"] != len(list(folder.iterdir())):
+        raise RuntimeError(f"the command failed on {folder}")
+    shutil.rmtree(output)
+    return seconds, peak[0]
+
+
+def _watch(process: subprocess.Popen, peak: list[float]) -> None:
+    while process.poll() is None:
+        peak[0] = max(peak[0], sum(_memory_of(pid) for pid in _processes(process.pid)) / 1024)
+        time.sleep(0.5)
+
+
+def _processes(session: int) -> Iterator[int]:
+    """All processes of a session, which the workers share with the command."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                if os.getsid(int(entry.name)) == session:
+                    yield int(entry.name)
+            except ProcessLookupError:
+                continue
+
+
+def _memory_of(pid: int) -> int:
+    """kB; what several processes share counts once in their sum."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except (OSError, ProcessLookupError):  # it has just ended
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = [
+        f"{machine('cpu')}; torch {torch.__version__}, timm {timm.__version__}.",
+        "",
+        "| model | pictures | share of the forward pass's rate | peak memory |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        share = row.rate / row.forward_rate
+        lines.append(f"| {row.model} | {row.pictures} | {share:.2f} | {row.mebibytes:.0f} MiB |")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--models", nargs="+", choices=("bundled", DEIT), default=["bundled", DEIT])
+    add("--small", type=int, default=5000, help="photographs of 500x375")
+    add("--large", type=int, default=500, help="photographs of 4000x3000")
+    add("--ray", type=int, default=0, help="small photographs for --engine ray; 0: without")
+    add("--rounds", type=int, default=20, help="forward passes before and after each folder")
+    add("--scratch", help="folder for pictures and overlays, which take a few gigabytes")
+    add("--write", metavar="README", help="put the table between its markers")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

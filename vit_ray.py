@@ -1,0 +1,182 @@
+"""The same over many pictures as a Ray Data pipeline, on one machine or a cluster.
+
+Read, a pool of actors that hold one model each, Parquet: retries, restarts and back-pressure are
+Ray's. What an actor does twice, because another died, it writes under the same names, and a row
+reaches Parquet once.
+"""
+
+import io
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+import vit_torchvision  # noqa: F401
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vit_folder import Item, explain_items, result_of
+from vit_images import PictureError, read_picture
+from vit_inputs import Picture, find_pictures
+from vit_pipeline import model_report, prepare, versions
+from vit_settings import Settings
+from vit_tokens import token_layout
+from vit_workers import Decoded, Written, processors
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors come as exceptions too
+
+import ray
+import ray.data
+
+PARQUET = "parquet"
+BATCH = 8
+# of the Parquet files, a row for each map: category -1 for none, mask row by row, result as in
+# results.jsonl
+COLUMNS = ("path", "name", "error", "category", "rows", "columns", "mask", "result")
+
+
+def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
+    """Explain all requested pictures, and report (JSON-ready).
+
+    Where RAY_ADDRESS names a cluster, there; else on this machine. Pictures may also be at any
+    address that pyarrow reads (s3://, gs://); the output folder must be the same for all nodes.
+
+    Args:
+        tell: gets a sentence for each picture that fails.
+
+    Raises:
+        ValueError, OSError: a request that can't be met.
+    """
+    started = time.monotonic()
+    ready = prepare(settings)
+    names, notices = _names(settings)
+    workers = settings.workers or 1
+    _start(workers)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty() and not settings.quiet
+    cuda = ready.device["name"].startswith("cuda")
+    rows = ray.data.read_binary_files(
+        list(names) or list(settings.image_path), include_paths=True
+    ).map_batches(
+        Actor,
+        fn_constructor_args=(settings, names),
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        batch_size=settings.batch_size or BATCH,
+        num_cpus=1,
+        num_gpus=1 if cuda else 0,
+    )
+    folder = ready.folder / PARQUET
+    rows.write_parquet(str(folder.resolve()), mode="overwrite")
+    columns = ["path", "error"]
+    written = ray.data.read_parquet(str(folder.resolve())).select_columns(columns)
+    outcome = {row["path"]: row["error"] for row in written.iter_rows()}
+    failures = sorted(filter(None, outcome.values()))
+    for reason in failures:
+        tell(reason)
+    layout = token_layout(ready.loaded.model, *ready.loaded.transform.size)
+    return {
+        "pictures": len(outcome),
+        "explained": len(outcome) - len(failures),
+        "explained_before": 0,
+        "failed": len(failures),
+        "seconds": round(time.monotonic() - started, 1),
+        "model": model_report(settings, ready.loaded, layout),
+        "method": ready.explainer.method,
+        "versions": versions() | {"ray": ray.__version__},
+        "device": ready.device,
+        "notices": notices,
+        "files": {"results": str(folder)},
+    }
+
+
+def _start(workers: int) -> None:
+    """Join the cluster that RAY_ADDRESS names, or begin one here."""
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if ray.is_initialized():
+        return
+    # actors find the modules here even if they are not installed
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    options = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}, "log_to_driver": False}
+    if "RAY_ADDRESS" not in os.environ:
+        # one more than actors: with none left, nothing would be read
+        options |= {"num_cpus": max(processors(), workers) + 1, "include_dashboard": False}
+    ray.init(logging_level=logging.ERROR, **options)
+
+
+def _names(settings: Settings) -> tuple[dict[str, str], list[str]]:
+    """What each local picture is called in the output, by its absolute path; none for addresses."""
+    if any("://" in request for request in settings.image_path):
+        return {}, []
+    found, notices = find_pictures(
+        settings.image_path, settings.recursive, Path(settings.output_dir)
+    )
+    return {str(Path(picture.path).absolute()): picture.name for picture in found}, notices
+
+
+class Actor:
+    """Holds a model; explains batches of pictures and writes their overlays."""
+
+    def __init__(self, settings: Settings, names: dict[str, str]):
+        self.names = names
+        torch.set_num_threads(1)
+        self.ready = prepare(settings)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
+        """Rows of path and bytes -> a row for each map, or with the reason why there is none."""
+        opened = [
+            self._opened(str(path), content)
+            for path, content in zip(batch["path"], batch["bytes"], strict=True)
+        ]
+        good = [item for item, *_ in opened if not item.failure]
+        if good:
+            explain_items(self.ready.output.transform, self.ready.explainer, good)
+        rows = [row for each in opened for row in self._rows(*each)]
+        return {column: [row[column] for row in rows] for column in COLUMNS}
+
+    def _opened(self, path: str, content: bytes) -> tuple:
+        """(item, picture, what the model sees of it)."""
+        item = Item(0, Picture(path, self.names.get(path) or PurePosixPath(path).name))
+        started = time.perf_counter()
+        try:
+            picture = read_picture(io.BytesIO(content), path)
+        except PictureError as error:
+            item.failure = str(error)
+            return item, None, None
+        transform = self.ready.output.transform
+        seen = transform.picture(picture)
+        milliseconds = 1000 * (time.perf_counter() - started)
+        region = transform.region(*picture.size)
+        item.decoded = Decoded(np.asarray(seen), picture.size, region, milliseconds)
+        return item, picture, seen
+
+    def _rows(self, item: Item, picture: Image.Image | None, seen: Image.Image | None) -> list:
+        common = {"path": item.picture.path, "name": item.picture.name, "error": item.failure}
+        if item.failure:
+            return [common | {"category": -1, "rows": 0, "columns": 0, "mask": [], "result": "{}"}]
+        base = self.ready.folder / item.picture.name
+        base.parent.mkdir(parents=True, exist_ok=True)
+        started = time.perf_counter()
+        files = [
+            self.ready.output.write(base, picture, seen, mask, category)
+            for mask, category in item.maps
+        ]
+        item.written = Written(files, 1000 * (time.perf_counter() - started))
+        result = json.dumps(result_of(item, self.ready))
+        return [
+            common
+            | {
+                "category": -1 if category is None else category["index"],
+                "rows": mask.shape[0],
+                "columns": mask.shape[1],
+                "mask": mask.flatten().tolist(),
+                "result": result,
+            }
+            for mask, category in item.maps
+        ]
