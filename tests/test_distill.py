@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training import distill
-from training.distill import Ring, loss_of, mix, statistics_of
+from training.distill import Ring, loss_of, map_loss, mix, statistics_of
 from training.pictures import PictureMaker, is_held_out
 from training.student import Student, TokenTeacher, copy_convolutions, save_network
 from vit_attention import capture_attention
+from vit_grad_rollout import VITAttentionGradRollout
 from vit_model import build_network, load_model
 from vit_tokens import TokenLayout
 
@@ -76,12 +77,12 @@ def test_a_perfect_student_has_no_loss(teacher, tokens):
 
         def __call__(self, tokens, places):
             dense, logits = asked(tokens)
-            self.looked = asked.evidence(dense, logits)
+            self.looked = lambda: asked.evidence(dense, logits.float().softmax(1))
             pooled = (dense.mean(1) - self.pooled_mean) / self.pooled_std
             return pooled, ((dense - self.dense_mean) / self.dense_std)[:, places], logits
 
     losses = loss_of(Perfect(), asked, tokens, torch.tensor([5, 190, 7]))
-    assert set(losses) == set(distill.WEIGHTS)
+    assert {*losses, "maps"} == set(distill.WEIGHTS)
     assert max(loss.item() for loss in losses.values()) < 1e-3  # bfloat16
     Perfect.standardise = lambda _self, tokens: tokens.flip(1).roll(1, 0)  # of another picture
     losses = loss_of(Perfect(), asked, tokens, torch.tensor([5, 190, 7]))
@@ -92,7 +93,7 @@ def test_evidence_is_where_what_is_predicted_comes_from(teacher, tokens):
     """Of two pictures side by side, the half whose features speak for the prediction."""
     asked = TokenTeacher(teacher)
     dense, logits = asked(tokens)
-    evidence = asked.evidence(dense, logits)
+    evidence = asked.evidence(dense, logits.softmax(1))
     assert torch.allclose(evidence.sum(dim=1), torch.ones(4))
     # by hand: what each token adds to each logit beyond what it adds to all on average, expected
     adds = dense @ asked.classifier.weight.T
@@ -109,7 +110,51 @@ def test_student_tells_what_its_class_token_looked_at(teacher, tokens):
         with capture_attention(student.vit, layout) as captured:
             student(student.standardise(tokens), torch.arange(3))
     expected = captured.blocks()[-1][0][:, :, 0, 1:].mean(dim=1)
-    torch.testing.assert_close(student.looked, expected)
+    torch.testing.assert_close(student.looked(), expected)
+
+
+def test_student_learns_the_very_map_that_the_command_draws(teacher, tokens):
+    student = Student(CONFIG, teacher, statistics_of(TokenTeacher(teacher), tokens)).eval()
+    pictures = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        seen = student.vit.patch_embed.backbone.eval()(pictures)[-1].flatten(2).mT
+    *_, logits = student(student.standardise(seen), torch.arange(0))
+    mask = student.map_of(logits[0, 243] + logits[1, 7])
+    drawn = VITAttentionGradRollout(student.folded(CONFIG), discard_ratio=0)
+    expected = drawn.batch(pictures, [243, 7]).reshape(2, -1)
+    expected = torch.from_numpy(expected / expected.sum(axis=1, keepdims=True))
+    torch.testing.assert_close(mask.detach(), expected, atol=1e-5, rtol=1e-3)
+    weight = student.vit.blocks[0].attn.qkv.weight
+    assert torch.autograd.grad(mask[:, 0].sum(), weight)[0].abs().sum() > 0
+
+
+def test_map_loss_compares_with_the_teachers_map_of_the_same_category(teacher, tokens):
+    asked = TokenTeacher(teacher)
+    dense, logits = asked(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        likely = asked(tokens)[1].float().softmax(dim=1)
+    chosen = torch.multinomial(likely, 1, generator=torch.Generator().manual_seed(3))
+    one_hot = torch.zeros_like(likely).scatter_(1, chosen, 1.0)
+
+    class Mapped:
+        def standardise(self, tokens):
+            return tokens
+
+        def __call__(self, _tokens, _places):
+            return None, None, logits
+
+        def map_of(self, score):
+            torch.testing.assert_close(score, logits.gather(1, chosen).sum())
+            return self.mask
+
+    def loss_with(mask):
+        student = Mapped()
+        student.mask = mask
+        return map_loss(student, asked, tokens, torch.Generator().manual_seed(3)).item()
+
+    right = asked.evidence(dense, one_hot)
+    assert abs(loss_with(right)) < 3e-3  # bfloat16
+    assert loss_with(right.roll(1, 0)) > 1e-2  # of another picture
 
 
 def test_mixed_tokens_are_those_of_pictures():

@@ -8,8 +8,11 @@ a few times. It learns
 - its logits, standardised category by category: a regression that teaches also those categories
   of which there is no photograph, because every picture is a little like each of them,
 - its pooled features, and, at every token, its features at that place,
-- and to look, in the last block, where the teacher finds what it predicts (attention transfer,
-  Zagoruyko & Komodakis 2017): without it attention stays almost even, as the teacher's pooling is.
+- to look, in the last block, where the teacher finds what it predicts (attention transfer,
+  Zagoruyko & Komodakis 2017): without it attention stays almost even, as the teacher's pooling is,
+- and to owe each category to the places where the teacher finds that category: gradient attention
+  rollout of a likely one, against the teacher's class activation map of it (the same paper's
+  transfer of gradients).
 
 May be interrupted at any moment: the same command goes on from the last checkpoint, with a ring
 of fresh pictures.
@@ -39,7 +42,15 @@ from vit_model import build_network, bundled_folder
 
 TOKENS, WIDTH = 196, 320
 PLACES = 32  # tokens of each picture whose features are compared
-WEIGHTS = {"prediction": 1.0, "logits": 2.0, "features": 0.5, "dense": 0.25, "attention": 1.0}
+WEIGHTS = {
+    "prediction": 1.0,
+    "logits": 2.0,
+    "features": 0.5,
+    "dense": 0.25,
+    "attention": 1.0,
+    "maps": 3.0,
+}
+MAPPED = 32  # pictures of each batch whose maps are compared: they take a second backward pass
 
 
 class Ring:
@@ -112,7 +123,7 @@ def loss_of(
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             seen, logits = teacher(tokens)
-            evidence = teacher.evidence(seen, logits)
+            evidence = teacher.evidence(seen, logits.float().softmax(dim=1))
         pooled, dense, predicted = student(student.standardise(tokens), places)
     logits, pooled, predicted = logits.float(), pooled.float(), predicted.float()
     target = (seen.mean(dim=1) - student.pooled_mean) / student.pooled_std
@@ -124,10 +135,27 @@ def loss_of(
         "logits": ((predicted - logits) / student.logit_std).square().mean(),
         "features": F.mse_loss(pooled, target),
         "dense": F.mse_loss(dense.float(), here),
-        "attention": F.kl_div(
-            (student.looked.float() + 1e-6).log(), evidence, reduction="batchmean"
-        ),
+        "attention": F.kl_div((student.looked() + 1e-6).log(), evidence, reduction="batchmean"),
     }
+
+
+def map_loss(
+    student: nn.Module, teacher: TokenTeacher, tokens: Tensor, generator: torch.Generator
+) -> Tensor:
+    """How far the student's map of one category each is from the teacher's, for tokens (B, N, C).
+
+    The likelier a category is to the teacher, the more often it is the one.
+    """
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            seen, logits = teacher(tokens)
+            probabilities = logits.float().softmax(dim=1)
+            chosen = torch.multinomial(probabilities, 1, generator=generator)
+            one_hot = torch.zeros_like(probabilities).scatter_(1, chosen, 1.0)
+            evidence = teacher.evidence(seen, one_hot)
+        *_, predicted = student(student.standardise(tokens), torch.arange(0))
+    mask = student.map_of(predicted.gather(1, chosen).sum())
+    return F.kl_div((mask + 1e-6).log(), evidence, reduction="batchmean")
 
 
 @torch.no_grad()
@@ -211,6 +239,7 @@ class Distillation:
             tokens = mix(self.ring.sample(options.batch, generator), generator)
             places = torch.randperm(TOKENS, generator=generator)[:PLACES]
             losses = loss_of(self.student, self.teacher, tokens, places)
+            losses["maps"] = map_loss(self.student, self.teacher, tokens[:MAPPED], generator)
             self.optimizer.zero_grad()
             sum(WEIGHTS[name] * loss for name, loss in losses.items()).backward()
             nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)

