@@ -42,6 +42,7 @@ CASES = {
 }
 BASES = {"rollout": "forward", "grad_rollout": "forward_backward"}
 MIB = 2**20
+LEAST = 3  # rounds, however long they take
 BEGIN, END = "<!-- speed: made by benchmarks.speed -->", "<!-- speed end -->"
 
 
@@ -116,7 +117,10 @@ def times(case: str, options: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each run; the order turns round every time."""
     found = runs(case, options)
     seconds: dict[str, list[float]] = {name: [] for name in found}
+    began = time.perf_counter()
     for number in range(options.rounds + 1):
+        if number > LEAST and time.perf_counter() - began > options.seconds:
+            break
         for name in list(found) if number % 2 else reversed(list(found)):
             _wait(options.device)
             started = time.perf_counter()
@@ -153,7 +157,7 @@ def table(rows: list, options: argparse.Namespace) -> str:
     """Markdown, with the machine named."""
     lines = [
         f"{machine(options.device)}; torch {torch.__version__}, timm {timm.__version__}; "
-        f"medians of {options.rounds} rounds.",
+        f"medians of {options.rounds} rounds, or of what fits into {options.seconds} s, {LEAST} at least.",
         "",
         "| model | rollout ÷ forward | gradient rollout ÷ (forward + backward) "
         "| memory added: forward | forward + backward | rollout | gradient rollout |",
@@ -205,6 +209,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     add("--rounds", type=int, default=15)
+    add("--seconds", type=int, default=90, help="after which no round is begun any more")
     add("--device", default="cpu")
     add("--peer", metavar="FILE", help="Python file with rollout and grad_rollout")
     add("--write", metavar="README", help="put the table between its markers")
