@@ -11,10 +11,12 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn
 
 from vit_settings import CROPS, DEFAULT_PICTURE, ENGINES, HEAD_FUSIONS, Settings, __version__
+from vit_sweep import parse_sweep
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         as_json, show = options.pop("json"), options.pop("show")
         logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output
         warnings.filterwarnings("ignore", module=r"timm\.")
+        options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
         options["command"] = shlex.join(["vit_explain.py", *arguments])
         return _run(Settings(**options), as_json, show)
     except KeyboardInterrupt as error:
@@ -48,27 +51,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(settings: Settings, as_json: bool, show: bool) -> int:
-    # torch and timm take seconds to import: --help and wrong options must not wait for them
+    explain, as_text = _chosen(settings)
+    report = explain(settings)
+    for notice in report["notices"]:
+        _tell(notice)
+    if not settings.quiet:
+        print(json.dumps(report, indent=2) if as_json else as_text(report), flush=True)
+    pictures = [path for path in report["files"].values() if path.endswith(".png")]
+    if show and pictures:
+        _show(pictures[0])
+    return 3 if report.get("failed") else 0
+
+
+def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[dict], str]]:
+    """What explains as the settings say, and what puts its report into words.
+
+    Imported only here: torch and timm take seconds, and wrong options must not wait for them.
+    """
     from vit_inputs import is_one_picture
 
     many = settings.top_k or settings.report or settings.contact_sheet
+    many = many or not is_one_picture(settings.image_path)
     if settings.sweep:
-        from vit_sweep import parse_sweep
-
-        parse_sweep(settings.sweep)
-        if many or not is_one_picture(settings.image_path):
+        if many:
             raise ValueError("--sweep is for one picture, without --top_k, --report and "
                              "--contact_sheet")  # fmt: skip
         from vit_pipeline import explain_sweep
 
-        report, as_text = explain_sweep(settings), _sweep_as_text
-    elif settings.engine == "ray":
+        return explain_sweep, _sweep_as_text
+    if settings.engine == "ray":
         if settings.report or settings.contact_sheet:
             raise ValueError("--engine ray writes Parquet: leave out --report and --contact_sheet")
         from vit_ray import explain_with_ray
 
-        report, as_text = explain_with_ray(settings, _tell), _folder_as_text
-    elif many or not is_one_picture(settings.image_path):
+        return partial(explain_with_ray, tell=_tell), _folder_as_text
+    if many:
         # read when torch is loaded: threads that spin while they wait slow the workers down
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from vit_processes import begin
@@ -76,18 +93,10 @@ def _run(settings: Settings, as_json: bool, show: bool) -> int:
         begin()
         from vit_folder import explain_folder
 
-        report, as_text = explain_folder(settings, _tell), _folder_as_text
-    else:
-        from vit_pipeline import explain_picture
+        return partial(explain_folder, tell=_tell), _folder_as_text
+    from vit_pipeline import explain_picture
 
-        report, as_text = explain_picture(settings), _as_text
-    for notice in report["notices"]:
-        _tell(notice)
-    if not settings.quiet:
-        print(json.dumps(report, indent=2) if as_json else as_text(report), flush=True)
-    if show:
-        _show(next(iter(report["files"].values())))
-    return 3 if report.get("failed") else 0
+    return explain_picture, _as_text
 
 
 class _Parser(argparse.ArgumentParser):

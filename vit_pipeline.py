@@ -21,7 +21,6 @@ from vit_images import open_picture
 from vit_model import LoadedModel, data_folder, load_model
 from vit_output import Output
 from vit_settings import DEFAULT_PICTURE, Settings, __version__
-from vit_sweep import parse_sweep
 from vit_sweep_maps import draw_sweep, shrunk, sweep_maps, write_gif
 from vit_tokens import TokenLayout
 from vit_transform import InputTransform
@@ -113,9 +112,7 @@ def explain_sweep(settings: Settings) -> dict:
     Raises:
         ValueError, OSError: as `explain_picture`.
     """
-    if settings.category is None and settings.top_k:
-        raise ValueError("--sweep takes --category, or category=top, not --top_k")
-    sweep = parse_sweep(settings.sweep)
+    sweep = settings.sweep
     (path,) = settings.image_path
     picture = open_picture(_existing(path))
     ready = prepare(settings)

@@ -1,5 +1,6 @@
 """What to explain and how. Imports nothing heavy: the command line must start at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 __version__ = "0.1.0"
@@ -18,7 +19,7 @@ class Settings:
         image_path: pictures, folders, globs, "@list.txt".
         recursive: also folders in folders.
         category: index, name, "top" (the likeliest) or None (attention rollout, no category).
-        sweep: "PARAMETER=VALUE,VALUE", one or two (see vit_sweep).
+        sweep: values of one or two parameters, to draw one picture with all of them (vit_sweep).
         top_k: maps of so many of the likeliest categories instead.
         img_size: (H, W) of the model's input in pixels; None for the model's own.
         head_fusion: None for the method's own default, max for rollout and mean with a category.
@@ -32,7 +33,7 @@ class Settings:
     recursive: bool = False
     category: int | str | None = None
     top_k: int | None = None
-    sweep: tuple[str, ...] = ()
+    sweep: Mapping[str, tuple] | None = None
     head_fusion: str | None = None
     discard_ratio: float = 0.9
     start_block: int = 0

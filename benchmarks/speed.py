@@ -157,7 +157,8 @@ def table(rows: list, options: argparse.Namespace) -> str:
     """Markdown, with the machine named."""
     lines = [
         f"{machine(options.device)}; torch {torch.__version__}, timm {timm.__version__}; "
-        f"medians of {options.rounds} rounds, or of what fits into {options.seconds} s, {LEAST} at least.",
+        f"medians of {options.rounds} rounds, of slow cases of {LEAST} or what fits into "
+        f"{options.seconds} s.",
         "",
         "| model | rollout ÷ forward | gradient rollout ÷ (forward + backward) "
         "| memory added: forward | forward + backward | rollout | gradient rollout |",

@@ -282,7 +282,7 @@ def parser() -> argparse.ArgumentParser:
     add("--data", required=True, help="folder with photos.zip and thumbs_train.zip")
     add("--photographs", help="folder with more photographs, of anything")
     add("--output", required=True, help="folder for checkpoint and weights")
-    add("--rounds", type=int, default=160, help="rounds of fresh pictures and steps")
+    add("--rounds", type=int, default=370, help="rounds of fresh pictures and steps")
     add("--fresh", type=int, default=384, help="fresh pictures a round")
     add("--steps", type=int, default=14, help="optimiser steps a round")
     add("--batch", type=int, default=128, help="pictures a step")
