@@ -270,7 +270,7 @@ def _add_folder(group: argparse._ArgumentGroup) -> None:
         "--workers",
         type=_count,
         metavar="N",
-        help="processes that open and draw pictures (default: one a processor, at most 8)",
+        help="processes that open and draw pictures (default: two a processor, at most 16)",
     )
     add("--engine", choices=ENGINES, help="ray: a pipeline of actors, also on a cluster")
     add("--quiet", action="store_true", help="no progress bar, nothing on stdout")

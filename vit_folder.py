@@ -10,7 +10,6 @@ import hashlib
 import json
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +33,7 @@ from vit_heatmap import stretch
 from vit_images import PictureError
 from vit_inputs import Picture, find_pictures
 from vit_pipeline import Ready, model_report, prepare, versions
+from vit_processes import in_order
 from vit_report import write_report
 from vit_results import ERRORS, RESULTS, Results, read_results
 from vit_rollout import Explanation
@@ -115,6 +115,8 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
 
 def _look_at_all(settings: Settings, ready: Ready, tell: Callable[[str], None]) -> dict[str, Path]:
     """The report and the contact sheet of all results so far, where they are asked for."""
+    if not (settings.report or settings.contact_sheet):
+        return {}
     results = sorted(read_results(ready.folder / RESULTS), key=lambda result: result["name"])
     files: dict[str, Path] = {}
     if settings.report and results:
@@ -147,7 +149,8 @@ def _explain_missing(
         unit="picture",
         disable=True if settings.quiet else None,  # None: unless stderr is a terminal
     )
-    count = settings.workers or min(processors(), 8)
+    # two a processor: half of their time they wait for the disk
+    count = settings.workers or min(2 * processors(), 16)
     size = settings.batch_size or (8 if ready.device["name"] == "cpu" else 32)
     try:
         with progress, Workers(count, ready.output, ready.folder) as workers:
@@ -171,14 +174,10 @@ def _explain_missing(
 
 def _decoded(workers: Workers, pictures: Sequence[Picture], ahead: int) -> Iterator[Item]:
     """The pictures in their order, opened, or failed; `ahead` are being opened meanwhile."""
-    waiting: deque[tuple[Item, Future[Decoded]]] = deque()
     items = (Item(number, picture) for number, picture in enumerate(pictures))
-    for item in items:
-        waiting.append((item, workers.decode(item.number, item.picture)))
-        if len(waiting) > ahead:
-            yield _opened(*waiting.popleft())
-    while waiting:
-        yield _opened(*waiting.popleft())
+    submitted = ((item, workers.decode(item.number, item.picture)) for item in items)
+    for item, future in in_order(submitted, ahead):
+        yield _opened(item, future)
 
 
 def _opened(item: Item, future: Future[Decoded]) -> Item:
@@ -199,19 +198,17 @@ def _explained(
     """
     threads = min(processors(), 8) if ready.device["name"] == "cpu" else 1
     model = _Model(ready.explainer, ready.output.transform, threads, size, tell)
-    waiting: deque[Future[list[Item]]] = deque()
     before = torch.get_num_threads()
     share = max(1, processors() // threads)
     try:
         with ThreadPoolExecutor(
             threads, initializer=torch.set_num_threads, initargs=(share,)
         ) as pool:
-            for group in _groups(items, model):
-                waiting.append(pool.submit(model.explain, group))
-                if len(waiting) > threads:
-                    yield from waiting.popleft().result()
-            while waiting:
-                yield from waiting.popleft().result()
+            submitted = (
+                (group, pool.submit(model.explain, group)) for group in _groups(items, model)
+            )
+            for _, future in in_order(submitted, ahead=threads):
+                yield from future.result()
     finally:
         torch.set_num_threads(before)
 
@@ -288,16 +285,12 @@ def _map(
 
 def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[Item]:
     """The same when their files are written; `ahead` are being written meanwhile."""
-    waiting: deque[tuple[Item, Future[Written]]] = deque()
-    for item in items:
-        if item.failure:
-            yield item
-            continue
-        waiting.append((item, workers.write(item.number, item.picture, item.maps)))
-        if len(waiting) > ahead:
-            yield _finished(*waiting.popleft())
-    while waiting:
-        yield _finished(*waiting.popleft())
+    submitted = (
+        (item, None if item.failure else workers.write(item.number, item.picture, item.maps))
+        for item in items
+    )
+    for item, future in in_order(submitted, ahead):
+        yield item if future is None else _finished(item, future)
 
 
 def _finished(item: Item, future: Future[Written]) -> Item:

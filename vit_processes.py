@@ -1,8 +1,17 @@
-"""How worker processes are started. Imports nothing heavy, so that it can be asked for first."""
+"""How worker processes are started, and how what they do comes back in order.
+
+Imports nothing heavy, so that it can be asked for first.
+"""
 
 import multiprocessing
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from typing import TypeVar
+
+Given = TypeVar("Given")
 
 HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
 
@@ -18,3 +27,15 @@ def begin() -> BaseContext:
     forkserver.set_forkserver_preload(["vit_workers"])
     forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
+
+
+def in_order(
+    submitted: Iterable[tuple[Given, Future | None]], ahead: int
+) -> Iterator[tuple[Given, Future | None]]:
+    """The same pairs in their order, `ahead` of them being worked on meanwhile."""
+    waiting: deque[tuple[Given, Future | None]] = deque()
+    for pair in submitted:
+        waiting.append(pair)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting

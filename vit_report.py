@@ -11,9 +11,8 @@ import hashlib
 import html
 import io
 import json
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -25,6 +24,7 @@ from vit_files import write_whole
 from vit_heatmap import colored, enlarged, on_the_picture
 from vit_images import PictureError, open_picture
 from vit_model import data_folder
+from vit_processes import in_order
 
 SIDE = 320  # of thumbnails, in pixels; of many pictures they are smaller
 SIDE_OF_MANY, MANY = 192, 1000
@@ -61,14 +61,10 @@ def write_report(
 
 def _ahead(results: Iterable[dict], side: int, colormap: str) -> Iterator[tuple[str, str]]:
     """What the page holds of each result, in order; a few are made at the same time."""
-    waiting: deque[Future[tuple[str, str]]] = deque()
     with ThreadPoolExecutor() as pool:
-        for result in results:
-            waiting.append(pool.submit(_picture, result, side, colormap))
-            if len(waiting) > 16:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        submitted = ((None, pool.submit(_picture, result, side, colormap)) for result in results)
+        for _, future in in_order(submitted, ahead=16):
+            yield future.result()
 
 
 def _picture(result: dict, side: int, colormap: str) -> tuple[str, str]:

@@ -216,18 +216,24 @@ def test_killed_twice_nothing_is_lost_or_doubled(tmp_path):
     assert {path.name for path in output.iterdir()} == overlays | rest
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals differ")
-def test_ctrl_c_says_how_far_it_came(tmp_path):
-    make_photos(tmp_path / "in", 60)
+def start(folder):
+    """The command in a session of its own, once two of the pictures in "in" are finished."""
     process = subprocess.Popen(
         [*COMMAND, "--image_path", "in", "--output_dir", "out", "--batch_size", "2"],
-        cwd=tmp_path,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    wait_for_lines(process, tmp_path / "out", 2)
+    wait_for_lines(process, folder / "out", 2)
+    return process
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals differ")
+def test_ctrl_c_says_how_far_it_came(tmp_path):
+    make_photos(tmp_path / "in", 60)
+    process = start(tmp_path)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
     out, told = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -242,14 +248,7 @@ def test_ctrl_c_says_how_far_it_came(tmp_path):
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for the workers with ps")
 def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     make_photos(tmp_path / "in", 60)
-    process = subprocess.Popen(
-        [*COMMAND, "--image_path", "in", "--output_dir", "out", "--batch_size", "2"],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for_lines(process, tmp_path / "out", 2)
+    process = start(tmp_path)
     forkserver = {child for pid in processes_of(process.pid) for child in processes_of(pid)}
     os.kill(max(forkserver), signal.SIGKILL)
     _, told = process.communicate(timeout=60)
