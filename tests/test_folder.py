@@ -325,7 +325,8 @@ def test_threads_share_weights_and_find_the_same(ready):
     found = list(vit_folder._explained(ready, items(), 2, print))
     assert [item.number for item in found] == list(range(12))
     for item in found:
-        np.testing.assert_allclose(item.maps[0][0], mask_of(item), atol=1e-5)
+        # batches and threads of other sizes add up in another order
+        np.testing.assert_allclose(item.maps[0][0], mask_of(item), atol=1e-4)
     assert torch.get_num_threads() == threads
     other = ready.explainer.beside().loaded.model
     mine = ready.explainer.loaded.model

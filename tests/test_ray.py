@@ -89,6 +89,7 @@ def test_same_maps_though_an_actor_is_killed(photos, tmp_path):
         expected = np.load(tmp_path / "local" / found["mask_file"])
         np.testing.assert_allclose(mask, expected, atol=1e-6)
         assert row["category"] == found["category"]["index"]
-        assert json.loads(row["result"])["maps"][0]["mask"] == found["mask"]
+        assert json.loads(row["result"])["maps"][0]["overlay"] == found["overlay"]
         overlay, other = output / found["overlay"], tmp_path / "local" / found["overlay"]
-        assert np.array_equal(np.asarray(Image.open(overlay)), np.asarray(Image.open(other)))
+        pixels, same = (np.asarray(Image.open(path), dtype=int) for path in (overlay, other))
+        assert np.abs(pixels - same).max() <= 4  # one step of the colours, where rounding differs
