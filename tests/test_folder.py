@@ -75,7 +75,9 @@ def mixed(tmp_path_factory):
 
 
 def test_each_picture_as_if_it_were_alone(mixed, tmp_path):
-    report, told = run(tmp_path / "all", mixed, recursive=True, save_mask=True, batch_size=3)
+    report, told = run(
+        tmp_path / "all", mixed, recursive=True, save_mask=True, batch_size=3, discard_ratio=0.0
+    )
     assert (report["pictures"], report["explained"], report["failed"]) == (9, 6, 3)
     results = results_of(tmp_path / "all")
     assert sorted(results) == [
@@ -89,7 +91,10 @@ def test_each_picture_as_if_it_were_alone(mixed, tmp_path):
     for name, result in results.items():
         alone = explain_picture(
             BUNDLED(
-                image_path=(str(mixed / name),), output_dir=str(tmp_path / "one"), save_mask=True
+                image_path=(str(mixed / name),),
+                output_dir=str(tmp_path / "one"),
+                save_mask=True,
+                discard_ratio=0.0,
             )
         )
         (found,) = result["maps"]
@@ -285,7 +290,8 @@ def test_only_a_few_pictures_are_on_their_way(monkeypatch):
 
 @pytest.fixture
 def ready(tmp_path):
-    return prepare(BUNDLED(output_dir=str(tmp_path / "ready")))
+    # nothing is discarded: at the threshold, rounding decides what goes
+    return prepare(BUNDLED(output_dir=str(tmp_path / "ready"), discard_ratio=0.0))
 
 
 def test_out_of_memory_halves_the_batch_once(ready, monkeypatch):
