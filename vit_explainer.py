@@ -4,7 +4,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from vit_grad_rollout import VITAttentionGradRollout
@@ -61,14 +60,14 @@ class Explainer:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         return Explainer(self.settings, replace(self.loaded, model=deepcopy(model, shared)))
 
-    def likeliest(self, logits: Tensor) -> list[dict]:
-        """The TOP likeliest categories of one picture, from its logits (categories,)."""
+    def likeliest(self, probabilities: Tensor) -> list[dict]:
+        """The TOP likeliest categories of one picture, from all its probabilities."""
         if not self.loaded.categories:
             return []
-        chosen = logits.sort(descending=True, stable=True).indices[:TOP]
-        return [self.category(index, logits) for index in chosen.tolist()]
+        chosen = probabilities.sort(descending=True, stable=True).indices[:TOP]
+        return [self.category(index, probabilities) for index in chosen.tolist()]
 
-    def category(self, index: int, logits: Tensor) -> dict:
-        """Index, name and probability of a category, from one picture's logits (categories,)."""
-        probability = float(torch.softmax(logits, dim=0)[index])
-        return {"index": index, "name": self.loaded.categories[index], "probability": probability}
+    def category(self, index: int, probabilities: Tensor) -> dict:
+        """Index, name and probability of a category of one picture."""
+        name, probability = self.loaded.categories[index], float(probabilities[index])
+        return {"index": index, "name": name, "probability": probability}

@@ -4,39 +4,34 @@ picture -> Workers.decode -> Item -> Explainer -> Item with maps -> Workers.writ
 step is a generator that holds a few batches at most. What fails stays an Item, with its reason.
 """
 
-import base64
 import errno
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
 import vit_torchvision  # noqa: F401
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from vit_contact import layout, write_contact_sheet
 from vit_device import in_batches
 from vit_explainer import Explainer
-from vit_heatmap import stretch
 from vit_images import PictureError
 from vit_inputs import Picture, find_pictures
+from vit_items import Item, explain_items, result_of
 from vit_pipeline import Ready, model_report, prepare, versions
 from vit_processes import in_order
 from vit_report import write_report
 from vit_results import ERRORS, RESULTS, Results, read_results
-from vit_rollout import Explanation
 from vit_settings import Settings
 from vit_tokens import token_layout
 from vit_transform import InputTransform
@@ -48,20 +43,6 @@ FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 NOT_RECORDED = {"image_path", "recursive", "model", "checkpoint", "class_names", "device",
                 "use_cuda", "output_dir", "report", "contact_sheet", "batch_size", "workers",
                 "quiet", "sweep", "engine", "command"}  # fmt: skip
-
-
-@dataclass
-class Item:
-    """One picture on its way; with `failure`, why it goes no further."""
-
-    number: int
-    picture: Picture
-    failure: str = ""
-    decoded: Decoded | None = None
-    top: list[dict] = field(default_factory=list)
-    maps: list[tuple[np.ndarray, dict | None]] = field(default_factory=list)
-    model_milliseconds: float = 0.0
-    written: Written | None = None
 
 
 def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
@@ -84,7 +65,7 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
     leave_out = Path(settings.output_dir)
     pictures, notices = find_pictures(settings.image_path, settings.recursive, leave_out)
     if settings.contact_sheet == "png":
-        layout(len(pictures))
+        layout(len(pictures) * (settings.top_k or 1))  # too many must not be found out in the end
     ready = prepare(settings)
     for notice in notices + ([ready.loaded.notice] if ready.loaded.notice else []):
         tell(notice)
@@ -93,23 +74,40 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
         if results.missing:
             _explain_missing(settings, ready, results, tell_beside_the_bar)
         files = _look_at_all(settings, ready, tell)
+    files = {"errors": ready.folder / ERRORS, **files} if results.failed else files
+    counts = (len(pictures), before, results.done - before, results.failed)
+    return run_report(
+        settings, ready, started, counts, {"results": ready.folder / RESULTS, **files}
+    )
+
+
+def run_report(
+    settings: Settings,
+    ready: Ready,
+    started: float,
+    counts: tuple[int, int, int, int],
+    files: Mapping[str, Path],
+) -> dict:
+    """What a run over many pictures says in the end (JSON-ready).
+
+    Args:
+        started: when, by time.monotonic().
+        counts: of all pictures, those explained before, those explained now, those that failed.
+    """
+    pictures, before, explained, failed = counts
     tokens = token_layout(ready.loaded.model, *ready.loaded.transform.size)
     return {
-        "pictures": len(pictures),
-        "explained": results.done - before,
+        "pictures": pictures,
+        "explained": explained,
         "explained_before": before,
-        "failed": results.failed,
+        "failed": failed,
         "seconds": round(time.monotonic() - started, 1),
         "model": model_report(settings, ready.loaded, tokens),
         "method": ready.explainer.method,
         "versions": versions(),
         "device": ready.device,
         "notices": [],
-        "files": {
-            "results": str(ready.folder / RESULTS),
-            **({"errors": str(ready.folder / ERRORS)} if results.failed else {}),
-            **{kind: str(path) for kind, path in files.items()},
-        },
+        "files": {kind: str(path) for kind, path in files.items()},
     }
 
 
@@ -259,30 +257,6 @@ class _Model:
         return group
 
 
-def explain_items(
-    transform: InputTransform, explainer: Explainer, batch: Sequence[Item]
-) -> Sequence[Item]:
-    """Fills in what one batch of decoded items gives: maps and likeliest categories."""
-    started = time.perf_counter()
-    seen = [transform.tensor(Image.fromarray(item.decoded.seen)) for item in batch]
-    explanations = explainer(torch.stack(seen))
-    milliseconds = 1000 * (time.perf_counter() - started) / len(batch)
-    for place, item in enumerate(batch):
-        logits = explanations[0].logits[place]
-        item.top = explainer.likeliest(logits)
-        item.maps = [_map(explainer, found, place, logits) for found in explanations]
-        item.model_milliseconds = milliseconds
-    return batch
-
-
-def _map(
-    explainer: Explainer, found: Explanation, place: int, logits: Tensor
-) -> tuple[np.ndarray, dict | None]:
-    if found.categories is None:
-        return found.masks[place], None
-    return found.masks[place], explainer.category(found.categories[place], logits)
-
-
 def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[Item]:
     """The same when their files are written; `ahead` are being written meanwhile."""
     submitted = (
@@ -301,36 +275,6 @@ def _finished(item: Item, future: Future[Written]) -> Item:
             raise
         item.failure = f"{item.picture.path}: {' '.join(str(error).split())}"
     return item
-
-
-def result_of(item: Item, ready: Ready) -> dict:
-    """What results.jsonl says of a picture."""
-    decoded, written = item.decoded, item.written
-    maps = []
-    for (mask, category), files in zip(item.maps, written.files, strict=True):
-        grey = np.uint8(np.round(255 * stretch(mask)))
-        found = {
-            "category": category,
-            "overlay": files["overlay"].relative_to(ready.folder).as_posix(),
-            "grid": list(mask.shape),
-            "mask": base64.b64encode(grey).decode(),
-        }
-        if "mask" in files:
-            found["mask_file"] = files["mask"].relative_to(ready.folder).as_posix()
-        maps.append(found)
-    return {
-        "size": list(decoded.size),
-        "region_seen": [round(edge, 2) for edge in decoded.region],
-        "model": ready.loaded.name,
-        "top": item.top,
-        "method": ready.explainer.method,
-        "maps": maps,
-        "milliseconds": {
-            "decode": round(decoded.milliseconds, 1),
-            "model": round(item.model_milliseconds, 1),
-            "write": round(written.milliseconds, 1),
-        },
-    }
 
 
 def _record(settings: Settings, ready: Ready) -> dict:

@@ -81,8 +81,8 @@ def explain_picture(settings: Settings) -> dict:
     explainer, output = ready.explainer, ready.output
     seen = output.transform.picture(picture)
     (explanation,) = explainer(output.transform.tensor(seen)[None])
-    logits, chosen = explanation.logits[0], explanation.categories
-    category = None if chosen is None else explainer.category(chosen[0], logits)
+    probabilities, chosen = explanation.logits[0].softmax(dim=0), explanation.categories
+    category = None if chosen is None else explainer.category(chosen[0], probabilities)
     base = ready.folder / Path(path).stem
     files = output.write(base, picture, seen, explanation.masks[0], category)
     files["input"] = base.with_name(f"{base.name}_input.png")
@@ -90,7 +90,7 @@ def explain_picture(settings: Settings) -> dict:
     region = output.transform.region(*picture.size)
     return {
         "model": model_report(settings, ready.loaded, explanation.layout),
-        "top": explainer.likeliest(logits),
+        "top": explainer.likeliest(probabilities),
         "method": {**explainer.method, "category": category},
         "versions": versions(),
         "device": ready.device,

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vit_folder import Item, explain_items, result_of
-from vit_images import PictureError, read_picture
+from vit_folder import run_report
+from vit_images import PictureError
 from vit_inputs import Picture, find_pictures
-from vit_pipeline import model_report, prepare, versions
+from vit_items import Item, explain_items, result_of
+from vit_pipeline import prepare
 from vit_settings import Settings
-from vit_tokens import token_layout
-from vit_workers import Decoded, Written, processors
+from vit_workers import look, processors, write_maps
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors come as exceptions too
@@ -54,8 +54,10 @@ def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
         ValueError, OSError: a request that can't be met.
     """
     started = time.monotonic()
-    ready = prepare(settings)
     names, notices = _names(settings)
+    ready = prepare(settings)
+    for notice in notices:
+        tell(notice)
     workers = settings.workers or 1
     _start(workers)
     context = ray.data.DataContext.get_current()
@@ -79,20 +81,9 @@ def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
     failures = sorted(filter(None, outcome.values()))
     for reason in failures:
         tell(reason)
-    layout = token_layout(ready.loaded.model, *ready.loaded.transform.size)
-    return {
-        "pictures": len(outcome),
-        "explained": len(outcome) - len(failures),
-        "explained_before": 0,
-        "failed": len(failures),
-        "seconds": round(time.monotonic() - started, 1),
-        "model": model_report(settings, ready.loaded, layout),
-        "method": ready.explainer.method,
-        "versions": versions() | {"ray": ray.__version__},
-        "device": ready.device,
-        "notices": notices,
-        "files": {"results": str(folder)},
-    }
+    counts = (len(outcome), 0, len(outcome) - len(failures), len(failures))
+    report = run_report(settings, ready, started, counts, {"results": folder})
+    return report | {"versions": report["versions"] | {"ray": ray.__version__}}
 
 
 def _start(workers: int) -> None:
@@ -143,17 +134,11 @@ class Actor:
     def _opened(self, path: str, content: bytes) -> tuple:
         """(item, picture, what the model sees of it)."""
         item = Item(0, Picture(path, self.names.get(path) or PurePosixPath(path).name))
-        started = time.perf_counter()
         try:
-            picture = read_picture(io.BytesIO(content), path)
+            item.decoded, picture, seen = look(self.ready.output, path, io.BytesIO(content))
         except PictureError as error:
             item.failure = str(error)
             return item, None, None
-        transform = self.ready.output.transform
-        seen = transform.picture(picture)
-        milliseconds = 1000 * (time.perf_counter() - started)
-        region = transform.region(*picture.size)
-        item.decoded = Decoded(np.asarray(seen), picture.size, region, milliseconds)
         return item, picture, seen
 
     def _rows(self, item: Item, picture: Image.Image | None, seen: Image.Image | None) -> list:
@@ -161,13 +146,7 @@ class Actor:
         if item.failure:
             return [common | {"category": -1, "rows": 0, "columns": 0, "mask": [], "result": "{}"}]
         base = self.ready.folder / item.picture.name
-        base.parent.mkdir(parents=True, exist_ok=True)
-        started = time.perf_counter()
-        files = [
-            self.ready.output.write(base, picture, seen, mask, category)
-            for mask, category in item.maps
-        ]
-        item.written = Written(files, 1000 * (time.perf_counter() - started))
+        item.written = write_maps(self.ready.output, base, picture, seen, item.maps)
         result = json.dumps(result_of(item, self.ready))
         return [
             common

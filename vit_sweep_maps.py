@@ -16,12 +16,12 @@ from torch import Tensor
 from vit_explainer import Explainer
 from vit_files import write_whole
 from vit_model import LoadedModel
+from vit_output import Region
 from vit_rollout import Explanation
 from vit_settings import Settings
 from vit_sheet import GAP, draw_sheet, fit, line_height
 from vit_sweep import Sweep, Value, label
 
-Region = tuple[float, float, float, float]
 Draw = Callable[[np.ndarray], Image.Image]  # a mask (h, w) -> its overlay
 
 CELL = 224

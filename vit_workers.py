@@ -13,12 +13,13 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from vit_images import open_picture
+from vit_images import open_picture, read_picture
 from vit_inputs import Picture
 from vit_output import Output
 from vit_processes import begin
@@ -109,27 +110,49 @@ class _Worker:
         return getattr(cls.here, task)(*arguments)
 
     def decode(self, number: int, picture: Picture) -> Decoded:
-        started = time.perf_counter()
-        opened, seen = self._opened(picture)
+        decoded, opened, seen = look(self.output, picture.path)
         kept = sum(other.width * other.height for other, _ in self.open.values())
         if kept + opened.width * opened.height <= KEPT_PIXELS:
             self.open[number] = opened, seen
-        region = self.output.transform.region(*opened.size)
-        return Decoded(np.asarray(seen), opened.size, region, _since(started))
+        return decoded
 
     def write(
         self, number: int, picture: Picture, maps: Sequence[tuple[np.ndarray, dict | None]]
     ) -> Written:
-        started = time.perf_counter()
-        opened, seen = self.open.pop(number, None) or self._opened(picture)
-        base = self.folder / picture.name
-        base.parent.mkdir(parents=True, exist_ok=True)
-        files = [self.output.write(base, opened, seen, mask, category) for mask, category in maps]
-        return Written(files, _since(started))
+        if number in self.open:
+            opened, seen = self.open.pop(number)
+        else:
+            _, opened, seen = look(self.output, picture.path)
+        return write_maps(self.output, self.folder / picture.name, opened, seen, maps)
 
-    def _opened(self, picture: Picture) -> tuple[Image.Image, Image.Image]:
-        opened = open_picture(picture.path)
-        return opened, self.output.transform.picture(opened)
+
+def look(
+    output: Output, path: str, content: BinaryIO | None = None
+) -> tuple[Decoded, Image.Image, Image.Image]:
+    """Open the picture at `path`, or in `content`: (about it, itself, as the model sees it).
+
+    Raises:
+        vit_images.PictureError: it can't be opened.
+    """
+    started = time.perf_counter()
+    opened = open_picture(path) if content is None else read_picture(content, path)
+    seen = output.transform.picture(opened)
+    region = output.transform.region(*opened.size)
+    return Decoded(np.asarray(seen), opened.size, region, _since(started)), opened, seen
+
+
+def write_maps(
+    output: Output,
+    base: Path,
+    opened: Image.Image,
+    seen: Image.Image,
+    maps: Sequence[tuple[np.ndarray, dict | None]],
+) -> Written:
+    """The files of a picture's maps, their names beginning with `base`."""
+    started = time.perf_counter()
+    base.parent.mkdir(parents=True, exist_ok=True)
+    files = [output.write(base, opened, seen, mask, category) for mask, category in maps]
+    return Written(files, _since(started))
 
 
 def processors() -> int:

@@ -71,37 +71,33 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
     for model in options.models:
         arguments = model_arguments(model, scratch)
         for count, size, folder in folders:
-            if not count:
-                continue
-            before = forward_seconds(model, options.rounds)
-            seconds, mebibytes = explain(folder, scratch / "output", arguments)
-            after = forward_seconds(model, options.rounds)
-            rows.append(
-                Row(
-                    model,
-                    f"{count} of {size[0]}x{size[1]}",
-                    BATCH / statistics.median(before + after),
-                    count / seconds,
-                    mebibytes,
-                )
-            )
-            print(rows[-1], file=sys.stderr, flush=True)
+            if count:
+                pictures = f"{count} of {size[0]}x{size[1]}"
+                rows.append(measured(model, pictures, folder, arguments, options))
     if options.ray:
-        rows += [with_ray(scratch, options, workers) for workers in (1, 2)]
+        make_photographs(scratch / "ray", options.ray, SMALL)
+        for workers in ("1", "2"):
+            arguments = ["--model", "bundled", "--engine", "ray", "--workers", workers]
+            pictures = f"{options.ray} of {SMALL[0]}x{SMALL[1]}, Ray, {workers} of its actors"
+            rows.append(measured("bundled", pictures, scratch / "ray", arguments, options))
     return rows
 
 
-def with_ray(scratch: Path, options: argparse.Namespace, workers: int) -> Row:
-    """The bundled model over some small photographs with so many actors of Ray Data."""
-    folder = scratch / "ray"
-    if not folder.exists():
-        make_photographs(folder, options.ray, SMALL)
-    arguments = ["--model", "bundled", "--engine", "ray", "--workers", str(workers)]
-    forward = forward_seconds("bundled", options.rounds)
-    seconds, mebibytes = explain(folder, scratch / "output", arguments)
-    pictures = f"{options.ray} of {SMALL[0]}x{SMALL[1]}, Ray, {workers} of its actors"
-    rate = BATCH / statistics.median(forward)
-    return Row("bundled", pictures, rate, options.ray / seconds, mebibytes)
+def measured(
+    model: str,
+    pictures: str,
+    folder: Path,
+    arguments: Sequence[str],
+    options: argparse.Namespace,
+) -> Row:
+    """The command over a folder, between plain forward passes of the same model."""
+    before = forward_seconds(model, options.rounds)
+    seconds, mebibytes = explain(folder, folder.parent / "output", arguments)
+    after = forward_seconds(model, options.rounds)
+    forward_rate = BATCH / statistics.median(before + after)
+    row = Row(model, pictures, forward_rate, len(list(folder.iterdir())) / seconds, mebibytes)
+    print(row, file=sys.stderr, flush=True)
+    return row
 
 
 def make_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:

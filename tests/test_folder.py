@@ -19,9 +19,10 @@ from conftest import ROOT
 from PIL import Image
 
 import vit_folder
-from vit_folder import Item, explain_folder
+from vit_folder import explain_folder
 from vit_images import open_picture
 from vit_inputs import Picture
+from vit_items import Item
 from vit_pipeline import explain_picture, prepare
 from vit_settings import Settings
 from vit_workers import Decoded
