@@ -13,8 +13,7 @@ product of Abnar & Zuidema 2020; the combination is a practice, not a paper's me
 Where E is small against the identity, the product is close to a sum over the blocks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,13 +21,14 @@ from torch import Tensor, nn
 
 import vit_published
 from vit_attention import CapturedAttention, Factor, capture_attention, forward
-from vit_checks import check_matrices, check_one_picture, check_settings, pictures_for
+from vit_checks import check_matrices, check_settings
 from vit_fused import WeightedPass
-from vit_rollout import Explanation, VITAttentionRollout, fuse_heads, product_masks
-from vit_tokens import TokenLayout, token_layout
+from vit_of_category import Choose, OfCategory, scores
+from vit_rollout import VITAttentionRollout, fuse_heads, product_masks
+from vit_tokens import TokenLayout
 
 
-class VITAttentionGradRollout(VITAttentionRollout):
+class VITAttentionGradRollout(OfCategory, VITAttentionRollout):
     """Gradient attention rollout of a timm ViT, for one category of each picture.
 
     Only gradients with respect to the attention matrices are taken: the model may be frozen, and
@@ -54,79 +54,22 @@ class VITAttentionGradRollout(VITAttentionRollout):
         )
         self.exact = exact
 
-    def __call__(self, input_tensor: Tensor, category_index: int | None = None) -> np.ndarray:
-        """The mask (h, w) of one picture (1, 3, H, W): float32, largest value 1.
-
-        Args:
-            category_index: index of the category; None for the likeliest one.
-        """
-        check_one_picture(input_tensor)
-        return self.batch(input_tensor, None if category_index is None else [category_index])[0]
-
-    def batch(
-        self, input_tensor: Tensor, category_indices: Sequence[int] | None = None
-    ) -> np.ndarray:
-        """The masks (B, h, w) of B pictures, of one category each (None: the likeliest)."""
-        return self.explain(input_tensor, category_indices).masks
-
-    def explain(
-        self, input_tensor: Tensor, category_indices: Sequence[int] | None = None
-    ) -> Explanation:
-        """Masks and logits of B pictures (B, 3, H, W), from one forward and one backward pass.
-
-        Raises:
-            UnsupportedModel: if what passes the hooks is not attention over the input's tokens.
-            ValueError: if a category is out of range, the model has none, or the input is not a
-                batch of pictures of a size that the model takes.
-        """
-        return self._explain(input_tensor, partial(_one_category_each, category_indices))[0]
-
-    def explain_several(
-        self, input_tensor: Tensor, category_indices: Sequence[Sequence[int]] | int
-    ) -> list[Explanation]:
-        """Maps of K categories of each picture: one forward pass, K backward passes.
-
-        Args:
-            category_indices: K for each of the B pictures, or K itself for the K likeliest.
-
-        Returns:
-            K explanations of the B pictures.
-
-        Raises:
-            As `explain`.
-        """
-        return self._explain(input_tensor, partial(_several_categories_each, category_indices))
-
-    def _explain(
-        self, input_tensor: Tensor, choose: Callable[[Tensor], list[list[int]]]
-    ) -> list[Explanation]:
-        """One explanation for each category that `choose` finds, from the logits, per picture."""
-        if not self.model.num_classes:
-            raise ValueError("the model has no categories: only attention rollout explains it")
+    def _maps(self, pictures: Tensor, layout: TokenLayout, choose: Choose):
         run = self._weigh_fused if self._can_fuse() else self._weigh_hooked
-        with torch.inference_mode(False), torch.enable_grad():
-            # a tensor made in inference mode could not be recorded by autograd
-            pictures = pictures_for(self.model, input_tensor).clone()
-            layout = token_layout(self.model, *pictures.shape[2:])
-            masks, logits, categories = run(pictures, layout, choose)
-        logits = logits.detach().float().cpu()
-        return [
-            Explanation(mask, logits, layout, list(chosen))
-            for mask, chosen in zip(masks, zip(*categories, strict=True), strict=True)
-        ]
+        return run(pictures, layout, choose)
 
-    def _weigh_fused(self, pictures: Tensor, layout: TokenLayout, choose: Callable):
+    def _weigh_fused(self, pictures: Tensor, layout: TokenLayout, choose: Choose):
         passed = WeightedPass(self.model, layout, self.head_fusion, exact=self.exact)
         with passed.recording():
             logits = forward(self.model, pictures)
         categories = choose(logits.detach())
         masks = []
-        for score, again in _scores(logits, categories):
+        for score, again in scores(logits, categories):
             found = passed.weigh(score, again=again)
             masks.append(self._masks(found.factors(self.start_block), layout, found.pool))
         return masks, logits, categories
 
-    def _weigh_hooked(self, pictures: Tensor, layout: TokenLayout, choose: Callable):
+    def _weigh_hooked(self, pictures: Tensor, layout: TokenLayout, choose: Choose):
         with capture_attention(
             self.model, layout, self.attention_layer_name, track_gradient=True
         ) as captured:
@@ -134,7 +77,7 @@ class VITAttentionGradRollout(VITAttentionRollout):
         categories = choose(logits.detach())
         masks = [
             self._category_masks(*_with_gradients(captured, score, again), captured)
-            for score, again in _scores(logits, categories)
+            for score, again in scores(logits, categories)
         ]
         return masks, logits, categories
 
@@ -210,39 +153,3 @@ def _with_gradients(
     slopes = iter(torch.autograd.grad(score, flat, retain_graph=again))
     gradients = [[next(slopes) for _ in block] for block in attentions]
     return [[matrix.detach() for matrix in block] for block in attentions], gradients
-
-
-def _scores(logits: Tensor, categories: list[list[int]]) -> Iterator[tuple[Tensor, bool]]:
-    """(sum over the pictures of the k-th category's logit, whether there is another) for each k."""
-    chosen = logits.gather(1, torch.tensor(categories, device=logits.device))  # (B, K)
-    count = chosen.shape[1]
-    for number in range(count):
-        yield chosen[:, number].sum(), number < count - 1
-
-
-def _one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -> list[list[int]]:
-    if category_indices is None:
-        return _several_categories_each(1, logits)
-    return _several_categories_each([[category] for category in category_indices], logits)
-
-
-def _several_categories_each(
-    category_indices: Sequence[Sequence[int]] | int, logits: Tensor
-) -> list[list[int]]:
-    count = logits.shape[1]
-    if isinstance(category_indices, int):
-        if not 1 <= category_indices <= count:
-            raise ValueError(f"the model has 1 to {count} categories, not {category_indices}")
-        return logits.topk(category_indices, dim=1).indices.tolist()
-    categories = [[int(category) for category in several] for several in category_indices]
-    if len(categories) != len(logits):
-        raise ValueError(
-            f"category_indices must hold one category for each of {len(logits)} pictures, "
-            f"not {len(categories)}"
-        )
-    if not categories[0] or len({len(several) for several in categories}) > 1:
-        raise ValueError("category_indices must hold equally many categories for each picture")
-    for category in (category for several in categories for category in several):
-        if not 0 <= category < count:
-            raise ValueError(f"category_index must be from 0 to {count - 1}, not {category}")
-    return categories

@@ -218,9 +218,14 @@ def product_masks(
         else factor.matrix
         for factor in factors
     ]
-    patches = propagate(kept, readout)[:, prefix:].cpu().numpy()
-    largest = patches.max(axis=1, keepdims=True)
-    return (patches / np.where(largest > 0, largest, 1)).reshape(-1, *layout.grid)
+    return largest_is_one(propagate(kept, readout)[:, prefix:], layout.grid)
+
+
+def largest_is_one(patches: Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """(B, h*w), >= 0, -> masks (B, h, w), float32; all 0 where nothing counts."""
+    masks = patches.detach().float().cpu().numpy()
+    largest = masks.max(axis=1, keepdims=True)
+    return (masks / np.where(largest > 0, largest, 1)).reshape(-1, *grid)
 
 
 def discard_weakest_(
