@@ -149,7 +149,7 @@ def _explain_missing(
     )
     # two a processor: half of their time they wait for the disk
     count = settings.workers or min(2 * processors(), 16)
-    size = settings.batch_size or (8 if ready.device["name"] == "cpu" else 32)
+    size = settings.batch_size or (4 if ready.device["name"] == "cpu" else 32)
     try:
         with progress, Workers(count, ready.output, ready.folder) as workers:
             items = _decoded(workers, results.missing, ahead=2 * size + count)

@@ -316,8 +316,13 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The first `rows` of attention's output (B, H, rows, d), and the fused matrix (B, N, N)."""
     fused = _Heads(head_fusion, query, key.shape[2])
+    parts = list(_parts(query, key.shape[2]))
+    if len(parts) == 1:  # nothing to put together
+        attention = _softmax(query, key, bias, scale, *parts[0])
+        fused.add(attention, *parts[0])
+        return attention[:, :, :rows] @ value, fused.result()
     output = query.new_empty(*query.shape[:2], rows, value.shape[3])
-    for heads, part in _parts(query, key.shape[2]):
+    for heads, part in parts:
         attention = _softmax(query, key, bias, scale, heads, part)
         here = output[:, heads, part]
         here.copy_(attention[:, :, : here.shape[2]] @ value[:, heads])

@@ -246,8 +246,11 @@ def discard_weakest_(
     if discard_ratio and rank:
         threshold = _value_at_rank(patch_columns.flatten(1), rank)  # (B,)
         prefix_columns = fused[:, :, :prefix_tokens].clone()
-        # over all columns, since only whole matrices are contiguous
-        fused.masked_fill_(fused < threshold[:, None, None], 0)
+        below = torch.nextafter(threshold, torch.zeros_like(threshold) - 1)
+        # over all columns, since only whole matrices are contiguous; a mask would take seven times
+        # as long
+        for matrix, value in zip(fused, below.tolist(), strict=True):
+            torch.threshold_(matrix, value, 0)
         fused[:, :, :prefix_tokens] = prefix_columns
     return fused
 
