@@ -1,0 +1,83 @@
+"""Grad-CAM on tokens: the channels of the last block's input, weighed by their gradients.
+
+Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+Localization", equations 1 and 2, a token's features being the channels at its patch:
+
+    w_k = mean_patches(dy_c/da_k),    mask = (sum_k w_k a_k)^+
+
+a is what the last attention reads, the output of that block's first normalisation: behind it, a
+class token is all that the classifier still reads, and patches have no gradient any more.
+"""
+
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vit_attention import forward, prepare
+from vit_of_category import Choose, OfCategory, scores
+from vit_rollout import largest_is_one
+from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of, check_supported
+
+
+class GradCam(OfCategory):
+    """Grad-CAM of a timm ViT's tokens, for one category of each picture.
+
+    In Swin its masks are as coarse as the last stage's grid.
+
+    Args:
+        model: a timm VisionTransformer; used in evaluation mode, left as it was found.
+
+    Raises:
+        UnsupportedModel: if the model can't be explained, or its last block has several branches.
+    """
+
+    def __init__(self, model: nn.Module):
+        check_supported(model)
+        self.model = model
+        self.last = blocks_of(model)[-1]
+        if not any(hasattr(self.last, name) for name in ("attn", "in_norm")):
+            raise UnsupportedModel(model, "the attention of its last block reads no single input")
+
+    def _maps(
+        self, pictures: Tensor, layout: TokenLayout, choose: Choose
+    ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
+        seen: list[Tensor] = []
+        with ExitStack() as undo:
+            prepare(self.model, undo, freeze=True, fused=not isinstance(self.model, WINDOWED))
+            self._see(seen, undo)
+            logits = forward(self.model, pictures)
+        categories = choose(logits.detach())
+        masks = []
+        for score, again in scores(logits, categories):
+            (gradient,) = torch.autograd.grad(score, seen, retain_graph=again)
+            masks.append(_mask(seen[0].detach(), gradient, layout))
+        return masks, logits, categories
+
+    def _see(self, seen: list[Tensor], undo: ExitStack) -> None:
+        """Lets the last attention's input be seen, where autograd then begins."""
+
+        def see(tokens: Tensor) -> Tensor:
+            seen.append(tokens.detach().requires_grad_())
+            return seen[0]
+
+        if isinstance(self.model, WINDOWED) or not hasattr(self.last, "attn"):
+            # attention itself reads windows there, or is part of the block
+            norm = self.last.norm1 if isinstance(self.model, WINDOWED) else self.last.in_norm
+            undo.callback(norm.register_forward_hook(lambda _m, _i, tokens: see(tokens)).remove)
+        else:
+            hook = self.last.attn.register_forward_pre_hook
+            undo.callback(hook(lambda _m, inputs: (see(inputs[0]), *inputs[1:])).remove)
+
+
+def _mask(features: Tensor, gradient: Tensor, layout: TokenLayout) -> np.ndarray:
+    """(B, h, w) of features (B, N, C), or (B, h, w, C), and their gradient."""
+    grid = layout.grid
+    if features.ndim == 4:
+        grid = tuple(features.shape[1:3])
+        features, gradient = features.flatten(1, 2), gradient.flatten(1, 2)
+    else:
+        features, gradient = (t[:, layout.prefix_tokens :] for t in (features, gradient))
+    weights = gradient.mean(dim=1, keepdim=True)  # (B, 1, C)
+    return largest_is_one((weights * features).sum(dim=-1).clamp(min=0), grid)
