@@ -11,10 +11,11 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NoReturn
 
+from vit_methods import METHODS
 from vit_settings import CROPS, DEFAULT_PICTURE, ENGINES, HEAD_FUSIONS, Settings, __version__
 from vit_sweep import parse_sweep
 
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         as_json, show = options.pop("json"), options.pop("show")
         logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output
         warnings.filterwarnings("ignore", module=r"timm\.")
+        options["method"] = tuple(dict.fromkeys(options["method"]))
         options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
         options["command"] = shlex.join(["vit_explain.py", *arguments])
         return _run(Settings(**options), as_json, show)
@@ -70,22 +72,25 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
     """
     from vit_inputs import is_one_picture
 
-    many = settings.top_k or settings.report or settings.contact_sheet
-    many = many or not is_one_picture(settings.image_path)
+    one = is_one_picture(settings.image_path) and not (settings.report or settings.contact_sheet)
     if settings.sweep:
-        if many:
-            raise ValueError("--sweep is for one picture, without --top_k, --report and "
-                             "--contact_sheet")  # fmt: skip
+        if not one or settings.top_k or settings.compare or len(settings.method) > 1:
+            raise ValueError("--sweep is for one picture and one method, without --top_k, "
+                             "--compare, --report and --contact_sheet")  # fmt: skip
         from vit_pipeline import explain_sweep
 
         return explain_sweep, _sweep_as_text
+    if settings.compare and one:
+        from vit_pipeline import explain_compare
+
+        return explain_compare, _compare_as_text
     if settings.engine == "ray":
         if settings.report or settings.contact_sheet:
             raise ValueError("--engine ray writes Parquet: leave out --report and --contact_sheet")
         from vit_ray import explain_with_ray
 
         return partial(explain_with_ray, tell=_tell), _folder_as_text
-    if many:
+    if not one or settings.top_k or len(settings.method) > 1:
         # read when torch is loaded: threads that spin while they wait slow the workers down
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from vit_processes import begin
@@ -159,6 +164,21 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         help="share of the weakest attention to drop, 0 <= F < 1 (default: %(default)s)",
     )
     add(
+        "--method",
+        nargs="+",
+        type=_method_name,
+        metavar="NAME",
+        help=f"one or several of {', '.join(METHODS)} (default: attention rollout, with a category "
+        "gradient rollout)",
+    )
+    add("--block", type=int, metavar="N", help="block of --method attention (default: the last)")
+    add("--head", type=int, metavar="N", help="head of --method attention (default: all, fused)")
+    add(
+        "--compare",
+        action="store_true",
+        help="all methods side by side, or those of --method, and which is the most faithful",
+    )
+    add(
         "--sweep",
         nargs="+",
         metavar="PARAMETER=VALUES",
@@ -210,6 +230,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)"
     )
     device.add_argument("--use_cuda", action="store_true", help="CUDA if there is any, else CPU")
+
+
+def _method_name(text: str) -> str:
+    name = "attention_rollout" if text == "rollout" else text
+    if name not in METHODS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(METHODS)}")
+    return name
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -281,7 +308,7 @@ def _folder_as_text(report: dict) -> str:
     failed = f", {report['failed']} failed" if report["failed"] else ""
     return "\n".join([
         *_opening(report),
-        f"Method: {_method(report['method'])}",
+        *(f"Method: {_method(method)}" for method in report["methods"]),
         f"{report['pictures']} pictures: {report['explained']} explained{before}{failed}",
         *(f"Wrote {path}" for path in report["files"].values()),
     ])  # fmt: skip
@@ -290,6 +317,15 @@ def _folder_as_text(report: dict) -> str:
 def _sweep_as_text(report: dict) -> str:
     wrote = [f"Wrote {path}" for path in report["files"].values()]
     return "\n".join([*_opening(report), f"Drew {len(report['maps'])} maps", *wrote])
+
+
+def _compare_as_text(report: dict) -> str:
+    lines = _opening(report)
+    for found in report["maps"]:
+        marked = ", the most faithful" if found["most_faithful"] else ""
+        described = {**found["method"], "category": found["category"]}
+        lines.append(f"  {found['faithfulness']:6.3f}  {_method(described)}{marked}")
+    return "\n".join([*lines, *(f"Wrote {path}" for path in report["files"].values())])
 
 
 def _opening(report: dict) -> list[str]:
@@ -325,18 +361,29 @@ def _seen(report: dict) -> str:
 
 
 def _method(method: dict) -> str:
-    details = f"heads fused by {method['head_fusion']}, discard ratio {method['discard_ratio']}"
-    if method["start_block"]:
-        details += f", from block {method['start_block']}"
-    if method["as_published"]:
-        details += ", as published"
-    if method["name"] == "attention_rollout":
-        return f"attention rollout, the same for every category ({details})"
-    if "category" not in method:
-        return f"gradient attention rollout ({details})"
-    category = method["category"]
-    chosen = f"category {category['index']} ({category['name']}, {category['probability']:.1%})"
-    return f"gradient attention rollout for {chosen} ({details})"
+    kind, category = METHODS[method["name"]], method.get("category")
+    text, details = kind.title, ", ".join(_details(method))
+    if not kind.of_category:
+        text += ", the same for every category"
+    elif category:
+        name, probability = category["name"], category["probability"]
+        text += f" for category {category['index']} ({name}, {probability:.1%})"
+    return f"{text} ({details})" if details else text
+
+
+def _details(method: dict) -> Iterator[str]:
+    if "block" in method:
+        yield "the last block" if method["block"] == -1 else f"block {method['block']}"
+    if method.get("head") is not None:
+        yield f"head {method['head']}"
+    elif "head_fusion" in method:
+        yield f"heads fused by {method['head_fusion']}"
+    if "discard_ratio" in method:
+        yield f"discard ratio {method['discard_ratio']}"
+    if method.get("start_block"):
+        yield f"from block {method['start_block']}"
+    if method.get("as_published"):
+        yield "as published"
 
 
 def _show(path: str) -> None:

@@ -1,55 +1,100 @@
-"""The method that the settings ask for, on batches of pictures, and what it found in words."""
+"""The methods that the settings ask for, on batches of pictures, and what they found in words."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
-from vit_grad_rollout import VITAttentionGradRollout
+from vit_compare import with_faithfulness
+from vit_faithfulness.choice import faithfulness
+from vit_methods import METHODS, Method
 from vit_model import LoadedModel
-from vit_rollout import Explanation, VITAttentionRollout
+from vit_output import Map
+from vit_rollout import Explanation
 from vit_settings import Settings
+from vit_tokens import UnsupportedModel
 
 TOP = 5
 
 
+@dataclass(frozen=True)
+class Explained:
+    """What was found in one picture: its likeliest categories, and its maps."""
+
+    top: list[dict]
+    maps: list[Map]
+
+
 class Explainer:
-    """Explains batches as the settings say: (B, 3, H, W) -> one Explanation for each map.
+    """Explains batches as the settings say.
+
+    Attributes:
+        methods: of each method its name and options, JSON-ready.
+        left_out: why some methods can't explain this model, where all were asked for.
 
     Raises:
         vit_categories.CategoryError: if the category is none of the model's.
-        ValueError: if a setting is out of range, or asks for categories of a model without.
+        UnsupportedModel: if a method that was asked for can't explain the model.
+        ValueError: if a setting is out of range, asks for categories of a model without, or is
+            none of the methods'.
     """
 
     def __init__(self, settings: Settings, loaded: LoadedModel):
         self.settings, self.loaded = settings, loaded
-        of_category = settings.category is not None or settings.top_k is not None
-        self.method = {
-            "name": "grad_rollout" if of_category else "attention_rollout",
-            "head_fusion": settings.head_fusion or ("mean" if of_category else "max"),
-            "discard_ratio": settings.discard_ratio,
-            "start_block": settings.start_block,
-            "as_published": settings.as_published,
-        }
-        options = {name: value for name, value in self.method.items() if name != "name"}
-        if not of_category:
-            rollout = VITAttentionRollout(loaded.model, **options)
-            self._run: Callable[[Tensor], list[Explanation]] = lambda x: [rollout.explain(x)]
-            return
-        grad_rollout = VITAttentionGradRollout(loaded.model, **options)
+        self.left_out: list[str] = []
+        self.methods: list[dict] = []
+        self._runs: list[Callable[[Tensor], list[Explanation]]] = []
+        chosen = [METHODS[name] for name in settings.methods]
+        _check_options(settings, chosen)
+        if settings.compare and not loaded.categories:
+            raise ValueError("--compare measures how faithful maps are to a category: the model "
+                             "has none")  # fmt: skip
+        for method in chosen:
+            try:
+                self._add(method)
+            except (UnsupportedModel, ImportError) as error:
+                if not settings.every_method:
+                    raise
+                reason = getattr(error, "reason", error)
+                self.left_out.append(f"without {method.title}: {reason}")
+
+    def _add(self, method: Method) -> None:
+        options = options_of(method, self.settings)
+        made = method.make(self.loaded.model, **options)
+        self._runs.append(self._of_category(made) if method.of_category else _of_none(made))
+        self.methods.append({"name": method.name, **options})
+
+    def _of_category(self, made) -> Callable[[Tensor], list[Explanation]]:
+        settings, has = self.settings, len(self.loaded.categories)
         if settings.category in (None, "top"):
             count = settings.top_k or 1
-            if count > len(loaded.categories):
-                has = len(loaded.categories) or "no"
-                raise ValueError(f"the model has {has} categories, not {count}")
-            self._run = lambda x: grad_rollout.explain_several(x, count)
-        else:
-            index = loaded.category_index(settings.category)
-            self._run = lambda x: [grad_rollout.explain(x, [index] * len(x))]
+            if count > has:
+                raise ValueError(f"the model has {has or 'no'} categories, not {count}")
+            return lambda x: made.explain_several(x, count)
+        index = self.loaded.category_index(settings.category)
+        return lambda x: [made.explain(x, [index] * len(x))]
 
-    def __call__(self, tensors: Tensor) -> list[Explanation]:
-        return self._run(tensors)
+    def __call__(self, tensors: Tensor) -> list[Explained]:
+        """Of each of B pictures (B, 3, H, W) its maps: of each method, of each category."""
+        found = [run(tensors) for run in self._runs]
+        probabilities = found[0][0].logits.softmax(dim=1)
+        return [
+            Explained(
+                self._likeliest(shares),
+                self._measured(
+                    tensors[place],
+                    [
+                        self._map(method, explanation, place, shares)
+                        for method, explanations in zip(self.methods, found, strict=True)
+                        for explanation in explanations
+                    ],
+                    int(shares.argmax()),
+                ),
+            )
+            for place, shares in enumerate(probabilities)
+        ]
 
     def beside(self) -> "Explainer":
         """Another one on the same weights, which can run in another thread at the same time.
@@ -60,14 +105,55 @@ class Explainer:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         return Explainer(self.settings, replace(self.loaded, model=deepcopy(model, shared)))
 
-    def likeliest(self, probabilities: Tensor) -> list[dict]:
+    def _measured(self, tensor: Tensor, maps: list[Map], likeliest: int) -> list[Map]:
+        """With their faithfulness, where maps are compared."""
+        if not self.settings.compare:
+            return maps
+        return with_faithfulness(maps, partial(faithfulness, self.loaded.model, tensor), likeliest)
+
+    def _map(self, method: dict, found: Explanation, place: int, probabilities: Tensor) -> Map:
+        categories = found.categories
+        category = None if categories is None else self._category(categories[place], probabilities)
+        return Map(found.masks[place], category, method)
+
+    def _likeliest(self, probabilities: Tensor) -> list[dict]:
         """The TOP likeliest categories of one picture, from all its probabilities."""
         if not self.loaded.categories:
             return []
         chosen = probabilities.sort(descending=True, stable=True).indices[:TOP]
-        return [self.category(index, probabilities) for index in chosen.tolist()]
+        return [self._category(index, probabilities) for index in chosen.tolist()]
 
-    def category(self, index: int, probabilities: Tensor) -> dict:
+    def _category(self, index: int, probabilities: Tensor) -> dict:
         """Index, name and probability of a category of one picture."""
         name, probability = self.loaded.categories[index], float(probabilities[index])
         return {"index": index, "name": name, "probability": probability}
+
+
+def options_of(method: Method, settings: Settings) -> dict:
+    """Those settings that are options of the method; what is not set is as the method has it."""
+    fusion = "max" if method.name == "attention_rollout" else "mean"
+    wanted = {
+        "head_fusion": settings.head_fusion or fusion,
+        "discard_ratio": settings.discard_ratio,
+        "start_block": settings.start_block,
+        "as_published": settings.as_published,
+        "block": -1 if settings.block is None else settings.block,
+        "head": settings.head,
+    }
+    return {name: wanted[name] for name in wanted if name in method.options}
+
+
+def _of_none(made) -> Callable[[Tensor], list[Explanation]]:
+    return lambda x: [made.explain(x)]
+
+
+def _check_options(settings: Settings, methods: Sequence[Method]) -> None:
+    """Raise a ValueError if something is set that none of the methods takes."""
+    names = " and ".join(method.title for method in methods)
+    for option in ("head_fusion", "start_block", "as_published", "block", "head"):
+        is_set = getattr(settings, option) != getattr(Settings, option)
+        if is_set and not any(option in method.options for method in methods):
+            raise ValueError(f"--{option} means nothing to {names}: leave it out")
+    of_category = any(method.of_category for method in methods)
+    if not of_category and (settings.category is not None or settings.top_k):
+        raise ValueError(f"{names} is the same for every category: leave the category out")

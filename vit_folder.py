@@ -33,7 +33,6 @@ from vit_processes import in_order
 from vit_report import write_report
 from vit_results import ERRORS, RESULTS, Results, read_results
 from vit_settings import Settings
-from vit_tokens import token_layout
 from vit_transform import InputTransform
 from vit_workers import Decoded, Workers, Written, processors
 
@@ -95,15 +94,14 @@ def run_report(
         counts: of all pictures, those explained before, those explained now, those that failed.
     """
     pictures, before, explained, failed = counts
-    tokens = token_layout(ready.loaded.model, *ready.loaded.transform.size)
     return {
         "pictures": pictures,
         "explained": explained,
         "explained_before": before,
         "failed": failed,
         "seconds": round(time.monotonic() - started, 1),
-        "model": model_report(settings, ready.loaded, tokens),
-        "method": ready.explainer.method,
+        "model": model_report(settings, ready.loaded),
+        "methods": ready.explainer.methods,
         "versions": versions(),
         "device": ready.device,
         "notices": [],
@@ -260,7 +258,10 @@ class _Model:
 def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[Item]:
     """The same when their files are written; `ahead` are being written meanwhile."""
     submitted = (
-        (item, None if item.failure else workers.write(item.number, item.picture, item.maps))
+        (
+            item,
+            None if item.failure else workers.write(item.number, item.picture, item.explained.maps),
+        )
         for item in items
     )
     for item, future in in_order(submitted, ahead):
@@ -288,6 +289,6 @@ def _record(settings: Settings, ready: Ready) -> dict:
         "model": loaded.name,
         "weights_and_names": digest.hexdigest(),
         **kept,
-        "method": ready.explainer.method,
+        "methods": ready.explainer.methods,
         "versions": versions(),
     }

@@ -17,46 +17,53 @@ Region = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
+class Map:
+    """One map of one picture.
+
+    Attributes:
+        mask: (h, w) float32, largest value 1.
+        category: index, name and probability; None for a map of all categories.
+        method: its name and options.
+        faithfulness: see vit_faithfulness; None where it was not measured.
+    """
+
+    mask: np.ndarray
+    category: dict | None
+    method: Mapping
+    faithfulness: float | None = None
+
+
+@dataclass(frozen=True)
 class Output:
     """How maps are drawn and called.
 
     Attributes:
         transform: what the model saw of a picture.
-        method: name, head_fusion and discard_ratio, for the files' names.
-        texts: for the PNG's text chunks; the category is added to them.
+        texts: for the PNG's text chunks; method and category are added to them.
     """
 
     settings: Settings
     transform: InputTransform
-    method: Mapping
     texts: Mapping[str, str]
 
     def write(
-        self,
-        base: Path,
-        picture: Image.Image,
-        seen: Image.Image,
-        mask: np.ndarray,
-        category: dict | None,
+        self, base: Path, picture: Image.Image, seen: Image.Image, found: Map
     ) -> dict[str, Path]:
         """The files of one map, their names beginning with `base`.
 
         Args:
             picture, seen: RGB, as it is and as the model saw it.
-            mask: (h, w).
-            category: index and name; None for a map of all categories.
         """
-        kind, described = self.method["name"], "none"
-        if category is not None:
-            kind += f"_{category['index']}"
-            described = f"{category['index']} {category['name']}"
-        name = f"{base.name}_{kind}_{self.method['discard_ratio']:.3f}_{self.method['head_fusion']}"
+        category = found.category
+        described = "none" if category is None else f"{category['index']} {category['name']}"
+        texts = {"Method": found.method["name"], "Category": described}
+        name = f"{base.name}_{name_of(found)}"
         files = {"overlay": base.with_name(f"{name}.png")}
-        overlay = self.draw(picture, seen, mask, self.transform.region(*picture.size))
-        write_png(files["overlay"], overlay, {**self.texts, "Category": described})
+        overlay = self.draw(picture, seen, found.mask, self.transform.region(*picture.size))
+        write_png(files["overlay"], overlay, {**self.texts, **texts})
         if self.settings.save_mask:
             files["mask"] = base.with_name(f"{name}.npy")
-            write_array(files["mask"], mask)
+            write_array(files["mask"], found.mask)
         return files
 
     def draw(
@@ -70,3 +77,19 @@ class Output:
             return Image.fromarray(vit_published.overlay(np.asarray(canvas), mask))
         covered = region if size == "image" else None
         return draw_overlay(canvas, mask, covered, settings.alpha, settings.colormap)
+
+
+def name_of(found: Map) -> str:
+    """What a map's files are called after, as "grad_rollout_243_0.900_mean"."""
+    method, parts = found.method, [found.method["name"]]
+    if found.category is not None:
+        parts.append(str(found.category["index"]))
+    if "discard_ratio" in method:
+        parts.append(f"{method['discard_ratio']:.3f}")
+    if "block" in method:
+        parts.append("last" if method["block"] == -1 else f"block{method['block']}")
+    if method.get("head") is not None:
+        parts.append(f"head{method['head']}")
+    elif "head_fusion" in method:
+        parts.append(method["head_fusion"])
+    return "_".join(parts)

@@ -1,6 +1,7 @@
 """One picture, from its path to the files that explain it."""
 
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +13,19 @@ import PIL
 import timm
 import torch
 from PIL import Image
+from torch import Tensor
 
+from vit_compare import draw_compare, most_faithful
 from vit_device import choose_device
 from vit_explainer import Explainer
 from vit_files import writable_folder, write_png
 from vit_heatmap import check_style
 from vit_images import open_picture
 from vit_model import LoadedModel, data_folder, load_model
-from vit_output import Output
+from vit_output import Map, Output, Region
 from vit_settings import DEFAULT_PICTURE, Settings, __version__
 from vit_sweep_maps import draw_sweep, shrunk, sweep_maps, write_gif
-from vit_tokens import TokenLayout
+from vit_tokens import token_layout
 from vit_transform import InputTransform
 
 
@@ -64,43 +67,34 @@ def prepare(settings: Settings) -> Ready:
         "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
     }
     transform = _published_transform(loaded) if settings.as_published else loaded.transform
-    output = Output(settings, transform, explainer.method, texts)
+    output = Output(settings, transform, texts)
     return Ready(folder, {"name": str(device), "notice": notice}, loaded, explainer, output)
 
 
 def explain_picture(settings: Settings) -> dict:
-    """Explain one picture, write the files, and report (JSON-ready).
+    """Explain one picture by one method, write the files, and report (JSON-ready).
 
     Raises:
         ValueError, OSError: a request that can't be met; nothing has been written then, save
             where writing itself failed.
     """
-    (path,) = settings.image_path
-    picture = open_picture(_existing(path))
-    ready = prepare(settings)
-    explainer, output = ready.explainer, ready.output
-    seen = output.transform.picture(picture)
-    (explanation,) = explainer(output.transform.tensor(seen)[None])
-    probabilities, chosen = explanation.logits[0].softmax(dim=0), explanation.categories
-    category = None if chosen is None else explainer.category(chosen[0], probabilities)
-    base = ready.folder / Path(path).stem
-    files = output.write(base, picture, seen, explanation.masks[0], category)
+    opened = _open(settings)
+    ready, output = opened.ready, opened.ready.output
+    (explained,) = ready.explainer(opened.tensor)
+    (found,) = explained.maps
+    base = ready.folder / opened.path.stem
+    files = output.write(base, opened.picture, opened.seen, found)
     files["input"] = base.with_name(f"{base.name}_input.png")
-    write_png(files["input"], seen, output.texts)
-    region = output.transform.region(*picture.size)
+    write_png(files["input"], opened.seen, output.texts)
     return {
-        "model": model_report(settings, ready.loaded, explanation.layout),
-        "top": explainer.likeliest(probabilities),
-        "method": {**explainer.method, "category": category},
-        "versions": versions(),
-        "device": ready.device,
-        "notices": _notices(ready.loaded, explanation.masks),
+        **_report(settings, ready, [found], files),
+        "top": explained.top,
+        "method": {**found.method, "category": found.category},
         "picture": {
-            "path": path,
-            "size": list(picture.size),
-            "region_seen": [round(edge, 2) for edge in region],
+            "path": str(opened.path),
+            "size": list(opened.picture.size),
+            "region_seen": [round(edge, 2) for edge in opened.region],
         },
-        "files": {kind: str(path) for kind, path in files.items()},
     }
 
 
@@ -113,29 +107,89 @@ def explain_sweep(settings: Settings) -> dict:
         ValueError, OSError: as `explain_picture`.
     """
     sweep = settings.sweep
+    opened = _open(settings)
+    ready, texts = opened.ready, opened.ready.output.texts
+    rows = sweep_maps(ready.loaded, opened.tensor, settings, sweep)
+    small, draw = opened.small()
+    base = ready.folder / f"{opened.path.stem}_sweep_{'_'.join(sweep)}"
+    files = {"sheet": base.with_name(f"{base.name}.png")}
+    write_png(files["sheet"], draw_sweep(small, rows, draw), texts)
+    if len(sweep) == 1:
+        files["animation"] = base.with_name(f"{base.name}.gif")
+        write_gif(files["animation"], rows[0], draw, texts)
+    maps = [each for row in rows for each in row]
+    report = _report(settings, ready, [each.found for each in maps], files)
+    return {**report, "maps": [each.values for each in maps]}
+
+
+def explain_compare(settings: Settings) -> dict:
+    """All methods' maps of one picture on a sheet, and report (JSON-ready).
+
+    Raises:
+        ValueError, OSError: as `explain_picture`.
+    """
+    opened = _open(settings)
+    ready = opened.ready
+    (explained,) = ready.explainer(opened.tensor)
+    small, draw = opened.small()
+    files = {"sheet": ready.folder / f"{opened.path.stem}_compare.png"}
+    write_png(files["sheet"], draw_compare(small, explained.maps, draw), ready.output.texts)
+    best = most_faithful(explained.maps)
+    return {
+        **_report(settings, ready, explained.maps, files),
+        "top": explained.top,
+        "maps": [
+            {
+                "method": found.method,
+                "category": found.category,
+                "faithfulness": found.faithfulness,
+                "most_faithful": place in best,
+            }
+            for place, found in enumerate(explained.maps)
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """One picture, and all that is ready for it.
+
+    Attributes:
+        picture, seen: RGB, as it is and as the model sees it.
+        region: (left, top, right, bottom) of what is seen, in the picture's pixels.
+        tensor: (1, 3, H, W).
+    """
+
+    path: Path
+    ready: Ready
+    picture: Image.Image
+    seen: Image.Image
+    region: Region
+    tensor: Tensor
+
+    def small(self) -> tuple[Image.Image, Callable[[np.ndarray], Image.Image]]:
+        """The picture as small as sheets need it, and what draws a mask over it."""
+        picture, region = shrunk(self.picture, self.region)
+        return picture, lambda mask: self.ready.output.draw(picture, self.seen, mask, region)
+
+
+def _open(settings: Settings) -> _Opened:
     (path,) = settings.image_path
     picture = open_picture(_existing(path))
     ready = prepare(settings)
-    output = ready.output
-    seen = output.transform.picture(picture)
-    rows = sweep_maps(ready.loaded, output.transform.tensor(seen)[None], settings, sweep)
-    small, region = shrunk(picture, output.transform.region(*picture.size))
+    transform = ready.output.transform
+    seen = transform.picture(picture)
+    region, tensor = transform.region(*picture.size), transform.tensor(seen)[None]
+    return _Opened(Path(path), ready, picture, seen, region, tensor)
 
-    def draw(mask: np.ndarray) -> Image.Image:
-        return output.draw(small, seen, mask, region)
 
-    base = ready.folder / f"{Path(path).stem}_sweep_{'_'.join(sweep)}"
-    files = {"sheet": base.with_name(f"{base.name}.png")}
-    write_png(files["sheet"], draw_sweep(small, rows, draw), output.texts)
-    if len(sweep) == 1:
-        files["animation"] = base.with_name(f"{base.name}.gif")
-        write_gif(files["animation"], rows[0], draw, output.texts)
+def _report(settings: Settings, ready: Ready, maps: Sequence[Map], files: Mapping) -> dict:
+    """What every report of one picture says."""
     return {
-        "model": model_report(settings, ready.loaded, rows[0][0].explanation.layout),
-        "maps": [each.values for row in rows for each in row],
+        "model": model_report(settings, ready.loaded),
         "versions": versions(),
         "device": ready.device,
-        "notices": _notices(ready.loaded, np.stack([m.mask for row in rows for m in row])),
+        "notices": _notices(ready, maps),
         "files": {kind: str(path) for kind, path in files.items()},
     }
 
@@ -153,8 +207,9 @@ def _published_transform(loaded: LoadedModel) -> InputTransform:
     return InputTransform(loaded.transform.size, half, half, "bicubic")
 
 
-def model_report(settings: Settings, loaded: LoadedModel, layout: TokenLayout) -> dict:
+def model_report(settings: Settings, loaded: LoadedModel) -> dict:
     height, width = loaded.transform.size
+    layout = token_layout(loaded.model, height, width)
     return {
         "name": loaded.name,
         "input_size": [width, height],
@@ -164,10 +219,13 @@ def model_report(settings: Settings, loaded: LoadedModel, layout: TokenLayout) -
     }
 
 
-def _notices(loaded: LoadedModel, masks: np.ndarray) -> list[str]:
-    notices = [loaded.notice] if loaded.notice else []
-    if not masks.any():
-        notices.append("no patch reaches the read-out, the map is empty: lower --discard_ratio")
+def _notices(ready: Ready, maps: Sequence[Map]) -> list[str]:
+    notices = [ready.loaded.notice] if ready.loaded.notice else []
+    notices += ready.explainer.left_out
+    if not any(found.mask.any() for found in maps):
+        with_ratio = any("discard_ratio" in found.method for found in maps)
+        remedy = ": lower --discard_ratio" if with_ratio else ""
+        notices.append(f"no patch reaches the read-out, the map is empty{remedy}")
     return notices
 
 

@@ -38,7 +38,7 @@ PARQUET = "parquet"
 BATCH = 8
 # of the Parquet files, a row for each map: category -1 for none, mask row by row, result as in
 # results.jsonl
-COLUMNS = ("path", "name", "error", "category", "rows", "columns", "mask", "result")
+COLUMNS = ("path", "name", "error", "method", "category", "rows", "columns", "mask", "result")
 
 
 def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
@@ -144,18 +144,29 @@ class Actor:
     def _rows(self, item: Item, picture: Image.Image | None, seen: Image.Image | None) -> list:
         common = {"path": item.picture.path, "name": item.picture.name, "error": item.failure}
         if item.failure:
-            return [common | {"category": -1, "rows": 0, "columns": 0, "mask": [], "result": "{}"}]
+            return [
+                common
+                | {
+                    "method": "",
+                    "category": -1,
+                    "rows": 0,
+                    "columns": 0,
+                    "mask": [],
+                    "result": "{}",
+                }
+            ]
         base = self.ready.folder / item.picture.name
-        item.written = write_maps(self.ready.output, base, picture, seen, item.maps)
+        item.written = write_maps(self.ready.output, base, picture, seen, item.explained.maps)
         result = json.dumps(result_of(item, self.ready))
         return [
             common
             | {
-                "category": -1 if category is None else category["index"],
-                "rows": mask.shape[0],
-                "columns": mask.shape[1],
-                "mask": mask.flatten().tolist(),
+                "method": found.method["name"],
+                "category": -1 if found.category is None else found.category["index"],
+                "rows": found.mask.shape[0],
+                "columns": found.mask.shape[1],
+                "mask": found.mask.flatten().tolist(),
                 "result": result,
             }
-            for mask, category in item.maps
+            for found in item.explained.maps
         ]

@@ -23,6 +23,7 @@ from PIL import Image
 from vit_files import write_whole
 from vit_heatmap import colored, enlarged, on_the_picture
 from vit_images import PictureError, open_picture
+from vit_methods import METHODS
 from vit_model import data_folder
 from vit_processes import in_order
 
@@ -74,7 +75,14 @@ def _picture(result: dict, side: int, colormap: str) -> tuple[str, str]:
         grey = np.frombuffer(base64.b64decode(found["mask"]), np.uint8).reshape(found["grid"])
         place, mask = _placed(grey, result)
         maps.append(
-            {"category": found["category"], "overlay": quote(found["overlay"]), "place": place}
+            {
+                "method": METHODS[found["method"]["name"]].title,
+                "category": found["category"],
+                "faithfulness": found.get("faithfulness"),
+                "best": found.get("most_faithful", False),
+                "overlay": quote(found["overlay"]),
+                "place": place,
+            }
         )
         size = mask.shape[1] * PATCH, mask.shape[0] * PATCH
         heat.append(_webp(Image.fromarray(colored(enlarged(mask, size), colormap))))
@@ -98,15 +106,18 @@ def _placed(mask: np.ndarray, result: dict) -> tuple[list[float], np.ndarray]:
 
 def _facts(result: dict) -> list[tuple[str, str]]:
     width, height = result["size"]
-    method = result["method"]
-    milliseconds = result["milliseconds"]
+    methods = {found["method"]["name"]: found["method"] for found in result["maps"]}
     return [
         ("model", result["model"]),
         ("picture", f"{width} x {height} pixels"),
-        ("method", method["name"].replace("_", " ")),
-        *((key.replace("_", " "), str(value)) for key, value in method.items() if key != "name"),
-        *((f"{step}, ms", f"{value:.1f}") for step, value in milliseconds.items()),
+        *((METHODS[name].title, _options(method)) for name, method in methods.items()),
+        *((f"{step}, ms", f"{value:.1f}") for step, value in result["milliseconds"].items()),
     ]
+
+
+def _options(method: dict) -> str:
+    options = [(name, value) for name, value in method.items() if name != "name"]
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in options) or "-"
 
 
 def _thumbnail(path: str, side: int) -> str | None:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from vit_methods import METHODS
+
 __version__ = "0.1.0"
 
 DEFAULT_PICTURE = "examples/both.png"
@@ -18,7 +20,12 @@ class Settings:
     Attributes:
         image_path: pictures, folders, globs, "@list.txt".
         recursive: also folders in folders.
-        category: index, name, "top" (the likeliest) or None (attention rollout, no category).
+        category: index, name, "top" (the likeliest) or None (the likeliest too, but attention
+            rollout where no method is named).
+        method: names of methods (vit_methods); empty for the classic two, gradient rollout where
+            there is a category.
+        block, head: of the method "attention": the last block and all heads if None.
+        compare: all methods beside each other, or those named, each with how faithful it is.
         sweep: values of one or two parameters, to draw one picture with all of them (vit_sweep).
         top_k: maps of so many of the likeliest categories instead.
         img_size: (H, W) of the model's input in pixels; None for the model's own.
@@ -33,6 +40,10 @@ class Settings:
     recursive: bool = False
     category: int | str | None = None
     top_k: int | None = None
+    method: tuple[str, ...] = ()
+    block: int | None = None
+    head: int | None = None
+    compare: bool = False
     sweep: Mapping[str, tuple] | None = None
     head_fusion: str | None = None
     discard_ratio: float = 0.9
@@ -57,3 +68,18 @@ class Settings:
     engine: str = "local"
     quiet: bool = False
     command: str = ""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of all methods that are asked for."""
+        if self.method:
+            return self.method
+        if self.every_method:
+            return tuple(METHODS)
+        of_category = self.category is not None or self.top_k is not None
+        return ("grad_rollout" if of_category else "attention_rollout",)
+
+    @property
+    def every_method(self) -> bool:
+        """Whether all methods are wanted that can explain the model."""
+        return self.compare and not self.method

@@ -16,8 +16,7 @@ from torch import Tensor
 from vit_explainer import Explainer
 from vit_files import write_whole
 from vit_model import LoadedModel
-from vit_output import Region
-from vit_rollout import Explanation
+from vit_output import Map, Region
 from vit_settings import Settings
 from vit_sheet import GAP, draw_sheet, fit, line_height
 from vit_sweep import Sweep, Value, label
@@ -38,12 +37,12 @@ class SweepMap:
     Attributes:
         labels: of each value that it was made with, "discard_ratio 0.9".
         values: these by parameter, as the sweep has them.
-        explanation: of the one picture.
+        found: the map.
     """
 
     labels: tuple[str, ...]
     values: Mapping[str, Value]
-    explanation: Explanation
+    found: Map
 
     @property
     def caption(self) -> str:
@@ -53,7 +52,7 @@ class SweepMap:
     @property
     def mask(self) -> np.ndarray:
         """(h, w) float32, largest value 1."""
-        return self.explanation.masks[0]
+        return self.found.mask
 
 
 def sweep_maps(
@@ -76,8 +75,9 @@ def sweep_maps(
     explainers = [Explainer(dataclasses.replace(settings, **point), loaded) for point in points]
     maps = []
     for point, explainer in zip(points, explainers, strict=True):
-        (explanation,) = explainer(tensor)
-        maps.append(SweepMap(_labels(loaded, point, explanation), point, explanation))
+        (explained,) = explainer(tensor)
+        (found,) = explained.maps
+        maps.append(SweepMap(_labels(point, found), point, found))
     columns = len(list(sweep.values())[-1])
     return [maps[start : start + columns] for start in range(0, len(maps), columns)]
 
@@ -171,12 +171,10 @@ def _check_categories(loaded: LoadedModel, names: Sequence[Value]) -> None:
         seen[index] = name
 
 
-def _labels(
-    loaded: LoadedModel, values: Mapping[str, Value], explanation: Explanation
-) -> tuple[str, ...]:
+def _labels(values: Mapping[str, Value], found: Map) -> tuple[str, ...]:
     labels = {name: label(name, value) for name, value in values.items()}
     if "category" in values:
-        name = loaded.categories[explanation.categories[0]]
+        name = found.category["name"]
         if str(values["category"]).casefold() not in name.casefold():  # an index, or "top"
             labels["category"] += f": {name.split(',')[0]}"
     return tuple(labels.values())

@@ -21,7 +21,7 @@ from PIL import Image
 
 from vit_images import open_picture, read_picture
 from vit_inputs import Picture
-from vit_output import Output
+from vit_output import Map, Output
 from vit_processes import begin
 
 KEPT_PIXELS = 16_000_000  # of pictures that a worker keeps open; others it opens a second time
@@ -77,10 +77,8 @@ class Workers:
         """Open the picture, number `number` of the run."""
         return self._pool(number).submit(_Worker.call, "decode", number, picture)
 
-    def write(
-        self, number: int, picture: Picture, maps: Sequence[tuple[np.ndarray, dict | None]]
-    ) -> Future[Written]:
-        """Draw and write the maps of a decoded picture: (mask (h, w), category) of each."""
+    def write(self, number: int, picture: Picture, maps: Sequence[Map]) -> Future[Written]:
+        """Draw and write the maps of a decoded picture."""
         return self._pool(number).submit(_Worker.call, "write", number, picture, maps)
 
     def _pool(self, number: int) -> ProcessPoolExecutor:
@@ -116,9 +114,7 @@ class _Worker:
             self.open[number] = opened, seen
         return decoded
 
-    def write(
-        self, number: int, picture: Picture, maps: Sequence[tuple[np.ndarray, dict | None]]
-    ) -> Written:
+    def write(self, number: int, picture: Picture, maps: Sequence[Map]) -> Written:
         if number in self.open:
             opened, seen = self.open.pop(number)
         else:
@@ -146,12 +142,12 @@ def write_maps(
     base: Path,
     opened: Image.Image,
     seen: Image.Image,
-    maps: Sequence[tuple[np.ndarray, dict | None]],
+    maps: Sequence[Map],
 ) -> Written:
     """The files of a picture's maps, their names beginning with `base`."""
     started = time.perf_counter()
     base.parent.mkdir(parents=True, exist_ok=True)
-    files = [output.write(base, opened, seen, mask, category) for mask, category in maps]
+    files = [output.write(base, opened, seen, found) for found in maps]
     return Written(files, _since(started))
 
 

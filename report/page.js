@@ -16,7 +16,6 @@ const likeliest = (picture) => picture.top[0] ?? { name: "no categories", probab
 const imagesOf = (picture) => JSON.parse($(`images-${picture.number}`).textContent);
 const describe = (map) =>
   map.category ? `${map.category.name}, ${percent(map.category.probability)}` : "every category";
-
 // The picture with one map over it (or none), drawn by the browser: the slider only sets opacity.
 function drawn(picture, images, map, alternative) {
   const [across, down] = picture.size;
@@ -69,7 +68,8 @@ const near = new IntersectionObserver((entries) => {
     if (!isIntersecting) continue;
     near.unobserve(target);
     const { picture } = target;
-    const frame = drawn(picture, imagesOf(picture), { ...picture.maps[0], number: 0 }, "");
+    const number = Math.max(0, picture.maps.findIndex((map) => map.best));
+    const frame = drawn(picture, imagesOf(picture), { ...picture.maps[number], number }, "");
     target.querySelector(".frame").append(frame);
   }
 }, { rootMargin: "400px" });
@@ -130,12 +130,18 @@ function open(place) {
   $("name").textContent = picture.name;
   const figures = [make("figure", "", drawn(picture, images, null, `input: ${picture.name}`),
     make("figcaption", "", "input"))];
+  const several = new Set(picture.maps.map((map) => map.method)).size > 1;
   picture.maps.forEach((map, number) => {
     const link = make("a", "", "overlay");
     link.href = map.overlay;
-    const text = make("figcaption", "", `${describe(map)} · `, link);
-    const alternative = `map of ${picture.name} for ${describe(map)}`;
-    figures.push(make("figure", "", drawn(picture, images, { ...map, number }, alternative), text));
+    const what = several ? `${map.method}: ${describe(map)}` : describe(map);
+    const text = make("figcaption", "", `${what} · `, link);
+    if (map.faithfulness !== null) text.append(` · faithfulness ${map.faithfulness.toFixed(3)}`);
+    if (map.best) text.append(" · ", make("strong", "", "the most faithful"));
+    const alternative = `map of ${picture.name} for ${describe(map)}, ${map.method}`;
+    const figure = make("figure", map.best ? "best" : "",
+      drawn(picture, images, { ...map, number }, alternative), text);
+    figures.push(figure);
   });
   $("maps").replaceChildren(...figures);
   $("numbers").replaceChildren(

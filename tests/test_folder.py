@@ -1,6 +1,7 @@
 """Many pictures in one run; the command's own words are tested in test_command."""
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -19,10 +20,12 @@ from conftest import ROOT
 from PIL import Image
 
 import vit_folder
+from vit_explainer import Explained
 from vit_folder import explain_folder
 from vit_images import open_picture
 from vit_inputs import Picture
 from vit_items import Item
+from vit_output import Map
 from vit_pipeline import explain_picture, prepare
 from vit_settings import Settings
 from vit_workers import Decoded
@@ -129,7 +132,7 @@ def test_results_hold_the_map(mixed, tmp_path):
 def test_top_k_draws_each_of_the_likeliest_categories(mixed, tmp_path):
     run(tmp_path / "k", mixed / "plain.png", top_k=3, save_mask=True)
     result = results_of(tmp_path / "k")["plain.png"]
-    assert result["method"]["name"] == "grad_rollout"
+    assert {found["method"]["name"] for found in result["maps"]} == {"grad_rollout"}
     assert [found["category"] for found in result["maps"]] == result["top"][:3]
     for found in result["maps"]:
         index = found["category"]["index"]
@@ -282,7 +285,9 @@ def test_only_a_few_pictures_are_on_their_way(monkeypatch):
         return future
 
     pictures = [Picture(f"{number}", f"{number}") for number in range(50)]
-    for item in vit_folder._written(Fake(), vit_folder._decoded(Fake(), pictures, 5), 3):
+    decoded = vit_folder._decoded(Fake(), pictures, 5)
+    explained = (dataclasses.replace(item, explained=Explained([], [])) for item in decoded)
+    for item in vit_folder._written(Fake(), explained, 3):
         answered.append(item.number)
         assert len(asked) - len(written) <= 5
         assert len(written) - len(answered) <= 3
@@ -327,13 +332,13 @@ def test_threads_share_weights_and_find_the_same(ready):
 
     def mask_of(item):
         seen = ready.output.transform.tensor(Image.fromarray(item.decoded.seen))
-        return ready.explainer(seen[None])[0].masks[0]
+        return ready.explainer(seen[None])[0].maps[0].mask
 
     found = list(vit_folder._explained(ready, items(), 2, print))
     assert [item.number for item in found] == list(range(12))
     for item in found:
         # batches and threads of other sizes add up in another order
-        np.testing.assert_allclose(item.maps[0][0], mask_of(item), atol=1e-4)
+        np.testing.assert_allclose(item.explained.maps[0].mask, mask_of(item), atol=1e-4)
     assert torch.get_num_threads() == threads
     other = ready.explainer.beside().loaded.model
     mine = ready.explainer.loaded.model
@@ -384,7 +389,7 @@ def test_large_pictures_are_opened_again_instead_of_kept(mixed, tmp_path, monkey
     for name, times in (("large.jpg", 2), ("plain.png", 1)):
         picture = Picture(str(mixed / name), name)
         decoded = worker.decode(0, picture)
-        worker.write(0, picture, [(mask, None)])
+        worker.write(0, picture, [Map(mask, None, {"name": "gradcam"})])
         assert decoded.size == Image.open(mixed / name).size
         assert opened.count(picture.path) == times
         assert not worker.open

@@ -34,9 +34,9 @@ def result(path, name, category, probability, **changes):
         "region_seen": [0, 0, 80, 40],
         "model": "bundled",
         "top": [category, {"index": 7, "name": "another", "probability": 0.01}],
-        "method": {"name": "grad_rollout", "head_fusion": "mean", "discard_ratio": 0.9},
         "maps": [
             {
+                "method": {"name": "grad_rollout", "head_fusion": "mean", "discard_ratio": 0.9},
                 "category": category,
                 "overlay": f"sub/{name}_243.png",
                 "grid": [4, 4],
@@ -58,7 +58,15 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(folder):
     white = folder / "white.png"
-    second = {"category": None, "overlay": "x.png", "grid": [4, 4], "mask": mask_of(3, 3)}
+    second = {
+        "method": {"name": "attention_rollout", "head_fusion": "max", "discard_ratio": 0.9},
+        "category": None,
+        "faithfulness": 0.25,
+        "most_faithful": True,
+        "overlay": "x.png",
+        "grid": [4, 4],
+        "mask": mask_of(3, 3),
+    }
     named = result(white, HARMFUL, 3, 0.5)
     named["top"][0]["name"] = CLOSING
     several = result(white, "c.png", 1, 0.2)
@@ -245,18 +253,24 @@ def test_large_view(page):
     large = page.locator("#large")
     assert large.locator("h2").inner_text() == "c.png"
     captions = large.locator("figcaption").all_inner_texts()
-    assert captions == ["input", "category 1, 20.0 % · overlay", "every category · overlay"]
+    assert captions == [
+        "input",
+        "gradient attention rollout: category 1, 20.0 % · overlay",
+        "attention rollout: every category · overlay · faithfulness 0.250 · the most faithful",
+    ]
+    assert large.locator("figure.best").all() and large.locator("strong").count() == 1
     link = large.locator("a").first.get_attribute("href")
     assert link == "sub/c.png_243.png"
     alternatives = [image.get_attribute("alt") for image in large.locator(".picture > img").all()]
     assert alternatives == [
         "input: c.png",
-        "map of c.png for category 1, 20.0 %",
-        "map of c.png for every category",
+        "map of c.png for category 1, 20.0 %, gradient attention rollout",
+        "map of c.png for every category, attention rollout",
     ]
     rows = [row.split("\t") for row in large.locator("tr").all_inner_texts()]
     assert ["1 category 1", "20.0 %"] in rows
-    for fact in (["model", "bundled"], ["picture", "80 x 40 pixels"], ["discard ratio", "0.9"]):
+    for fact in (["model", "bundled"], ["picture", "80 x 40 pixels"],
+                 ["attention rollout", "head fusion max, discard ratio 0.9"]):  # fmt: skip
         assert fact in rows
     assert ["decode, ms", "1.2"] in rows
     page.keyboard.press("ArrowRight")

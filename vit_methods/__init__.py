@@ -7,9 +7,10 @@ categories)` gives an Explanation with masks (B, h, w). Only what is asked for i
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:  # the command line asks for names before torch is loaded
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Method:
     place: tuple[str, str]
     options: tuple[str, ...] = ()
 
-    def make(self, model: nn.Module, **options: Any) -> Any:
+    def make(self, model: "nn.Module", **options: Any) -> Any:
         """The method on a model; it has `explain`, and `explain_several` if `of_category`.
 
         Raises:

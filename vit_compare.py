@@ -1,0 +1,95 @@
+"""All methods' maps of one picture beside each other, the most faithful one marked."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vit_methods import METHODS
+from vit_output import Map
+from vit_sheet import Cell, draw_sheet, fit
+
+CELL = 224
+COLUMNS = 5  # of the sheet of one category
+LINES = 4  # of a caption
+MARK = (0, 150, 60)
+
+
+def most_faithful(maps: Sequence[Map]) -> set[int]:
+    """Places of the maps with the highest faithfulness of each category.
+
+    A map of no category stands in the first one's row.
+    """
+    best: dict[int, int] = {}
+    for place, row in enumerate(_rows(maps)):
+        if row not in best or maps[place].faithfulness > maps[best[row]].faithfulness:
+            best[row] = place
+    return set(best.values())
+
+
+def draw_compare(
+    picture: Image.Image, maps: Sequence[Map], draw: Callable[[np.ndarray], Image.Image]
+) -> Image.Image:
+    """A sheet: the picture, then every method's map of it; a row for each category, if several."""
+    best = most_faithful(maps)
+    table: dict[int, dict[str, int]] = {}  # row -> method -> place of its map
+    for place, row in enumerate(_rows(maps)):
+        table.setdefault(row, {})[maps[place].method["name"]] = place
+    methods = dict.fromkeys(found.method["name"] for found in maps)
+    cells: list[list[Cell]] = []
+    for places in table.values():
+        cells.append([(_heading([maps[place] for place in places.values()]), picture)])
+        for place in map(places.get, methods):
+            missing = place is None  # it is the same for every category, and in the first row
+            cells[-1].append(("", None) if missing else _cell(maps[place], draw, place in best))
+    if len(cells) == 1:
+        flat = cells[0]
+        columns = math.ceil(len(flat) / math.ceil(len(flat) / COLUMNS))
+        cells = [flat[start : start + columns] for start in range(0, len(flat), columns)]
+    height = fit(picture, (CELL, CELL)).height
+    return draw_sheet(cells, (CELL, height), LINES)
+
+
+def _rows(maps: Sequence[Map]) -> list[int]:
+    """The row of each map's category, in the order in which categories first come."""
+    indices = [found.category["index"] for found in maps if found.category]
+    order = {index: row for row, index in enumerate(dict.fromkeys(indices))}
+    return [order[found.category["index"]] if found.category else 0 for found in maps]
+
+
+def _heading(maps: Sequence[Map]) -> str:
+    category = next((found.category for found in maps if found.category), None)
+    if category is None:
+        return "input"
+    return f"input, for {category['name'].split(',')[0]} ({category['probability']:.1%})"
+
+
+def _cell(found: Map, draw: Callable[[np.ndarray], Image.Image], best: bool) -> Cell:
+    method, overlay = METHODS[found.method["name"]], draw(found.mask)
+    if best:
+        edge = (0, 0, overlay.width - 1, overlay.height - 1)
+        width = max(2, round(max(overlay.size) / 40))
+        ImageDraw.Draw(overlay).rectangle(edge, outline=MARK, width=width)
+    marked = ", the most faithful" if best else ""
+    return f"{method.title}\n{method.paper}\nfaithfulness {found.faithfulness:.3f}{marked}", overlay
+
+
+def with_faithfulness(
+    maps: Sequence[Map], measure: Callable[[np.ndarray, int], float], likeliest: int
+) -> list[Map]:
+    """The same maps, each measured.
+
+    Args:
+        measure: (mask (h, w), category) -> faithfulness.
+        likeliest: the category to which maps of no category are held, if none has one.
+    """
+    first = next((found.category["index"] for found in maps if found.category), likeliest)
+    return [
+        dataclasses.replace(
+            found,
+            faithfulness=measure(found.mask, found.category["index"] if found.category else first),
+        )
+        for found in maps
+    ]
