@@ -72,6 +72,13 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
 
     many = settings.top_k or settings.report or settings.contact_sheet
     many = many or not is_one_picture(settings.image_path)
+    if settings.anatomy:
+        if many:
+            raise ValueError("--anatomy is for one picture, without --top_k, --report and "
+                             "--contact_sheet")  # fmt: skip
+        from vit_pipeline import explain_anatomy
+
+        return explain_anatomy, _anatomy_as_text
     if settings.sweep:
         if many:
             raise ValueError("--sweep is for one picture, without --top_k, --report and "
@@ -164,6 +171,12 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         metavar="PARAMETER=VALUES",
         help="a sheet of one picture's maps: discard_ratio=0,0.5,0.9 head_fusion=mean,max, "
         "start_block or category, one or two of them",
+    )
+    add(
+        "--anatomy",
+        action="store_true",
+        help="one figure of what the model does with one picture, block by block: its patches, "
+        "position embeddings, heads, token norms, and the rollout as it grows",
     )
     add(
         "--start_block",
@@ -290,6 +303,11 @@ def _folder_as_text(report: dict) -> str:
 def _sweep_as_text(report: dict) -> str:
     wrote = [f"Wrote {path}" for path in report["files"].values()]
     return "\n".join([*_opening(report), f"Drew {len(report['maps'])} maps", *wrote])
+
+
+def _anatomy_as_text(report: dict) -> str:
+    wrote = [f"Wrote {path}" for path in report["files"].values()]
+    return "\n".join([*_opening(report), f"Method: {_method(report['method'])}", *wrote])
 
 
 def _opening(report: dict) -> list[str]:

@@ -13,6 +13,8 @@ import timm
 import torch
 from PIL import Image
 
+from vit_anatomy import anatomy
+from vit_anatomy_figure import draw_anatomy
 from vit_device import choose_device
 from vit_explainer import Explainer
 from vit_files import writable_folder, write_png
@@ -136,6 +138,37 @@ def explain_sweep(settings: Settings) -> dict:
         "versions": versions(),
         "device": ready.device,
         "notices": _notices(ready.loaded, np.stack([m.mask for row in rows for m in row])),
+        "files": {kind: str(path) for kind, path in files.items()},
+    }
+
+
+def explain_anatomy(settings: Settings) -> dict:
+    """What the model does with one picture, block by block, on a figure, and report (JSON-ready).
+
+    Raises:
+        ValueError, OSError: as `explain_picture`; also where the settings ask for a category.
+    """
+    if settings.sweep or settings.as_published or settings.category is not None:
+        raise ValueError("--anatomy shows attention and rollout, the same for every category: "
+                         "leave out --category, --as_published and --sweep")  # fmt: skip
+    (path,) = settings.image_path
+    picture = open_picture(_existing(path))
+    ready = prepare(settings)
+    method, output = ready.explainer.method, ready.output
+    seen = output.transform.picture(picture)
+    options = (method[name] for name in ("head_fusion", "discard_ratio", "start_block"))
+    found = anatomy(ready.loaded.model, output.transform.tensor(seen)[None], *options)
+    title = f"{Path(path).name}, seen by the model {ready.loaded.name}"
+    style = {"alpha": settings.alpha, "colormap": settings.colormap}
+    figure = draw_anatomy(found, seen, title, **style)
+    files = {"anatomy": ready.folder / f"{Path(path).stem}_anatomy.png"}
+    write_png(files["anatomy"], figure, output.texts)
+    return {
+        "model": model_report(settings, ready.loaded, found.layout),
+        "method": method,
+        "versions": versions(),
+        "device": ready.device,
+        "notices": _notices(ready.loaded, found.rollout),
         "files": {kind: str(path) for kind, path in files.items()},
     }
 

@@ -20,6 +20,7 @@ class Settings:
         recursive: also folders in folders.
         category: index, name, "top" (the likeliest) or None (attention rollout, no category).
         sweep: values of one or two parameters, to draw one picture with all of them (vit_sweep).
+        anatomy: one figure of what the model does with one picture (vit_anatomy).
         top_k: maps of so many of the likeliest categories instead.
         img_size: (H, W) of the model's input in pixels; None for the model's own.
         head_fusion: None for the method's own default, max for rollout and mean with a category.
@@ -34,6 +35,7 @@ class Settings:
     category: int | str | None = None
     top_k: int | None = None
     sweep: Mapping[str, tuple] | None = None
+    anatomy: bool = False
     head_fusion: str | None = None
     discard_ratio: float = 0.9
     start_block: int = 0
