@@ -264,6 +264,8 @@ def _heads_of(
     word = "head " if font.getlength("head 16") < tile[0] else ""
     top = 0
     for (label, maps), numbers, has_numbers in zip(rows, shown, numbered, strict=True):
+        if has_numbers and not word:
+            draw.text((left - 2 * GAP, top), "head", GREY, font, "ra")
         for place, number in enumerate(numbers if has_numbers else ()):
             middle = left + place * step + tile[0] // 2
             draw.text((middle, top), f"{word}{number + 1}", GREY, font, "ma")
