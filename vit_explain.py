@@ -73,6 +73,13 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
     from vit_inputs import is_one_picture
 
     one = is_one_picture(settings.image_path) and not (settings.report or settings.contact_sheet)
+    if settings.anatomy:
+        if not one or settings.top_k or settings.compare:
+            raise ValueError("--anatomy is for one picture, without --top_k, --compare, --report "
+                             "and --contact_sheet")  # fmt: skip
+        from vit_pipeline import explain_anatomy
+
+        return explain_anatomy, _anatomy_as_text
     if settings.sweep:
         if not one or settings.top_k or settings.compare or len(settings.method) > 1:
             raise ValueError("--sweep is for one picture and one method, without --top_k, "
@@ -184,6 +191,12 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         metavar="PARAMETER=VALUES",
         help="a sheet of one picture's maps: discard_ratio=0,0.5,0.9 head_fusion=mean,max, "
         "start_block or category, one or two of them",
+    )
+    add(
+        "--anatomy",
+        action="store_true",
+        help="one figure of what the model does with one picture, block by block: its patches, "
+        "position embeddings, heads, token norms, and the rollout as it grows",
     )
     add(
         "--start_block",
@@ -326,6 +339,11 @@ def _compare_as_text(report: dict) -> str:
         described = {**found["method"], "category": found["category"]}
         lines.append(f"  {found['faithfulness']:6.3f}  {_method(described)}{marked}")
     return "\n".join([*lines, *(f"Wrote {path}" for path in report["files"].values())])
+
+
+def _anatomy_as_text(report: dict) -> str:
+    wrote = [f"Wrote {path}" for path in report["files"].values()]
+    return "\n".join([*_opening(report), f"Method: {_method(report['method'])}", *wrote])
 
 
 def _opening(report: dict) -> list[str]:

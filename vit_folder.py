@@ -41,7 +41,7 @@ FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # settings that change no result, or that the record holds in another form
 NOT_RECORDED = {"image_path", "recursive", "model", "checkpoint", "class_names", "device",
                 "use_cuda", "output_dir", "report", "contact_sheet", "batch_size", "workers",
-                "quiet", "sweep", "engine", "command"}  # fmt: skip
+                "quiet", "sweep", "anatomy", "engine", "command"}  # fmt: skip
 
 
 def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vit_anatomy import anatomy
+from vit_anatomy_figure import draw_anatomy
 from vit_compare import draw_compare, most_faithful
 from vit_device import choose_device
 from vit_explainer import Explainer
@@ -192,6 +194,29 @@ def _report(settings: Settings, ready: Ready, maps: Sequence[Map], files: Mappin
         "notices": _notices(ready, maps),
         "files": {kind: str(path) for kind, path in files.items()},
     }
+
+
+def explain_anatomy(settings: Settings) -> dict:
+    """What the model does with one picture, block by block, on a figure, and report (JSON-ready).
+
+    Raises:
+        ValueError, OSError: as `explain_picture`; also where the settings ask for a category.
+    """
+    if settings.methods != ("attention_rollout",) or settings.sweep or settings.as_published:
+        raise ValueError("--anatomy shows attention and rollout, the same for every category: "
+                         "leave out --category, --method, --as_published and --sweep")  # fmt: skip
+    opened = _open(settings)
+    ready = opened.ready
+    (method,) = ready.explainer.methods
+    options = (method[name] for name in ("head_fusion", "discard_ratio", "start_block"))
+    found = anatomy(ready.loaded.model, opened.tensor, *options)
+    title = f"{opened.path.name}, seen by the model {ready.loaded.name}"
+    style = {"alpha": settings.alpha, "colormap": settings.colormap}
+    files = {"anatomy": ready.folder / f"{opened.path.stem}_anatomy.png"}
+    figure = draw_anatomy(found, opened.seen, title, **style)
+    write_png(files["anatomy"], figure, ready.output.texts)
+    rollout = Map(found.rollout, None, method)
+    return {**_report(settings, ready, [rollout], files), "method": method}
 
 
 def _existing(path: str) -> Path:

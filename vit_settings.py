@@ -27,6 +27,7 @@ class Settings:
         block, head: of the method "attention": the last block and all heads if None.
         compare: all methods beside each other, or those named, each with how faithful it is.
         sweep: values of one or two parameters, to draw one picture with all of them (vit_sweep).
+        anatomy: one figure of what the model does with one picture (vit_anatomy).
         top_k: maps of so many of the likeliest categories instead.
         img_size: (H, W) of the model's input in pixels; None for the model's own.
         head_fusion: None for the method's own default, max for rollout and mean with a category.
@@ -45,6 +46,7 @@ class Settings:
     head: int | None = None
     compare: bool = False
     sweep: Mapping[str, tuple] | None = None
+    anatomy: bool = False
     head_fusion: str | None = None
     discard_ratio: float = 0.9
     start_block: int = 0

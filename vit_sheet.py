@@ -36,7 +36,7 @@ class Sheet:
         step_x, step_y = _steps(self.cell, self.lines)
         left, top = GAP + column * step_x, GAP + row * step_y
         font, line = _font(width), line_height(width)
-        for number, text in enumerate(_wrapped(drawable(caption), font, width, self.lines)):
+        for number, text in enumerate(wrapped(drawable(caption), font, width, self.lines)):
             self._draw.text((left, top + number * line), text, "black", font)
         if picture is not None:
             fitted = fit(picture, self.cell)
@@ -128,8 +128,8 @@ def _steps(cell: tuple[int, int], lines: int) -> tuple[int, int]:
     return cell[0] + GAP, cell[1] + lines * line_height(cell[0]) + GAP
 
 
-def _wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """At most `lines` lines that fit; an ellipsis where something is cut."""
+def wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+    """At most `lines` lines no wider than `width`; an ellipsis where something is cut."""
     found = list(itertools.islice(_lines(caption, font, width), lines + 1))
     if len(found) > lines:
         found[lines - 1 :] = [_shortened(found[lines - 1] + "…", font, width)]

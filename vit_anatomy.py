@@ -1,0 +1,292 @@
+"""What a transformer makes of one picture, block by block: vit_anatomy_figure draws it.
+
+- Position embeddings: the cosine similarity of each patch's with those of all patches
+  (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", figure 7).
+- The read-out's attention: with r the row that tells how much the classifier reads each token
+  (TokenLayout.readout_weights), r A_l^h for block l and head h; for a class token its own row.
+- Token norms: the L2 norm of each token in the residual stream behind each block. A few patches
+  whose norms are many times the others' hold no local information (Darcet et al. 2024, "Vision
+  Transformers Need Registers").
+- Rollout as it grows: r A~_l ... A~_1 for each l (vit_rollout).
+
+N tokens = P prefix tokens followed by h*w patches in row-major order; block 1 comes first. Swin's
+blocks each have a grid of their own, and no prefix; r is the mean over a block's patches there.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import vit_torchvision  # noqa: F401
+
+import numpy as np
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.beit import Beit
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vit_attention import CapturedAttention, capture_attention, forward
+from vit_checks import check_one_picture, check_settings, pictures_for
+from vit_rollout import discard_weakest_, fuse_heads, largest_is_one, propagate
+from vit_tokens import WINDOWED, TokenLayout, blocks_of, check_supported, token_layout
+from vit_windows import windows_of
+
+MOST_POSITIONS = 14  # rows and columns of patches whose position embedding is compared
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Similarity of position embeddings, for all patches or an even sample of them.
+
+    Attributes:
+        rows, columns: of the patches that are compared with all others, from 0 on.
+        similarity: (rows, columns, h, w) float32, cosines from -1 to 1.
+    """
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    similarity: np.ndarray
+
+
+@dataclass(frozen=True)
+class BlockAnatomy:
+    """What was seen of one block. h x w is its own grid, float32 throughout.
+
+    Attributes:
+        attention: (H, h, w), the read-out's attention to the patches in each head. The heads of
+            parallel branches follow one another.
+        norms: (h, w), of the patches behind the block.
+        prefix_norms: (P,), of the prefix tokens.
+    """
+
+    attention: np.ndarray
+    norms: np.ndarray
+    prefix_norms: np.ndarray
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What the model made of one picture; h x w is the patch grid of the input.
+
+    Attributes:
+        layout: the tokens of this input, and which of them the classifier reads.
+        head_fusion, discard_ratio, start_block: how rollout was calculated.
+        prefix_names: of the P prefix tokens: "class", "distillation", "register 1", ...
+        positions: None without a learned absolute position embedding.
+        position_kind: in words, how the model knows where a patch is.
+        blocks: one for each block.
+        pool: (H, h, w), attention of the pooling query in each of its heads; None without.
+        growth: (blocks from start_block on, h, w), rollout up to each block, the largest value of
+            each 1; the last one is attention rollout's mask.
+    """
+
+    layout: TokenLayout
+    head_fusion: str
+    discard_ratio: float
+    start_block: int
+    prefix_names: tuple[str, ...]
+    positions: Positions | None
+    position_kind: str
+    blocks: tuple[BlockAnatomy, ...]
+    pool: np.ndarray | None
+    growth: np.ndarray
+
+    @property
+    def rollout(self) -> np.ndarray:
+        """(h, w), the mask of attention rollout."""
+        return self.growth[-1]
+
+
+def anatomy(
+    model: nn.Module,
+    tensor: Tensor,
+    head_fusion: str = "max",
+    discard_ratio: float = 0.9,
+    start_block: int = 0,
+) -> Anatomy:
+    """Look into a timm ViT at one picture (1, 3, H, W); it is left as it was found.
+
+    Args:
+        head_fusion: "mean", "max" or "min", for rollout and for an attention pool's heads.
+        discard_ratio: share of the patch-column entries of each block set to 0 in rollout.
+        start_block: first block of rollout's product.
+
+    Raises:
+        UnsupportedModel: if the model's attention can't be rolled out.
+        ValueError: if an argument is out of range, or the input is not one picture of a size that
+            the model takes.
+    """
+    check_supported(model)
+    check_settings(discard_ratio, head_fusion, start_block, False, len(blocks_of(model)))
+    pictures = pictures_for(model, tensor)
+    check_one_picture(pictures)
+    layout = token_layout(model, *pictures.shape[2:])
+    with torch.inference_mode():
+        # twice, for a pooling query is known only in the end, and all heads take too much memory
+        captured, norms = _first_pass(model, pictures, layout, head_fusion)
+        pooled = None if captured.pool is None else fuse_heads(captured.pool, head_fusion)
+        attention = _readout_attention(model, pictures, layout, pooled)
+        growth = _growth(captured, pooled, discard_ratio, start_block)
+    grids = captured.grids or [layout.grid] * len(norms)
+    blocks = [
+        _block(*each, layout.prefix_tokens)
+        for each in zip(attention, norms, grids, strict=True)
+    ]  # fmt: skip
+    return Anatomy(
+        layout,
+        head_fusion,
+        discard_ratio,
+        start_block,
+        _prefix_names(model, layout),
+        _positions(model, layout.grid),
+        _position_kind(model),
+        tuple(blocks),
+        None if captured.pool is None else _maps(captured.pool[0, :, 0], layout.grid),
+        growth,
+    )
+
+
+def _first_pass(
+    model: nn.Module, pictures: Tensor, layout: TokenLayout, head_fusion: str
+) -> tuple[CapturedAttention, list[Tensor]]:
+    """Attention (1, N, N) of every block with its heads fused, and all tokens' norms (N,)."""
+    norms: list[Tensor] = []
+
+    def measure(_block, _inputs, tokens):  # (1, N, C), in Swin (1, h, w, C)
+        norms.append(tokens[0].float().norm(dim=-1).flatten())
+
+    with (
+        ExitStack() as undo,
+        capture_attention(model, layout, reduce=lambda a: fuse_heads(a, head_fusion)) as captured,
+    ):
+        for block in blocks_of(model):
+            undo.callback(block.register_forward_hook(measure).remove)
+        forward(model, pictures)
+    return captured, norms
+
+
+def _readout_attention(
+    model: nn.Module, pictures: Tensor, layout: TokenLayout, pooled: Tensor | None
+) -> list[Tensor]:
+    """(H, N) of each block: what the read-out attends to in each of its heads."""
+
+    def read(attention: Tensor) -> Tensor:  # (1, H, N, N) -> (H, N)
+        row = layout.readout_weights(attention, pooled)
+        return (row @ attention[0].float())[:, 0]
+
+    windowed = isinstance(model, WINDOWED)
+    reduce = (lambda attention: attention) if windowed else read
+    with capture_attention(model, layout, reduce=reduce) as captured:
+        forward(model, pictures)
+    if not windowed:
+        return [torch.cat(branches) for branches in captured.blocks()]
+    return [
+        _mean_of_windows(block, grid, attention)
+        for block, grid, (attention,) in zip(
+            blocks_of(model), captured.grids, captured.blocks(), strict=True
+        )
+    ]
+
+
+def _mean_of_windows(block: nn.Module, grid: tuple[int, int], attention: Tensor) -> Tensor:
+    """(W, H, A, A) -> (H, N): what the patches of a Swin block attend to, on an average."""
+    windows = windows_of(block, *grid)
+    seen = (attention.float() * windows.open[:, None]).sum(dim=2)  # (W, H, A)
+    whole = seen.new_zeros(seen.shape[1], windows.tokens + 1)  # the last one takes the padding
+    whole.index_add_(1, windows.places.flatten(), seen.transpose(0, 1).flatten(1))
+    return whole[:, :-1] / windows.tokens
+
+
+def _growth(
+    captured: CapturedAttention, pooled: Tensor | None, discard_ratio: float, start_block: int
+) -> np.ndarray:
+    """(blocks from start_block on, h, w): rollout up to each of them."""
+    layout = captured.layout
+    prefix = layout.prefix_tokens
+    # parallel branches are summed in the residual stream, so their attention is too
+    fused = [sum(branches) for branches in captured.blocks()]
+    matrices, rows = [], []
+    for factor in captured.factors(fused, start_block):
+        if factor.matrix.ndim == 2:  # the merging of tokens between two blocks of Swin
+            matrices.append(factor.matrix)
+            continue
+        matrices.append(discard_weakest_(factor.matrix, discard_ratio, prefix, factor.paths))
+        rows.append(propagate(matrices, _readout(layout, factor.matrix, pooled)))
+    return largest_is_one(torch.cat(rows)[:, prefix:], layout.grid)
+
+
+def _readout(layout: TokenLayout, matrix: Tensor, pooled: Tensor | None) -> Tensor:
+    """(1, N), the row that is read behind a block whose matrix is (1, N, N)."""
+    if not layout.last_tokens:
+        return layout.readout_weights(matrix, pooled)
+    tokens = matrix.shape[-1]
+    return matrix.new_full((1, tokens), 1 / tokens)
+
+
+def _block(
+    attention: Tensor, norms: Tensor, grid: tuple[int, int], prefix_tokens: int
+) -> BlockAnatomy:
+    prefix_norms = norms[:prefix_tokens].cpu().numpy()
+    return BlockAnatomy(_maps(attention, grid), _maps(norms[None], grid)[0], prefix_norms)
+
+
+def _maps(values: Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """(K, N), prefix tokens first -> the patches' (K, h, w)."""
+    height, width = grid
+    return values[:, -height * width :].float().cpu().numpy().reshape(-1, height, width)
+
+
+def _prefix_names(model: nn.Module, layout: TokenLayout) -> tuple[str, ...]:
+    names = ["class"] if getattr(model, "cls_token", None) is not None else []
+    if isinstance(model, VisionTransformerDistilled):
+        names.append("distillation")
+    registers = layout.prefix_tokens - len(names)
+    return (*names, *(f"register {number}" for number in range(1, registers + 1)))
+
+
+def _positions(model: nn.Module, grid: tuple[int, int]) -> Positions | None:
+    embedding = _position_embedding(model, grid)
+    if embedding is None:
+        return None
+    height, width = grid
+    rows, columns = sample(height, MOST_POSITIONS), sample(width, MOST_POSITIONS)
+    each = F.normalize(embedding.detach().float(), dim=1).view(height, width, -1)
+    chosen = each[list(rows)][:, list(columns)]
+    similarity = torch.einsum("rcd,hwd->rchw", chosen, each)
+    return Positions(rows, columns, similarity.cpu().numpy())
+
+
+def _position_embedding(model: nn.Module, grid: tuple[int, int]) -> Tensor | None:
+    """(h*w, C), what the model adds to its patches; None if it adds nothing."""
+    embedding = getattr(model, "pos_embed", None)
+    if embedding is None:
+        return None
+    height, width = grid
+    if getattr(model, "dynamic_img_size", False):
+        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+        embedding = resample_abs_pos_embed(
+            embedding, grid, model.patch_embed.grid_size, num_prefix_tokens=prefix
+        )
+    return embedding[0, -height * width :]
+
+
+def _position_kind(model: nn.Module) -> str:
+    kinds = {
+        "an embedding added to each patch": getattr(model, "pos_embed", None) is not None,
+        "rotary embeddings, which turn queries and keys in every block": (
+            getattr(model, "rope", None) is not None
+        ),
+        "relative positions, added to the attention's scores in every block": isinstance(
+            model, (Beit, VisionTransformerRelPos, *WINDOWED)
+        ),
+    }
+    return ", and ".join(kind for kind, there in kinds.items() if there) or "nothing"
+
+
+def sample(count: int, most: int) -> tuple[int, ...]:
+    """All of 0 to count - 1, or at most `most` of them: evenly, the first and the last too."""
+    if count <= most:
+        return tuple(range(count))
+    return tuple(round(place * (count - 1) / (most - 1)) for place in range(most))

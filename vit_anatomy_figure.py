@@ -1,0 +1,454 @@
+"""Draw an anatomy (vit_anatomy): what the transformer makes of one picture, on one figure.
+
+Each panel is a picture of its own, as wide as the figure at most; the figure stacks them under
+their headings.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vit_anatomy import Anatomy, BlockAnatomy, Positions, sample
+from vit_heatmap import colored, draw_overlay, stretch
+from vit_sheet import drawable, fit, wrapped
+
+WIDTH = 1600  # of the figure in pixels
+MARGIN = 48
+ROOM = WIDTH - 2 * MARGIN  # what a panel may take
+GAP = 8  # between small maps
+BETWEEN = 32  # between pictures that are looked at one by one
+
+TITLE, HEADING, SENTENCE, LABEL = 38, 28, 19, 16  # sizes of the letters
+INK, GREY, LINE = (25, 25, 30), (95, 95, 105), (205, 205, 212)
+
+LARGE = (ROOM - 2 * BETWEEN) // 3  # sides of the three pictures on top
+MOSAIC = 640  # sides of all maps of position similarity together, about
+TILE, SMALLEST_TILE = 170, 100  # width of one head's map, where heads are few
+TALLEST = 1600  # that the maps of all heads may be
+ACROSS = 8  # blocks beside each other in the last two panels, at most
+BLOCK_TILE = 300  # sides of their maps, at most
+
+MOST_BLOCKS, MOST_HEADS = 32, 16
+
+MAP, SIMILARITY = "inferno", "viridis"
+
+
+def draw_anatomy(
+    anatomy: Anatomy,
+    picture_seen: Image.Image,
+    title: str,
+    *,
+    alpha: float = 0.5,
+    colormap: str = "turbo",
+) -> Image.Image:
+    """The figure, WIDTH pixels wide and as high as it takes.
+
+    Args:
+        picture_seen: RGB, the picture as the model got it, without its normalisation.
+        title: one line.
+        alpha, colormap: of the overlays, as in vit_heatmap.draw_overlay.
+
+    Raises:
+        ValueError: if alpha or the colour map is not allowed.
+    """
+    overlay = functools.partial(draw_overlay, alpha=alpha, colormap=colormap)
+    seen = fit(picture_seen, (LARGE, LARGE))
+    blocks = sample(len(anatomy.blocks), MOST_BLOCKS)
+    panels = [
+        _heading(title, _summary(anatomy), TITLE),
+        _panel(
+            "1  Patches",
+            "The picture is cut along the grid, and each patch becomes one token. Attention "
+            "rollout is how much of each patch reaches what the classifier reads.",
+            _patches(anatomy, seen, overlay(seen, anatomy.rollout), colormap),
+        ),
+        _panel("2  Position embeddings", *_positions(anatomy)),
+        _panel(
+            "3  What the read-out attends to",
+            f"{_reader(anatomy)} in each block and head. The brightest patches get most; each map "
+            "has a scale of its own.",
+            _heads(anatomy, blocks),
+        ),
+        _panel(
+            "4  Token norms",
+            "The length (L2 norm) of every token behind each block, each map on a scale of its "
+            "own. A few patches far above the median are attention sinks: the model seems to use "
+            "them for notes, not for what they show.",
+            _norms(anatomy, blocks),
+        ),
+        _panel(
+            "5  Rollout, block by block",
+            f"The attention of the blocks from {anatomy.start_block + 1} on is multiplied; here is "
+            "the product up to each block. The last one is the rollout of panel 1.",
+            _growth(anatomy, seen, overlay),
+        ),
+    ]
+    return _stacked(panels, MARGIN, MARGIN)
+
+
+def _summary(anatomy: Anatomy) -> str:
+    rows, columns = anatomy.layout.grid
+    parts = [
+        f"{rows}x{columns} patches",
+        f"{len(anatomy.blocks)} blocks",
+        f"{_span([len(block.attention) for block in anatomy.blocks])} heads",
+        f"read-out: {anatomy.layout.readout}",
+    ]
+    return "  ·  ".join(parts)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _reader(anatomy: Anatomy) -> str:
+    """Whose attention the third panel shows, the beginning of a sentence."""
+    layout = anatomy.layout
+    if layout.pooled_tokens:
+        return (
+            "The classifier reads the patches through an attention pool (last row). Above it, what "
+            "the patches attend to, weighted as the pool reads them,"
+        )
+    if len(layout.readout_rows) > 2:
+        return "The classifier reads the mean of the tokens. Shown is what these attend to,"
+    tokens = layout.readout.removeprefix("mean of the ")
+    return f"The classifier reads nothing but the {tokens}. Shown is what this attends to,"
+
+
+# the panels
+
+
+def _patches(
+    anatomy: Anatomy, seen: Image.Image, overlay: Image.Image, colormap: str
+) -> Image.Image:
+    how = f"{anatomy.head_fusion} of the heads, discard ratio {anatomy.discard_ratio:g}"
+    if anatomy.start_block:
+        how += f", from block {anatomy.start_block + 1}"
+    cells = [
+        ("what the model sees", _with_grid(seen, anatomy.layout.grid)),
+        (f"attention rollout ({how})", _tile(anatomy.rollout, seen.size, colormap)),
+        ("rollout over the picture, smooth", overlay),
+    ]
+    return _row([_captioned(picture, [caption]) for caption, picture in cells], BETWEEN)
+
+
+def _with_grid(picture: Image.Image, grid: tuple[int, int]) -> Image.Image:
+    """Thin light lines between the patches, with a faint dark one beside, for light pictures."""
+    lines = Image.new("RGBA", picture.size)
+    draw = ImageDraw.Draw(lines)
+    for shift, colour in ((1, (0, 0, 0, 90)), (0, (255, 255, 255, 170))):
+        for axis in (0, 1):
+            patches, length = grid[1 - axis], picture.size[axis]
+            for number in range(1, patches):
+                place = round(number * length / patches) + shift
+                start, end = (place, 0), (place, picture.height)
+                if axis:
+                    start, end = (0, place), (picture.width, place)
+                draw.line([start, end], colour)
+    return Image.alpha_composite(picture.convert("RGBA"), lines).convert("RGB")
+
+
+def _positions(anatomy: Anatomy) -> tuple[str, Image.Image | None]:
+    """The sentence and the maps; without these where there is no embedding to compare."""
+    found = anatomy.positions
+    if found is None:
+        return (
+            "No picture here: this model has no learned absolute position embedding. It knows "
+            f"where a patch is by {anatomy.position_kind}.",
+            None,
+        )
+    low = float(found.similarity.min())
+    span = low, 1.0
+    (rows, columns), grid = found.similarity.shape[:2], anatomy.layout.grid
+    scale = max(1, round(MOSAIC / max(rows * grid[0], columns * grid[1])))  # pixels of a patch
+    small = grid[1] * scale, grid[0] * scale
+    mosaic = _table(
+        [[_tile(each, small, SIMILARITY, span) for each in row] for row in found.similarity], 3
+    )
+    side = (ROOM - mosaic.width) // 2 - BETWEEN
+    examples = [
+        _example(found, place, (side, min(side, mosaic.height - 60)), span)
+        for place in ((rows // 2, columns // 3), (rows // 8, columns - 1 - columns // 8))
+    ]
+    enlarged = _row(examples, BETWEEN)
+    every = "each patch" if (rows, columns) == grid else f"{rows}x{columns} of the patches"
+    sentence = (
+        f"How the model knows where a patch is: {anatomy.position_kind}. One map for {every}, at "
+        "its place: the similarity of its embedding to those of all patches."
+    )
+    scale_bar = _scale(low, 1.0, enlarged.width, SIMILARITY)
+    left = _captioned(mosaic, [f"a map for {every}"])
+    return sentence, _row([left, _stacked([enlarged, scale_bar], 0, 20)], BETWEEN)
+
+
+def _example(
+    found: Positions, place: tuple[int, int], room: tuple[int, int], span: tuple[float, float]
+) -> Image.Image:
+    """One patch's map enlarged, with a frame around the patch itself."""
+    row, column = found.rows[place[0]], found.columns[place[1]]
+    values = found.similarity[place]
+    picture = _tile(values, room, SIMILARITY, span)
+    down, across = picture.height / values.shape[0], picture.width / values.shape[1]
+    box = [column * across, row * down, (column + 1) * across - 1, (row + 1) * down - 1]
+    ImageDraw.Draw(picture).rectangle(box, outline="white", width=3)
+    return _captioned(picture, [f"the patch in row {row + 1}, column {column + 1} (white frame)"])
+
+
+def _scale(low: float, high: float, width: int, colormap: str) -> Image.Image:
+    """A bar of the colours from low to high."""
+    levels = np.uint8(np.linspace(0, 255, width))[None].repeat(16, axis=0)
+    image = Image.new("RGB", (width, 16 + _line(LABEL)), "white")
+    image.paste(Image.fromarray(colored(levels, colormap)))
+    draw = ImageDraw.Draw(image)
+    font = _font(LABEL)
+    for text, anchor, left in (
+        (f"{low:.2f}", "la", 0),
+        ("cosine similarity", "ma", width // 2),
+        (f"{high:g}", "ra", width),
+    ):
+        draw.text((left, 18), text, GREY, font, anchor)
+    return image
+
+
+def _heads(anatomy: Anatomy, blocks: Sequence[int]) -> Image.Image:
+    """Blocks from top to bottom, in so many columns side by side as their heads leave room for."""
+    rows = [(f"block {number + 1}", anatomy.blocks[number].attention) for number in blocks]
+    if anatomy.pool is not None:
+        rows.append(("pool", anatomy.pool))
+    heads = min(MOST_HEADS, max(len(maps) for _, maps in rows))
+    groups, tile = _arranged(len(rows), heads, anatomy.layout.grid)
+    height = math.ceil(len(rows) / groups)
+    parts = [
+        _heads_of(rows[start : start + height], heads, tile)
+        for start in range(0, len(rows), height)
+    ]
+    return _row(parts, BETWEEN)
+
+
+def _arranged(rows: int, heads: int, grid: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """(columns of blocks, size of a map): as many columns as leave the maps readable."""
+    aspect = grid[0] / grid[1]
+
+    def width(groups: int) -> float:
+        room = (ROOM - (groups - 1) * BETWEEN) / groups - _label_width()
+        tallest = TALLEST / math.ceil(rows / groups)
+        return min(TILE, room / heads - GAP, (tallest - GAP) / aspect)
+
+    fitting = [groups for groups in range(1, rows + 1) if width(groups) >= SMALLEST_TILE]
+    groups = max(fitting, default=1)
+    return groups, (int(width(groups)), int(width(groups) * aspect))
+
+
+def _label_width() -> int:
+    return math.ceil(_font(LABEL).getlength("block 99")) + 2 * GAP
+
+
+def _heads_of(
+    rows: Sequence[tuple[str, np.ndarray]], heads: int, tile: tuple[int, int]
+) -> Image.Image:
+    """One column of blocks: the heads' numbers on top, the block's on the left."""
+    left, font, line = _label_width(), _font(LABEL), _line(LABEL)
+    step, height = tile[0] + GAP, tile[1] + GAP
+    shown = [sample(len(maps), heads) for _, maps in rows]
+    # a line of numbers, and another one where a block has other heads than the one above it
+    numbered = [above != these for above, these in itertools.pairwise([None, *shown])]
+    size = left + heads * step - GAP, len(rows) * height - GAP + sum(numbered) * line
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    word = "head " if font.getlength("head 16") < tile[0] else ""
+    top = 0
+    for (label, maps), numbers, has_numbers in zip(rows, shown, numbered, strict=True):
+        if has_numbers and not word:
+            draw.text((left - 2 * GAP, top), "head", GREY, font, "ra")
+        for place, number in enumerate(numbers if has_numbers else ()):
+            middle = left + place * step + tile[0] // 2
+            draw.text((middle, top), f"{word}{number + 1}", GREY, font, "ma")
+        top += line * has_numbers
+        draw.text((left - 2 * GAP, top + tile[1] // 2), label, INK, font, "rm")
+        for place, number in enumerate(numbers):
+            image.paste(_tile(maps[number], tile, MAP), (left + place * step, top))
+        top += height
+    return image
+
+
+def _norms(anatomy: Anatomy, blocks: Sequence[int]) -> Image.Image:
+    side = _block_side(len(blocks))
+    cells = []
+    for number in blocks:
+        block = anatomy.blocks[number]
+        lines = [
+            f"block {number + 1}",
+            f"median {_short(np.median(block.norms))}, max {_short(block.norms.max())}",
+        ]
+        cells.append(
+            _captioned(
+                _tile(block.norms, (side, side), MAP),
+                lines,
+                below=_prefix_lines(anatomy.prefix_names, block),
+                width=side,
+            )
+        )
+    return _wrapped_row(cells)
+
+
+def _prefix_lines(names: Sequence[str], block: BlockAnatomy) -> list[str]:
+    """ "class 31.2", and all registers on one line."""
+    values = dict(zip(names, map(_short, block.prefix_norms), strict=True))
+    registers = [values.pop(name) for name in names if name.startswith("register")]
+    lines = [f"{name} {value}" for name, value in values.items()]
+    if registers:
+        label = "register" if len(registers) == 1 else "registers"
+        lines.append(f"{label} {', '.join(registers)}")
+    return lines
+
+
+def _short(value: float) -> str:
+    """Three digits, and never an exponent below a million."""
+    return f"{value:.0f}" if 100 <= value < 1e6 else f"{value:.3g}"
+
+
+def _growth(anatomy: Anatomy, seen: Image.Image, overlay) -> Image.Image:
+    steps = sample(len(anatomy.growth), MOST_BLOCKS)
+    side = _block_side(len(steps))
+    picture = fit(seen, (side, side))
+    first = anatomy.start_block + 1
+    cells = []
+    for step in steps:
+        last = first + step
+        label = f"block {first}" if last == first else f"blocks {first} to {last}"
+        if not anatomy.growth[step].any():
+            label += ": all discarded"
+        cells.append(_captioned(overlay(picture, anatomy.growth[step]), [label], width=side))
+    return _wrapped_row(cells)
+
+
+def _columns(count: int) -> int:
+    """Equally many in each row, as far as that goes."""
+    return math.ceil(count / math.ceil(count / ACROSS))
+
+
+def _block_side(count: int) -> int:
+    columns = _columns(count)
+    return min(BLOCK_TILE, (ROOM - (columns - 1) * 2 * GAP) // columns)
+
+
+def _wrapped_row(cells: Sequence[Image.Image]) -> Image.Image:
+    columns = _columns(len(cells))
+    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    return _stacked([_row(row, 2 * GAP) for row in rows], 0, 2 * GAP)
+
+
+# what the panels are made of
+
+
+def _tile(
+    values: np.ndarray,
+    room: tuple[int, int],
+    colormap: str,
+    span: tuple[float, float] | None = None,
+) -> Image.Image:
+    """A map (h, w) with its patches as squares, as large as fits; brightest within `span`."""
+    if span is None:
+        levels = stretch(values)
+    else:
+        levels = np.clip((values - span[0]) / max(span[1] - span[0], 1e-12), 0, 1)
+    height, width = values.shape
+    scale = min(room[0] / width, room[1] / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    pixels = np.uint8(np.round(255 * levels))
+    whole = math.ceil(scale)  # first by whole numbers, or some patches would be larger
+    pixels = pixels.repeat(whole, axis=0).repeat(whole, axis=1)
+    return Image.fromarray(
+        colored(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), colormap)
+    )
+
+
+def _captioned(
+    picture: Image.Image,
+    above: Sequence[str],
+    below: Sequence[str] = (),
+    width: int | None = None,
+) -> Image.Image:
+    """A picture with lines of text above and below it, `width` pixels wide or as wide as it is."""
+    width = width or picture.width
+    font, line = _font(LABEL), _line(LABEL)
+    above = [_one_line(text, font, width) for text in above]
+    below = [part for text in below for part in wrapped(drawable(text), font, width, 2)]
+    bottom = len(above) * line + 4 + picture.height + 4
+    image = Image.new("RGB", (width, bottom + len(below) * line), "white")
+    draw = ImageDraw.Draw(image)
+    for number, text in enumerate(above):
+        draw.text((0, number * line), text, GREY if number else INK, font)
+    image.paste(picture, (0, len(above) * line + 4))
+    for number, text in enumerate(below):
+        draw.text((0, bottom + number * line), text, GREY, font)
+    return image
+
+
+def _one_line(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    return wrapped(drawable(text), font, width, 1)[0]
+
+
+def _panel(heading: str, sentence: str, body: Image.Image | None) -> Image.Image:
+    above = _heading(heading, sentence, HEADING)
+    return above if body is None else _stacked([above, body], 0, 16)
+
+
+def _heading(text: str, sentence: str, size: int) -> Image.Image:
+    """A thin line, the heading and a sentence below it, as wide as the room."""
+    large, small = _font(size), _font(SENTENCE)
+    lines = wrapped(drawable(sentence), small, ROOM, 3)
+    rule = 0 if size == TITLE else 20
+    image = Image.new("RGB", (ROOM, rule + _line(size) + 4 + len(lines) * _line(SENTENCE)), "white")
+    draw = ImageDraw.Draw(image)
+    if rule:
+        draw.line([(0, 0), (ROOM, 0)], LINE, 2)
+    # Pillow's own font has no bold: a thin outline in the letters' colour makes it so
+    draw.text((0, rule), _one_line(text, large, ROOM), INK, large, stroke_width=0.6)
+    for number, line in enumerate(lines):
+        top = rule + _line(size) + 4 + number * _line(SENTENCE)
+        draw.text((0, top), line, GREY, small)
+    return image
+
+
+def _stacked(parts: Sequence[Image.Image], margin: int, gap: int) -> Image.Image:
+    """One under the other, on white."""
+    width = max(part.width for part in parts) + 2 * margin
+    height = sum(part.height for part in parts) + gap * (len(parts) - 1) + 2 * margin
+    image = Image.new("RGB", (width, height), "white")
+    top = margin
+    for part in parts:
+        image.paste(part, (margin, top))
+        top += part.height + gap
+    return image
+
+
+def _row(parts: Sequence[Image.Image], gap: int) -> Image.Image:
+    """Beside each other, their upper edges aligned, on white."""
+    width = sum(part.width for part in parts) + gap * (len(parts) - 1)
+    image = Image.new("RGB", (width, max(part.height for part in parts)), "white")
+    left = 0
+    for part in parts:
+        image.paste(part, (left, 0))
+        left += part.width + gap
+    return image
+
+
+def _table(rows: Sequence[Sequence[Image.Image]], gap: int) -> Image.Image:
+    return _stacked([_row(row, gap) for row in rows], 0, gap)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=size)
+
+
+@functools.cache
+def _line(size: int) -> int:
+    return sum(_font(size).getmetrics()) + 2
