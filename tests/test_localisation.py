@@ -4,7 +4,6 @@ from PIL import Image
 
 from training.localisation import (
     cell_share,
-    centre_blob,
     groups,
     heat_of,
     in_box,
@@ -58,12 +57,6 @@ def test_mosaic_has_each_picture_in_its_cell():
     two = mosaic(pictures[:2], 224)
     assert two.getpixel((50, 170)) == (255, 0, 0)
     assert two.getpixel((170, 20)) == (0, 255, 0)
-
-
-def test_centre_blob():
-    blob = centre_blob(5, 7)
-    assert np.unravel_index(blob.argmax(), blob.shape) == (2, 3)
-    assert np.allclose(blob, blob[::-1, ::-1])
 
 
 def test_groups_are_of_different_categories_and_repeatable():

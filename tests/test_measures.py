@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.measures import Share, bootstrap_interval, calibration_error, confusion, top_k
+from training.measures import Share, calibration_error, confusion, top_k
 
 PROBABILITIES = np.array(
     [[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.4, 0.35, 0.25]], dtype=float
@@ -40,10 +40,3 @@ def test_confusion():
     categories, counts = confusion(np.array([4, 4, 9]), np.array([4, 7, 9]))
     assert categories.tolist() == [4, 7, 9]
     assert counts.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
-
-
-def test_bootstrap_interval_covers_the_mean():
-    values = np.random.default_rng(1).normal(3, 1, 400)
-    low, high = bootstrap_interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)

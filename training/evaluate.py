@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 
 from training.data import DataError, LabelledPictures, category_of
-from training.localisation import cell_share, centre_blob, groups, in_box, mosaic, read_boxes
+from training.localisation import cell_share, groups, in_box, mosaic, read_boxes, seen_box
 from training.maps import OF_CATEGORY, explainers_of
-from training.measures import Share, bootstrap_interval, calibration_error, confusion, top_k
+from training.measures import Share, calibration_error, confusion, top_k
 from training.page import confusion_picture, page
 from training.pictures import is_held_out
 from vit_device import in_batches
+from vit_faithfulness.floors import centre_blob
+from vit_faithfulness.table import bootstrap_interval
 from vit_files import writable_folder
 from vit_heatmap import draw_overlay
 from vit_model import LoadedModel, load_model
@@ -70,11 +72,11 @@ def evaluate(options: argparse.Namespace) -> dict:
             report["boxes"] = on_boxes(
                 explainers, loaded, data, names, labels, read_boxes(boxes), options
             )
-        confident = _confident(labels, probabilities, options.confidence)
+        sure = confident(labels, probabilities, options.confidence)
         for cells in (2, 4):
-            chosen = [names[i] for i in confident]
+            chosen = [names[i] for i in sure]
             report[f"mosaics_{cells}"], samples = on_mosaics(
-                explainers, loaded, data, chosen, labels[confident], cells, options
+                explainers, loaded, data, chosen, labels[sure], cells, options
             )
             shown += samples
     counts = confusion(probabilities.argmax(axis=1), labels)
@@ -156,10 +158,9 @@ def on_boxes(explainers, loaded, data, names, labels, boxes, options) -> dict:
         tensor = loaded.transform(picture)[None]
         masks = {m: explain(tensor, [labels[i]])[0] for m, explain in explainers.items()}
         masks["centre_blob"] = centre_blob(*next(iter(masks.values())).shape)
-        left, top, right, bottom = loaded.transform.region(*picture.size)
-        box = np.subtract(boxes[names[i]], (left, top, left, top))
+        seen = seen_box(loaded.transform, picture.size, boxes[names[i]])
         for method, mask in masks.items():
-            results[method].append(in_box(mask, box, right - left, bottom - top))
+            results[method].append(in_box(mask, *seen))
     return {method: _box_figures(values) for method, values in results.items() if values}
 
 
@@ -216,7 +217,7 @@ def _chosen(names: list[str], held_out: bool) -> list[str]:
     return chosen
 
 
-def _confident(labels: np.ndarray, probabilities: np.ndarray, least: float) -> np.ndarray:
+def confident(labels: np.ndarray, probabilities: np.ndarray, least: float) -> np.ndarray:
     """Places of pictures that are rightly classified with at least this probability."""
     right = probabilities.argmax(axis=1) == labels
     return np.flatnonzero(right & (probabilities.max(axis=1) >= least))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from vit_transform import InputTransform
+
 
 def read_boxes(text: str) -> dict[str, tuple[float, float, float, float]]:
     """boxes.csv -> file -> (left, top, right, bottom) in its pixels."""
@@ -43,11 +45,12 @@ def in_box(mask: np.ndarray, box: Sequence[float], width: int, height: int) -> t
     return bool(hit), float(down @ heat_of(mask) @ across)
 
 
-def centre_blob(rows: int, columns: int) -> np.ndarray:
-    """A round spot in the middle, the floor that a map of boxes has to beat."""
-    down = (np.arange(rows) + 0.5) / rows - 0.5
-    across = (np.arange(columns) + 0.5) / columns - 0.5
-    return np.exp(-(down[:, None] ** 2 + across[None] ** 2) / (2 * 0.25**2)).astype(np.float32)
+def seen_box(
+    transform: InputTransform, size: tuple[int, int], box: Sequence[float]
+) -> tuple[np.ndarray, float, float]:
+    """(box, width, height) of the part of a picture of `size` (width, height) that is seen."""
+    left, top, right, bottom = transform.region(*size)
+    return np.subtract(box, (left, top, left, top)), right - left, bottom - top
 
 
 def mosaic(pictures: Sequence[Image.Image], side: int) -> Image.Image:

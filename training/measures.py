@@ -57,11 +57,3 @@ def confusion(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     places = np.searchsorted(categories, labels), np.searchsorted(categories, predicted)
     np.add.at(counts, places, 1)
     return categories, counts
-
-
-def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean, from 2000 resamples."""
-    rng = np.random.default_rng(seed)
-    means = rng.choice(values, (2000, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

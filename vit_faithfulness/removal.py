@@ -1,161 +1,198 @@
-"""Patches are taken away, or put back, in the order of a map, and the model is asked each time.
+"""What becomes of a category's probability when the patches that a map names are removed.
 
-Petsiuk, Das & Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models",
-section 4.2: deletion takes the most important patches away first, and the category's probability
-should fall fast; insertion puts them back first into a picture without any, and it should rise
-fast. Both are areas under the curve over the share of patches, from 0 to 1.
+Petsiuk, Das & Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models"
+(section 4.2): in deletion patches go, the most relevant first, and a faithful map makes the
+probability fall soon; in insertion they are put into an empty picture in the same order, and it
+rises soon. Either is the area under the curve of the probability over the share of patches.
 
-Chefer, Gur & Wolf 2021, "Transformer Interpretability Beyond Attention Visualization", section 4:
-10 % to 90 % of the patches are taken away, the most important first (positive) or the least
-important first (negative), and the share of pictures whose category is still the likeliest is
-counted.
+Chefer, Gur & Wolf 2021, "Transformer Interpretability Beyond Attention Visualization" (section 4,
+perturbation tests): how often the category is still the likeliest while 10 % to 90 % are removed,
+the most relevant first (positive) or last (negative).
 
-What is taken away is replaced by a baseline: "mean", the mean colour of the model's training data
-(0 after normalisation), or "blur", the picture strongly blurred, which leaves no sharp edges to
-look at. Whole patches are replaced, as the model itself sees nothing smaller.
+The papers remove pixels. Here whole patches go: a map has one value for each. What stands in
+their place, the baseline, is the mean colour ("mean"), or the blurred picture ("blur"), which
+leaves no edges that a model could take for something. (Chefer, Gur & Wolf remove to black.)
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vit_attention import forward
 from vit_checks import pictures_for
+from vit_device import in_batches
+from vit_faithfulness.passes import BATCH, check_categories, evaluation_mode, tell
 
 BASELINES = ("mean", "blur")
-SHARES = np.linspace(0.1, 0.9, 9)  # of patches, in the perturbation test
-BATCH = 16
-BLUR = 1 / 12  # standard deviation of the blur, as a share of the picture's shorter side
+# of the blur, as a share of the shorter side: nothing of a patch's own is left
+BLUR = 1 / 14
+TENTHS = range(1, 10)
 
 
-def deletion(
-    model: nn.Module, pictures: Tensor, masks: np.ndarray, categories: list[int],
-    baseline: str = "mean", steps: int = 20,
-) -> np.ndarray:  # fmt: skip
-    """Probabilities (B, steps + 1) as the most important patches go; lower is better.
+@dataclass(frozen=True)
+class Curves:
+    """What the model says of B pictures while patches are removed, or put in, in S steps.
+
+    Attributes:
+        shares: (S + 1,), 0 to 1, the share of the patches removed, or put in.
+        probabilities: (B, S + 1), the category's probability.
+        first: (B, S + 1) bool, whether the category is the likeliest.
+    """
+
+    shares: np.ndarray
+    probabilities: np.ndarray
+    first: np.ndarray
+
+    @property
+    def areas(self) -> np.ndarray:
+        """(B,), the area under each curve of probabilities by the trapezoid rule, 0 to 1."""
+        return np.trapezoid(self.probabilities, self.shares, axis=1)
+
+
+class Removal:
+    """B pictures with one category each, whose patches can be removed as any map says.
+
+    The whole picture and the one without any patch are the same for all maps and both directions:
+    they pass the model once. A curve then takes `steps` - 1 passes of each picture.
 
     Args:
-        model: a classifier in evaluation mode.
-        pictures: (B, 3, H, W), normalised as the model wants them.
-        masks: (B, h, w) for any grid.
+        model: gives logits (B, categories); used in evaluation mode, left as it was found.
+        pictures: (B, 3, H, W), normalised: 0 is the mean colour.
         categories: B of them.
+        baseline: what stands in place of a removed patch, "mean" or "blur".
+        steps: in how many about equal parts the patches go.
+        batch_size: pictures that the model gets at once; halved where memory does not suffice.
+        seed: of the order of patches with equal values.
 
     Raises:
-        ValueError: if the baseline is unknown.
+        ValueError: if an argument is out of range.
     """
-    shares = np.linspace(0, 1, steps + 1)
-    ranks = ranks_of(masks)
-    return _curves(model, pictures, replaced(pictures, baseline), ranks, categories, shares)[0]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pictures: Tensor,
+        categories: Sequence[int],
+        baseline: str,
+        steps: int = 20,
+        *,
+        batch_size: int = BATCH,
+        seed: int = 0,
+    ):
+        if baseline not in BASELINES:
+            raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, not {baseline!r}")
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, not {steps}")
+        check_categories(model, pictures, categories)
+        self.model, self.steps, self.batch_size, self.seed = model, steps, batch_size, seed
+        self.pictures = pictures_for(model, pictures)
+        self.categories = torch.as_tensor(categories, device=self.pictures.device)
+        self.baseline = (
+            torch.zeros_like(self.pictures) if baseline == "mean" else blurred(self.pictures)
+        )
+        places = torch.arange(len(pictures), device=self.pictures.device)
+        self._whole = self._batches(lambda i: self._told(self.pictures[i], i), places)
+        self._empty = self._batches(lambda i: self._told(self.baseline[i], i), places)
+
+    def deletion(self, masks: np.ndarray) -> Curves:
+        """Patches removed as masks (B, h, w) say, the most relevant first: low areas are good."""
+        return self._curves(masks, insert=False)
+
+    def insertion(self, masks: np.ndarray) -> Curves:
+        """Patches put in as masks (B, h, w) say, the most relevant first: high areas are good."""
+        return self._curves(masks, insert=True)
+
+    def _curves(self, masks: np.ndarray, *, insert: bool) -> Curves:
+        count = len(self.pictures)
+        if masks.ndim != 3 or len(masks) != count:
+            raise ValueError(f"{count} pictures need as many masks (h, w), not {masks.shape}")
+        device = self.pictures.device
+        ranks = torch.from_numpy(patch_ranks(masks, self.seed)).to(device)  # (B, h*w)
+        patch_of_pixel = patches_of_pixels(masks.shape[1:], self.pictures.shape[2:]).to(device)
+        patches = masks[0].size
+        moved = [round(step * patches / self.steps) for step in range(self.steps + 1)]
+
+        def run(pairs: Tensor) -> np.ndarray:
+            places, so_many = pairs.T
+            of_map = ranks[places] < so_many[:, None]  # (b, h*w), the patches that have moved
+            seen = of_map if insert else ~of_map
+            seen = seen[:, patch_of_pixel][:, None]  # (b, 1, H, W)
+            shown = torch.where(seen, self.pictures[places], self.baseline[places])
+            return self._told(shown, places)
+
+        pairs = torch.tensor([(i, so_many) for i in range(count) for so_many in moved[1:-1]])
+        inner = self._batches(run, pairs.reshape(-1, 2).to(device))
+        begin, end = (self._empty, self._whole) if insert else (self._whole, self._empty)
+        inner = inner.reshape(count, self.steps - 1, 2)
+        told = np.concatenate([begin[:, None], inner, end[:, None]], axis=1)  # (B, S + 1, 2)
+        return Curves(np.array(moved) / patches, told[..., 0], told[..., 1] > 0)
+
+    def _batches(self, run: Callable[[Tensor], np.ndarray], items: Tensor) -> np.ndarray:
+        with torch.inference_mode(), evaluation_mode(self.model):
+            found = list(in_batches(run, items, self.batch_size, tell))
+        return np.concatenate([np.empty((0, 2)), *found])
+
+    def _told(self, shown: Tensor, places: Tensor) -> np.ndarray:
+        """What the model says of b pictures, made of the pictures at `places`.
+
+        (b, 2): the category's probability, and 1 where it is the likeliest.
+        """
+        logits = forward(self.model, shown).float()
+        wanted = self.categories[places]
+        probability = logits.softmax(dim=1).gather(1, wanted[:, None])[:, 0]
+        first = logits.argmax(dim=1) == wanted
+        return torch.stack([probability, first.float()], dim=1).double().cpu().numpy()
 
 
-def insertion(
-    model: nn.Module, pictures: Tensor, masks: np.ndarray, categories: list[int],
-    baseline: str = "blur", steps: int = 20,
-) -> np.ndarray:  # fmt: skip
-    """Probabilities (B, steps + 1) as the most important patches come back; higher is better.
+def perturbation(deletion: Curves, insertion: Curves) -> tuple[np.ndarray, np.ndarray]:
+    """(positive, negative), (B,) each: the share of 10 %, 20 %, ... 90 % removed at which the
+    category is still the likeliest, the most relevant patches going first, or last.
 
-    Arguments and errors as for `deletion`.
-    """
-    shares = np.linspace(0, 1, steps + 1)
-    ranks = ranks_of(masks)
-    return _curves(model, replaced(pictures, baseline), pictures, ranks, categories, shares)[0]
-
-
-def perturbation(
-    model: nn.Module, pictures: Tensor, masks: np.ndarray, categories: list[int], *,
-    positive: bool, baseline: str = "mean",
-) -> np.ndarray:  # fmt: skip
-    """(B, 9) bool: is the category still the likeliest, with 10 % to 90 % of the patches gone.
-
-    Args:
-        positive: the most important patches go first (fewer stay right: better); else the least
-            important (more stay right: better).
-    """
-    ranks = ranks_of(masks)
-    ranks = ranks if positive else masks[0].size - 1 - ranks
-    return _curves(model, pictures, replaced(pictures, baseline), ranks, categories, SHARES)[1]
-
-
-def area(curves: np.ndarray) -> np.ndarray:
-    """(B, steps + 1) -> (B,), by the trapezoid rule over 0 to 1."""
-    return np.trapezoid(curves, dx=1 / (curves.shape[1] - 1), axis=1)
-
-
-def ranks_of(masks: np.ndarray, seed: int = 0) -> np.ndarray:
-    """(B, h, w) ints: 0 for the most important patch. Ties are in a random order.
-
-    Were they in that of the patches, a map with large flat parts would be measured by its layout.
-    """
-    count = masks[0].size
-    shuffled = np.random.default_rng(seed).permutation(count)
-    ranks = np.empty((len(masks), count), np.int64)
-    for row, values in zip(ranks, masks.reshape(len(masks), -1), strict=True):
-        order = shuffled[np.argsort(-values[shuffled], kind="stable")]
-        row[order] = np.arange(count)
-    return ranks.reshape(masks.shape)
-
-
-def replaced(pictures: Tensor, baseline: str) -> Tensor:
-    """What stands in place of patches that are taken away, (B, 3, H, W).
+    Low is good in positive, high in negative. To remove the least relevant 10 % is to put in the
+    most relevant 90 %: the curves (of one baseline, in a multiple of 10 steps) say it all.
 
     Raises:
-        ValueError: if the baseline is unknown.
+        ValueError: if the curves have no such steps.
     """
-    if baseline not in BASELINES:
-        raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, not {baseline!r}")
-    return torch.zeros_like(pictures) if baseline == "mean" else _blurred(pictures)
+    steps = len(deletion.shares) - 1
+    if steps % 10 or insertion.shares.shape != deletion.shares.shape:
+        raise ValueError(f"the perturbation test needs curves in 10, 20, ... steps, not {steps}")
+    at = [steps * tenth // 10 for tenth in TENTHS]
+    return deletion.first[:, at].mean(axis=1), insertion.first[:, at].mean(axis=1)
 
 
-def _blurred(pictures: Tensor) -> Tensor:
-    """By a Gaussian, first along one side, then along the other; edges are mirrored."""
-    deviation = BLUR * min(pictures.shape[2:])
-    radius = min(round(3 * deviation), min(pictures.shape[2:]) - 1)
-    offsets = torch.arange(-radius, radius + 1, device=pictures.device, dtype=pictures.dtype)
-    kernel = torch.exp(-(offsets**2) / (2 * deviation**2))
-    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
-    across = F.conv2d(F.pad(pictures, (radius, radius, 0, 0), "reflect"), kernel, groups=3)
-    down = kernel.transpose(2, 3)
-    return F.conv2d(F.pad(across, (0, 0, radius, radius), "reflect"), down, groups=3)
+def patch_ranks(masks: np.ndarray, seed: int = 0) -> np.ndarray:
+    """(B, h, w) -> (B, h*w): each patch's place in the order of relevance, 0 the most relevant.
 
-
-def _curves(
-    model: nn.Module,
-    pictures: Tensor,
-    others: Tensor,
-    ranks: np.ndarray,
-    categories: list[int],
-    shares: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Probability, and whether it is the highest, (B, shares) each.
-
-    At each share, that of the patches with the lowest ranks is taken from `others`.
+    Among equal values a random order decides, the same for all pictures: were it the position,
+    maps with many equal values (nothing, after a discard) would be measured by where they look.
     """
-    probabilities = np.empty((len(pictures), len(shares)))
-    likeliest = np.empty(probabilities.shape, dtype=bool)
-    gone = np.round(shares * ranks[0].size).astype(int)
-    for (number, step), mixed in _mixed(pictures, others, ranks, gone):
-        with torch.inference_mode():
-            logits = model(pictures_for(model, mixed)).float()
-        chosen = torch.tensor([categories[n] for n in number], device=logits.device)
-        found = logits.softmax(dim=1).gather(1, chosen[:, None])[:, 0]
-        probabilities[number, step] = found.cpu().numpy()
-        likeliest[number, step] = (logits.argmax(dim=1) == chosen).cpu().numpy()
-    return probabilities, likeliest
+    values = masks.reshape(len(masks), -1)
+    lots = np.random.default_rng(seed).permutation(values.shape[1])
+    order = np.lexsort((np.broadcast_to(lots, values.shape), -values), axis=1)
+    return np.argsort(order, axis=1)
 
 
-def _mixed(
-    pictures: Tensor, others: Tensor, ranks: np.ndarray, gone: np.ndarray
-) -> Iterator[tuple[tuple[list[int], list[int]], Tensor]]:
-    """Batches of mixtures of all pictures, all steps, and which ones they are."""
-    size = pictures.shape[2:]
-    ranks_there = torch.from_numpy(ranks)[:, None].to(pictures.device)  # (B, 1, h, w)
-    pairs = [(number, step) for number in range(len(pictures)) for step in range(len(gone))]
-    for start in range(0, len(pairs), BATCH):
-        batch = pairs[start : start + BATCH]
-        number, step = (list(each) for each in zip(*batch, strict=True))
-        limits = torch.as_tensor(gone[step], device=pictures.device)[:, None, None, None]
-        away = (ranks_there[number] < limits).to(pictures.dtype)
-        away = F.interpolate(away, size, mode="nearest")
-        yield (number, step), torch.where(away.bool(), others[number], pictures[number])
+def patches_of_pixels(grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """(H, W): which of the h*w patches, row by row, each pixel belongs to."""
+    rows, columns = (
+        torch.arange(pixels) * patches // pixels for pixels, patches in zip(size, grid, strict=True)
+    )
+    return rows[:, None] * grid[1] + columns
+
+
+def blurred(pictures: Tensor) -> Tensor:
+    """(B, C, H, W) under a Gaussian of BLUR times the shorter side; edges are mirrored."""
+    sigma = BLUR * min(pictures.shape[2:])
+    radius = min(math.ceil(3 * sigma), min(pictures.shape[2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, device=pictures.device, dtype=torch.float32)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).to(pictures.dtype)
+    planes = F.pad(pictures, [radius] * 4, mode="reflect").flatten(0, 1)[:, None]  # (B*C, 1, ...)
+    planes = F.conv2d(F.conv2d(planes, kernel[None, None, :, None]), kernel[None, None, None])
+    return planes.reshape(pictures.shape)

@@ -1,0 +1,204 @@
+"""Which map is faithful to its model: `python -m benchmarks.faithfulness --data photos.zip`.
+
+All methods, and two floors that know nothing of the model, on labelled pictures; the category is
+the label. What is measured, and why, stands in vit_faithfulness; with labels come two more
+measures: the grid pointing game (Böhle, Fritz & Schiele 2021) on mosaics of four confidently and
+rightly classified pictures, and, on data with boxes, how much of a map is in the object's box.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import vit_torchvision  # noqa: F401
+
+import numpy as np
+import timm
+import torch
+from torch import Tensor
+
+from benchmarks.localised import CELLS, in_boxes, on_mosaics
+from benchmarks.localised import MEASURES as LOCALISED
+from benchmarks.markers import write_between
+from benchmarks.speed import machine
+from training.data import LabelledPictures
+from training.evaluate import classify, confident
+from training.localisation import groups
+from vit_attention import forward
+from vit_device import choose_device
+from vit_faithfulness.cost import alternating_medians
+from vit_faithfulness.evaluate import ALL, FEW, MEASURES, STEPS, evaluate_pictures
+from vit_faithfulness.figure import draw_randomisation
+from vit_faithfulness.floors import FLOORS
+from vit_faithfulness.passes import BATCH, masks_of
+from vit_faithfulness.removal import Removal
+from vit_faithfulness.sanity import randomisation
+from vit_faithfulness.table import as_json, as_markdown
+from vit_model import LoadedModel, load_model
+
+CONFIDENCE = 0.5  # least probability for a mosaic
+CANDIDATES = 200  # pictures that are classified, to find those for the mosaics
+TITLES = {name: method.title for name, method in ALL.items()}
+TIMED_STEPS, TIMED_PICTURES = 20, 4
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        loaded = load_model(
+            options.model, options.checkpoint, device=choose_device(options.device)[0]
+        )
+        report = measure(loaded, options)
+    except (ValueError, OSError) as error:
+        print(f"faithfulness: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(report["table"])
+    if options.write:
+        write_between(Path(options.write), *markers(report["model"]), report["table"])
+    if options.json:
+        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return 0
+
+
+def markers(model: str) -> tuple[str, str]:
+    """Begin and end of a model's table in a document."""
+    return (
+        f"<!-- faithfulness of {model}: made by benchmarks.faithfulness -->",
+        f"<!-- faithfulness of {model} end -->",
+    )
+
+
+def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
+    """The report, table included; and the figure, if one is wanted."""
+    data = LabelledPictures(options.data)
+    names, labels, probabilities = classify(
+        loaded, data, sample(data.names, max(options.pictures, CANDIDATES), options.seed), BATCH
+    )
+    chosen, categories = names[: options.pictures], labels[: options.pictures].tolist()
+    pictures = torch.stack([loaded.transform(data.read(name)) for name in chosen])
+    found = evaluate_pictures(
+        loaded,
+        pictures,
+        options.methods,
+        categories,
+        steps=options.steps,
+        few=options.few,
+        seed=options.seed,
+    )
+    values, methods = found.values, list(found.values)
+    sure = confident(labels, probabilities, CONFIDENCE)
+    mosaics = groups(labels[sure], CELLS, options.mosaics, options.seed)
+    of_four = [[(names[sure[i]], int(labels[sure[i]])) for i in group] for group in mosaics]
+    localised = [on_mosaics(loaded, methods, data, of_four)]
+    if options.boxes:
+        boxes = LabelledPictures(options.boxes)
+        localised.append(in_boxes(loaded, methods, boxes, options.boxed))
+    for part in localised:
+        for name, columns in part.items():
+            values[name] |= columns
+    if options.figure:
+        few = pictures[: options.few], categories[: options.few]
+        draw(loaded, *few, methods, options.figure, options.seed)
+    report = {
+        "model": Path(loaded.name).name,
+        "data": [Path(p).name for p in (options.data, options.boxes) if p],
+        "pictures": len(chosen),
+        "rightly_classified": int((probabilities.argmax(axis=1) == labels)[: len(chosen)].sum()),
+        "steps": options.steps,
+        "machine": machine(str(next(loaded.model.parameters()).device)),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__},
+        "deletion_cost": deletion_cost(loaded, pictures, categories),
+        "left_out": found.left_out,
+        "methods": as_json(values, (*MEASURES, *LOCALISED)),
+    }
+    return report | {"table": as_text(report, values)}
+
+
+def sample(names: Sequence[str], count: int, seed: int) -> list[str]:
+    """`count` of them, in a random order."""
+    order = np.random.default_rng(seed).permutation(len(names))
+    return [names[i] for i in order[:count]]
+
+
+def draw(
+    loaded: LoadedModel,
+    pictures: Tensor,
+    categories: Sequence[int],
+    methods: Sequence[str],
+    path: str,
+    seed: int,
+) -> None:
+    """The figure of the whole way from the model to random weights."""
+    stages, alike = randomisation(
+        loaded.model, pictures, categories, {name: ALL[name] for name in methods}, seed=seed
+    )
+    draw_randomisation(stages, alike, TITLES).save(path)
+
+
+def deletion_cost(loaded: LoadedModel, pictures: Tensor, categories: Sequence[int]) -> float:
+    """Seconds of a deletion curve ÷ those of as many plain forward passes as it has steps."""
+    device = next(loaded.model.parameters()).device
+    pictures, categories = pictures[:TIMED_PICTURES].to(device), categories[:TIMED_PICTURES]
+    masks = masks_of(FLOORS["random"], loaded.model, pictures, categories)
+
+    @torch.inference_mode()
+    def passes() -> None:
+        for _ in range(TIMED_STEPS):
+            forward(loaded.model, pictures)
+
+    def deletion() -> None:
+        # in batches of the same size as the plain passes
+        removal = Removal(
+            loaded.model, pictures, categories, "mean", TIMED_STEPS, batch_size=len(pictures)
+        )
+        removal.deletion(masks)
+
+    seconds = alternating_medians({"passes": passes, "deletion": deletion}, device, rounds=3)
+    return seconds["deletion"] / seconds["passes"]
+
+
+def as_text(report: dict, values: dict) -> str:
+    """Markdown: what was measured on what, and the table."""
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    lines = [
+        f"{report['model']} on {report['pictures']} pictures of {' and '.join(report['data'])}, "
+        f"{report['rightly_classified']} of them rightly classified; curves of {report['steps']} "
+        f"steps; {report['machine']}; {versions}. Means with 95 % intervals (bootstrap); the best "
+        "method of each column is bold; floors, which know nothing of the model, are in italics.",
+        "",
+        as_markdown(values, (*MEASURES, *LOCALISED), TITLES, FLOORS),
+        "",
+        f"A deletion curve of {TIMED_STEPS} steps took {report['deletion_cost']:.2f} times as long "
+        f"as {TIMED_STEPS} forward passes.",
+    ]
+    for name, reason in report["left_out"].items():
+        lines.append(f"{TITLES[name]} is left out: {reason}.")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add("--data", required=True, help="folder of folders, or a zip file of the same layout")
+    add("--boxes", help="the same, small pictures with a boxes.csv")
+    add("--model", default="bundled", help="as for vit_explain.py")
+    add("--checkpoint", help="as for vit_explain.py")
+    add("--device", default="cpu", help="auto, cpu, cuda or mps")
+    add("--methods", nargs="+", choices=ALL, default=list(ALL), metavar="METHOD")
+    add("--pictures", type=int, default=40, help="for insertion, deletion and perturbation")
+    add("--steps", type=int, default=STEPS, help="of the curves, a multiple of 10")
+    add("--few", type=int, default=FEW, help="pictures for randomisation, noise and the figure")
+    add("--mosaics", type=int, default=20, help="of four pictures each")
+    add("--boxed", type=int, default=60, help="pictures with boxes")
+    add("--seed", type=int, default=0)
+    add("--write", metavar="README", help="put the table between the model's markers")
+    add("--json", metavar="FILE", help="write everything as JSON, too")
+    add("--figure", metavar="PNG", help="draw the randomisation test, all of its stages")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What methods cost, as a ratio to the model's own forward pass in the same run."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vit_attention import forward
+from vit_checks import pictures_for
+from vit_faithfulness.passes import evaluation_mode, masks_of
+from vit_methods import Method
+
+ROUNDS = 5
+
+
+def cost(
+    methods: Mapping[str, Method], model: nn.Module, pictures: Tensor, categories: list[int]
+) -> dict[str, float]:
+    """By name: median seconds of a map ÷ median seconds of a plain forward pass."""
+    pictures = pictures_for(model, pictures)
+
+    def plain() -> None:
+        with torch.inference_mode(), evaluation_mode(model):
+            forward(model, pictures)
+
+    runs: dict[str, Callable[[], object]] = {"": plain}
+    for name, method in methods.items():
+        runs[name] = lambda method=method: masks_of(method, model, pictures, categories)
+    seconds = alternating_medians(runs, pictures.device)
+    return {name: seconds[name] / seconds[""] for name in methods}
+
+
+def alternating_medians(
+    runs: Mapping[str, Callable[[], object]], device: torch.device, rounds: int = ROUNDS
+) -> dict[str, float]:
+    """Median seconds of each run; the order turns round every time, and the first warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name in list(runs) if number % 2 else reversed(list(runs)):
+            _wait(device)
+            started = time.perf_counter()
+            runs[name]()
+            _wait(device)
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,173 @@
+"""Everything that can be measured of methods on pictures without labels."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from vit_faithfulness.cost import cost
+from vit_faithfulness.floors import FLOORS
+from vit_faithfulness.passes import BATCH, check_categories, likeliest, masks_of
+from vit_faithfulness.removal import BASELINES, Removal, perturbation
+from vit_faithfulness.sanity import randomisation
+from vit_faithfulness.stability import stability
+from vit_faithfulness.table import Measure
+from vit_methods import METHODS, Method
+from vit_model import LoadedModel
+from vit_tokens import UnsupportedModel
+
+ALL = METHODS | FLOORS
+MEASURES = (
+    Measure("deletion_mean", "deletion, mean colour", "lower"),
+    Measure("deletion_blur", "deletion, blur", "lower"),
+    Measure("insertion_mean", "insertion, mean colour", "higher"),
+    Measure("insertion_blur", "insertion, blur", "higher"),
+    Measure("positive", "top-1 kept, most relevant removed first", "lower"),
+    Measure("negative", "top-1 kept, least relevant removed first", "higher"),
+    Measure("sanity", "rank correlation after randomisation", "nearer to 0"),
+    Measure("stability", "rank correlation under noise", "higher"),
+    Measure("time", "time ÷ forward pass", "lower"),
+)
+STEPS = 10
+FEW = 8  # pictures for measures that explain each of them many times
+TIMED = 4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        values: method -> key of a measure -> its value for each picture (one for the time).
+        left_out: method -> why it can't explain this model.
+    """
+
+    values: dict[str, dict[str, np.ndarray]]
+    left_out: dict[str, str]
+
+
+def evaluate_pictures(
+    loaded: LoadedModel,
+    pictures: Tensor,
+    names: Iterable[str] | None = None,
+    categories: Sequence[int] | None = None,
+    *,
+    steps: int = STEPS,
+    few: int = FEW,
+    batch_size: int = BATCH,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure methods on B pictures; see MEASURES.
+
+    Args:
+        loaded: the model with its transform; left as it was found.
+        pictures: (B, 3, H, W), transformed; batches of them go to the model's device.
+        names: of methods and floors; all of them by default.
+        categories: B of them; by default the model's first choices.
+        steps: of the curves, a multiple of 10.
+        few: how many pictures, the first ones, randomisation and stability are measured on.
+        batch_size: pictures that the model gets at once.
+        seed: of shuffles, noise and lots.
+
+    Raises:
+        ValueError: if an argument is out of range, or the model has no categories.
+    """
+    model = loaded.model
+    if steps < 1 or steps % 10:
+        raise ValueError(f"steps must be a multiple of 10, not {steps}")
+    if not model.num_classes:
+        raise ValueError("a model without categories has no probabilities to measure by")
+    if categories is None:
+        categories = likeliest(model, pictures, batch_size)
+    check_categories(model, pictures, categories)
+    methods = {name: ALL[name] for name in (ALL if names is None else names)}
+    masks, left_out = _masks(methods, loaded, pictures, categories, batch_size)
+    methods = {name: methods[name] for name in masks}
+    values = _removed(masks, loaded, pictures, categories, steps, batch_size, seed)
+    first, its = pictures[:few], categories[:few]
+    _, alike = randomisation(
+        model, first, its, methods, only_last=True, batch_size=batch_size, seed=seed
+    )
+    ratios = cost(methods, model, pictures[:TIMED], list(categories[:TIMED]))
+    for name, method in methods.items():
+        values[name]["sanity"] = alike[name][:, -1]
+        values[name]["stability"] = stability(
+            method,
+            model,
+            first,
+            its,
+            loaded.transform.std,
+            masks=masks[name][:few],
+            batch_size=batch_size,
+            seed=seed,
+        )
+        values[name]["time"] = np.array([ratios[name]])
+    return Evaluation(values, left_out)
+
+
+def _masks(
+    methods: dict[str, Method],
+    loaded: LoadedModel,
+    pictures: Tensor,
+    categories: Sequence[int],
+    batch_size: int,
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(B, h, w) of each method that explains this model, and why the others don't."""
+    masks, left_out = {}, {}
+    for name, method in _progress(methods.items(), "maps"):
+        try:
+            masks[name] = masks_of(method, loaded.model, pictures, categories, batch_size)
+        except UnsupportedModel as error:
+            left_out[name] = error.reason
+    return masks, left_out
+
+
+def _removed(
+    masks: dict[str, np.ndarray],
+    loaded: LoadedModel,
+    pictures: Tensor,
+    categories: Sequence[int],
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, dict[str, np.ndarray]]:
+    """What insertion, deletion and the perturbation test say, for each picture."""
+    parts: dict[str, list[dict]] = {name: [] for name in masks}
+    for start in _progress(range(0, len(pictures), batch_size), "patches removed"):
+        part = slice(start, start + batch_size)
+        removals = {
+            baseline: Removal(
+                loaded.model,
+                pictures[part],
+                categories[part],
+                baseline,
+                steps,
+                batch_size=batch_size,
+                seed=seed,
+            )
+            for baseline in BASELINES
+        }
+        for name in masks:
+            parts[name].append(_curves_of(removals, masks[name][part]))
+    return {
+        name: {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+        for name, found in parts.items()
+    }
+
+
+def _curves_of(removals: dict[str, Removal], masks: np.ndarray) -> dict[str, np.ndarray]:
+    found = {}
+    for baseline, removal in removals.items():
+        deletion, insertion = removal.deletion(masks), removal.insertion(masks)
+        found[f"deletion_{baseline}"] = deletion.areas
+        found[f"insertion_{baseline}"] = insertion.areas
+        if baseline == "mean":
+            found["positive"], found["negative"] = perturbation(deletion, insertion)
+    return found
+
+
+def _progress(items, what: str):
+    return tqdm(items, what, disable=not sys.stderr.isatty())

@@ -1,0 +1,75 @@
+"""Pictures through a model and through a method, batch by batch, the model left as it was."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vit_attention import forward
+from vit_checks import pictures_for
+from vit_device import in_batches
+from vit_methods import Method
+
+BATCH = 16  # pictures at once
+
+tell = partial(print, file=sys.stderr)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off and batch statistics fixed; afterwards every module's mode is as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def likeliest(model: nn.Module, pictures: Tensor, batch_size: int = BATCH) -> list[int]:
+    """The model's first choice for each of (B, 3, H, W)."""
+
+    @torch.inference_mode()
+    def run(batch: Tensor) -> list[int]:
+        return forward(model, pictures_for(model, batch)).argmax(dim=1).tolist()
+
+    with evaluation_mode(model):
+        found = in_batches(run, pictures, batch_size, tell)
+        return [category for batch in found for category in batch]
+
+
+def check_categories(model: nn.Module, pictures: Tensor, categories: Sequence[int]) -> None:
+    """One category for each picture, all of them the model's, or a ValueError."""
+    if len(categories) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures need as many categories, not {len(categories)}")
+    count = model.num_classes
+    if not all(0 <= category < count for category in categories):
+        raise ValueError(f"categories must be from 0 to {count - 1}, not {list(categories)}")
+
+
+def masks_of(
+    method: Method,
+    model: nn.Module,
+    pictures: Tensor,
+    categories: Sequence[int],
+    batch_size: int = BATCH,
+) -> np.ndarray:
+    """The masks (B, h, w) of B pictures, of one category each where the method knows of any.
+
+    Raises:
+        UnsupportedModel: if the method can't explain this model.
+    """
+    explain = method.make(model).explain
+
+    def run(places: range) -> np.ndarray:
+        batch = pictures[places.start : places.stop]
+        if method.of_category:
+            return explain(batch, [int(categories[place]) for place in places]).masks
+        return explain(batch).masks
+
+    return np.concatenate(list(in_batches(run, range(len(pictures)), batch_size, tell)))

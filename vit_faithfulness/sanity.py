@@ -1,0 +1,114 @@
+"""Does a map depend on what the model has learnt? The randomisation test.
+
+Adebayo et al. 2018, "Sanity Checks for Saliency Maps" (section 3, cascading randomisation): the
+weights are randomised from the head down to the embedding, step by step, and the map is compared
+with that of the whole model. One that stays as it was shows the picture, or the architecture, but
+nothing that the model has learnt. Low is good.
+
+Each tensor of weights is shuffled, so that their size and spread stay what they were: fresh ones
+would be so small that attention is even, and any map would change for that alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vit_faithfulness.passes import BATCH, check_categories, masks_of
+from vit_faithfulness.ranks import rank_correlation
+from vit_methods import Method
+from vit_tokens import blocks_of
+
+# between the last block and the logits, by the modules' first names
+HEAD = ("head", "head_dist", "fc_norm", "attn_pool")
+
+
+def stages_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """The weights in the order in which they are randomised.
+
+    Head, last norm, blocks from the last to the first, and all the rest as "embedding" (in Swin
+    with the layers that merge patches). Every parameter is in exactly one stage.
+    """
+    blocks = blocks_of(model)
+    in_block = {
+        parameter: f"block {number}"
+        for number, block in enumerate(blocks, start=1)
+        for parameter in block.parameters()
+    }
+    names = ["head", "norm", *(f"block {n}" for n in range(len(blocks), 0, -1)), "embedding"]
+    stages: dict[str, list[nn.Parameter]] = {name: [] for name in names}
+    for name, parameter in model.named_parameters():
+        module = name.partition(".")[0]
+        stage = "head" if module in HEAD else "norm" if module == "norm" else "embedding"
+        stages[in_block.get(parameter, stage)].append(parameter)
+    return {name: parameters for name, parameters in stages.items() if parameters}
+
+
+@contextmanager
+def weights_restored(model: nn.Module) -> Iterator[None]:
+    """Afterwards every parameter is bit for bit as it was, also after an error."""
+    kept = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in kept:
+                parameter.copy_(values)
+
+
+def shuffle_(parameters: Sequence[nn.Parameter], generator: torch.Generator) -> None:
+    """The values of each tensor in a random order, in place."""
+    with torch.no_grad():
+        for parameter in parameters:
+            order = torch.randperm(parameter.numel(), generator=generator)
+            values = parameter.flatten()[order.to(parameter.device)]
+            parameter.copy_(values.reshape(parameter.shape))
+
+
+def randomisation(
+    model: nn.Module,
+    pictures: Tensor,
+    categories: Sequence[int],
+    methods: Mapping[str, Method],
+    *,
+    only_last: bool = False,
+    batch_size: int = BATCH,
+    seed: int = 0,
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """How alike the maps of ever more random models and of the whole model are.
+
+    Args:
+        model: a timm ViT; left as it was found.
+        pictures: (B, 3, H, W).
+        categories: B of them, explained throughout, whatever a random model says.
+        methods: by name.
+        only_last: only the model all of whose weights are random.
+        seed: of the shuffles.
+
+    Returns:
+        Names of the S stages, and by method (B, S): the rank correlations.
+
+    Raises:
+        UnsupportedModel: if a method can't explain the model.
+    """
+    check_categories(model, pictures, categories)
+    stages = stages_of(model)
+    steps = [list(stages)] if only_last else [[name] for name in stages]
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in methods}
+
+    def masks(name: str) -> np.ndarray:
+        # a method is made anew each time: it may have read the weights
+        return masks_of(methods[name], model, pictures, categories, batch_size)
+
+    whole = {name: masks(name) for name in methods}
+    with weights_restored(model):
+        for step in steps:
+            for stage in step:
+                shuffle_(stages[stage], generator)
+            for name in methods:
+                found[name].append(rank_correlation(whole[name], masks(name)))
+    names = [step[-1] for step in steps]
+    return names, {name: np.stack(values, axis=1) for name, values in found.items()}

@@ -1,0 +1,105 @@
+"""Methods by measures, as a table: means with their uncertainty, and which way is better."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# which way is better -> what the best mean has the least of
+BETTER = {"lower": lambda mean: mean, "higher": lambda mean: -mean, "nearer to 0": abs}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column: its key in JSON, its title, and which way is better, one of BETTER."""
+
+    key: str
+    title: str
+    better: str
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.better} is better)"
+
+
+# method -> key of a measure -> its value for each picture
+Values = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean, from 2000 resamples."""
+    rng = np.random.default_rng(seed)
+    means = rng.choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def winners(
+    values: Values, measures: Sequence[Measure], floors: Collection[str]
+) -> dict[str, list[str]]:
+    """Key of a measure -> the methods with the best mean as it is printed, floors left out."""
+    best = {}
+    for measure in measures:
+        scores = {
+            name: BETTER[measure.better](round(float(np.mean(found[measure.key])), 3))
+            for name, found in values.items()
+            if name not in floors and measure.key in found
+        }
+        least = min(scores.values(), default=None)
+        best[measure.key] = [name for name, score in scores.items() if score == least]
+    return best
+
+
+def as_markdown(
+    values: Values,
+    measures: Sequence[Measure],
+    titles: Mapping[str, str],
+    floors: Collection[str] = (),
+) -> str:
+    """A row for each method: mean (95 % interval), the best method of each column in bold.
+
+    Floors stand last, in italics. In the columns' heads is n, how many values a mean is of.
+    """
+    measures = [m for m in measures if any(m.key in found for found in values.values())]
+    best = winners(values, measures, floors)
+    counts = {
+        m.key: max(len(found[m.key]) for found in values.values() if m.key in found)
+        for m in measures
+    }
+    heads = [f"{m}, n = {counts[m.key]}" if counts[m.key] > 1 else str(m) for m in measures]
+    lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(measures) + 1) + "|"]
+    for name in sorted(values, key=lambda name: name in floors):
+        cells = []
+        for measure in measures:
+            text = _cell(values[name].get(measure.key))
+            cells.append(f"**{text}**" if name in best[measure.key] else text)
+        title = f"*{titles[name]}*" if name in floors else titles[name]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def as_json(values: Values, measures: Sequence[Measure]) -> dict:
+    """Method -> measure -> mean, 95 % interval, number of values and which way is better."""
+    described: dict[str, dict] = {}
+    for name, found in values.items():
+        described[name] = {}
+        for measure in measures:
+            if measure.key not in found:
+                continue
+            numbers = np.asarray(found[measure.key], dtype=float)
+            described[name][measure.key] = {
+                "mean": float(numbers.mean()),
+                "interval": bootstrap_interval(numbers),
+                "n": len(numbers),
+                "better": measure.better,
+            }
+    return described
+
+
+def _cell(values: np.ndarray | None) -> str:
+    if values is None:
+        return ""
+    mean = np.mean(values)
+    if len(values) == 1:
+        return f"{mean:.3f}"
+    low, high = bootstrap_interval(np.asarray(values, dtype=float))
+    return f"{mean:.3f} ({low:.2f} to {high:.2f})"
