@@ -131,9 +131,8 @@ class Explainer:
 
 def options_of(method: Method, settings: Settings) -> dict:
     """Those settings that are options of the method; what is not set is as the method has it."""
-    fusion = "max" if method.name == "attention_rollout" else "mean"
     wanted = {
-        "head_fusion": settings.head_fusion or fusion,
+        "head_fusion": settings.head_fusion or method.defaults.get("head_fusion", "mean"),
         "discard_ratio": settings.discard_ratio,
         "start_block": settings.start_block,
         "as_published": settings.as_published,

@@ -393,8 +393,11 @@ def test_command(tmp_path, monkeypatch, capsys):
     [
         (["--image_path", str(ROOT / "examples")], "--anatomy is for one picture, without"),
         (["--report"], "--anatomy is for one picture, without"),
-        (["--category", "top"], "leave out --category, --method, --as_published and --sweep"),
-        (["--sweep", "head_fusion=max"], "leave out --category, --method, --as_published and --sweep"),
+        (["--category", "top"], "leave out --category, --method"),
+        (
+            ["--sweep", "head_fusion=max"],
+            "leave out --category, --method",
+        ),
         (["--start_block", "4"], "start_block must be from 0 to 3"),
         (["--colormap", "rainbows"], "colormap must be one of"),
     ],

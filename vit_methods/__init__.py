@@ -4,8 +4,8 @@ A method is made of a model, and then explains batches: `METHODS[name].make(mode
 categories)` gives an Explanation with masks (B, h, w). Only what is asked for is imported.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ class Method:
         of_category: whether it has a map for each category; the others' `explain` takes none.
         place: module and class.
         options: which of head_fusion, discard_ratio, start_block, block, head it takes.
+        defaults: those that the command sets otherwise than the class.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Method:
     of_category: bool
     place: tuple[str, str]
     options: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, model: "nn.Module", **options: Any) -> Any:
         """The method on a model; it has `explain`, and `explain_several` if `of_category`.
@@ -42,7 +44,7 @@ class Method:
         """
         module, name = self.place
         make: Callable[..., Any] = getattr(import_module(module), name)
-        return make(model, **options)
+        return make(model, **{**self.defaults, **options})
 
 
 _ALL = (
@@ -53,6 +55,7 @@ _ALL = (
         False,
         ("vit_rollout", "VITAttentionRollout"),
         ("head_fusion", "discard_ratio", "start_block", "as_published"),
+        {"head_fusion": "max"},  # as the older script's published pictures
     ),
     Method(
         "value_rollout",
