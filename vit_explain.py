@@ -80,6 +80,13 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
         from vit_pipeline import explain_anatomy
 
         return explain_anatomy, _anatomy_as_text
+    if settings.evaluate:
+        if settings.report or settings.contact_sheet or settings.top_k or settings.sweep:
+            raise ValueError("--evaluate measures: leave out --report, --contact_sheet, --top_k "
+                             "and --sweep")  # fmt: skip
+        from vit_evaluation import evaluate
+
+        return partial(evaluate, tell=_tell), _evaluation_as_text
     if settings.sweep:
         if not one or settings.top_k or settings.compare or len(settings.method) > 1:
             raise ValueError("--sweep is for one picture and one method, without --top_k, "
@@ -184,6 +191,11 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         "--compare",
         action="store_true",
         help="all methods side by side, or those of --method, and which is the most faithful",
+    )
+    add(
+        "--evaluate",
+        action="store_true",
+        help="measure how faithful all methods are on these pictures, or those of --method",
     )
     add(
         "--sweep",
@@ -339,6 +351,11 @@ def _compare_as_text(report: dict) -> str:
         described = {**found["method"], "category": found["category"]}
         lines.append(f"  {found['faithfulness']:6.3f}  {_method(described)}{marked}")
     return "\n".join([*lines, *(f"Wrote {path}" for path in report["files"].values())])
+
+
+def _evaluation_as_text(report: dict) -> str:
+    wrote = [f"Wrote {path}" for path in report["files"].values()]
+    return "\n".join([*_opening(report), f"{report['pictures']} pictures", report["table"], *wrote])
 
 
 def _anatomy_as_text(report: dict) -> str:

@@ -177,7 +177,7 @@ class _Opened:
 
 def _open(settings: Settings) -> _Opened:
     (path,) = settings.image_path
-    picture = open_picture(_existing(path))
+    picture = open_picture(existing(path))
     ready = prepare(settings)
     transform = ready.output.transform
     seen = transform.picture(picture)
@@ -219,7 +219,7 @@ def explain_anatomy(settings: Settings) -> dict:
     return {**_report(settings, ready, [rollout], files), "method": method}
 
 
-def _existing(path: str) -> Path:
+def existing(path: str) -> Path:
     """The default picture is there wherever the command is run from."""
     if path == DEFAULT_PICTURE and not Path(path).exists():
         return data_folder("examples", "vit_explain_examples") / "both.png"

@@ -26,6 +26,7 @@ class Settings:
             there is a category.
         block, head: of the method "attention": the last block and all heads if None.
         compare: all methods beside each other, or those named, each with how faithful it is.
+        evaluate: a table of how faithful methods are (vit_evaluation).
         sweep: values of one or two parameters, to draw one picture with all of them (vit_sweep).
         anatomy: one figure of what the model does with one picture (vit_anatomy).
         top_k: maps of so many of the likeliest categories instead.
@@ -45,6 +46,7 @@ class Settings:
     block: int | None = None
     head: int | None = None
     compare: bool = False
+    evaluate: bool = False
     sweep: Mapping[str, tuple] | None = None
     anatomy: bool = False
     head_fusion: str | None = None

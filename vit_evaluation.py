@@ -1,0 +1,108 @@
+"""How faithful each method's maps are on the user's own pictures: measured, and put in a table."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import vit_torchvision  # noqa: F401
+
+import torch
+from torch import Tensor
+
+from vit_explainer import options_of
+from vit_faithfulness.evaluate import ALL, MEASURES, Evaluation, evaluate_pictures
+from vit_faithfulness.floors import FLOORS
+from vit_faithfulness.table import as_json, as_markdown
+from vit_files import write_whole
+from vit_images import PictureError, open_picture
+from vit_inputs import Picture, find_pictures
+from vit_methods import METHODS
+from vit_pipeline import Ready, existing, model_report, prepare, versions
+from vit_settings import Settings
+
+MOST = 200  # pictures that are measured: intervals hardly shrink beyond
+
+
+def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
+    """Measure the methods on all pictures, write a table, and report (JSON-ready).
+
+    Args:
+        tell: gets a sentence for each picture that fails, and for what else there is to say.
+
+    Raises:
+        ValueError, OSError: a request that can't be met.
+    """
+    pictures = _pictures(settings, tell)
+    ready = prepare(dataclasses.replace(settings, compare=True))
+    if ready.loaded.notice:
+        tell(ready.loaded.notice)
+    tensors, failed = _tensors(ready, pictures, tell)
+    if not tensors:
+        raise ValueError("no picture can be read")
+    names = settings.method or tuple(METHODS)
+    methods = {
+        name: dataclasses.replace(METHODS[name], defaults=options_of(METHODS[name], settings))
+        for name in names
+    }
+    category = settings.category
+    index = None if category in (None, "top") else ready.loaded.category_index(category)
+    categories = None if index is None else [index] * len(tensors)
+    found = evaluate_pictures(ready.loaded, torch.stack(tensors), methods | FLOORS, categories)
+    for name, reason in found.left_out.items():
+        tell(f"without {ALL[name].title}: {reason}")
+    report = {
+        "pictures": len(tensors),
+        "failed": failed,
+        "category": None if index is None else ready.loaded.categories[index],
+        "model": model_report(settings, ready.loaded),
+        "methods": as_json(found.values, MEASURES),
+        "table": _table(found),
+        "versions": versions(),
+        "device": ready.device,
+        "notices": [],
+    }
+    return report | {"files": _written(ready.folder, report)}
+
+
+def _pictures(settings: Settings, tell: Callable[[str], None]) -> list[Picture]:
+    """The requested ones, evenly thinned out if there are too many."""
+    leave_out = Path(settings.output_dir)
+    requests = [str(existing(path)) for path in settings.image_path]
+    pictures, notices = find_pictures(requests, settings.recursive, leave_out)
+    for notice in notices:
+        tell(notice)
+    if len(pictures) <= MOST:
+        return pictures
+    tell(f"measuring on {MOST} of {len(pictures)} pictures")
+    return [pictures[number * len(pictures) // MOST] for number in range(MOST)]
+
+
+def _tensors(
+    ready: Ready, pictures: list[Picture], tell: Callable[[str], None]
+) -> tuple[list[Tensor], int]:
+    """(3, H, W) of each picture that can be read, and how many can't."""
+    tensors = []
+    for picture in pictures:
+        try:
+            tensors.append(ready.output.transform(open_picture(picture.path)))
+        except PictureError as error:
+            tell(str(error))
+    return tensors, len(pictures) - len(tensors)
+
+
+def _table(found: Evaluation) -> str:
+    titles = {name: ALL[name].title for name in found.values}
+    return as_markdown(found.values, MEASURES, titles, FLOORS)
+
+
+def _written(folder: Path, report: dict) -> dict[str, str]:
+    files = {}
+    text = json.dumps(report, indent=2)
+    for kind, name, content in (
+        ("table", "evaluation.md", report["table"] + "\n"),
+        ("numbers", "evaluation.json", text + "\n"),
+    ):
+        write_whole(folder / name, lambda file, content=content: file.write(content.encode()))
+        files[kind] = str(folder / name)
+    return files
