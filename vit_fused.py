@@ -101,7 +101,7 @@ def fuse_attention(
             return output
 
         pool: list[Tensor] = []
-        _answer_calls(model, layout, undo, found.blocks, pool, attend)
+        answer_calls(model, layout, undo, found.blocks, pool, attend)
         try:
             yield found
         finally:
@@ -136,7 +136,7 @@ class WeightedPass:
                 place.append(number)
                 return _Weighted.apply(self.start, query[:, :, :rows], *more, self, number)
 
-            _answer_calls(self.model, self.layout, undo, self.places, self.pool, attend, self.rough)
+            answer_calls(self.model, self.layout, undo, self.places, self.pool, attend, self.rough)
             yield self
 
     def weigh(self, score: Tensor, *, again: bool) -> FusedAttention:
@@ -152,7 +152,7 @@ class WeightedPass:
         return F.pad(fused, (0, 0, 0, self.queries[number] - fused.shape[1]))
 
 
-def _answer_calls(
+def answer_calls(
     model: nn.Module,
     layout: TokenLayout,
     undo: ExitStack,
