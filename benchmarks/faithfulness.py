@@ -100,7 +100,9 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
             values[name] |= columns
     if options.figure:
         few = pictures[: options.few], categories[: options.few]
-        draw(loaded, *few, methods, options.figure, options.seed)
+        # floors do not change with the model: their lines would only hide others
+        drawn = [name for name in methods if name not in FLOORS]
+        draw(loaded, *few, drawn, options.figure, options.seed)
     report = {
         "model": Path(loaded.name).name,
         "data": [Path(p).name for p in (options.data, options.boxes) if p],
@@ -190,11 +192,11 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", help="as for vit_explain.py")
     add("--device", default="cpu", help="auto, cpu, cuda or mps")
     add("--methods", nargs="+", choices=ALL, default=list(ALL), metavar="METHOD")
-    add("--pictures", type=int, default=40, help="for insertion, deletion and perturbation")
+    add("--pictures", type=int, default=30, help="for insertion, deletion and perturbation")
     add("--steps", type=int, default=STEPS, help="of the curves, a multiple of 10")
     add("--few", type=int, default=FEW, help="pictures for randomisation, noise and the figure")
-    add("--mosaics", type=int, default=20, help="of four pictures each")
-    add("--boxed", type=int, default=60, help="pictures with boxes")
+    add("--mosaics", type=int, default=10, help="of four pictures each")
+    add("--boxed", type=int, default=24, help="pictures with boxes")
     add("--seed", type=int, default=0)
     add("--write", metavar="README", help="put the table between the model's markers")
     add("--json", metavar="FILE", help="write everything as JSON, too")

@@ -35,8 +35,8 @@ OTHERS = (
 )
 MEASURES = (*REMOVED, *OTHERS)
 STEPS = 10
-FEW = 8  # pictures for measures that explain each of them many times
-TIMED = 4
+FEW = 5  # pictures for measures that explain each of them many times
+TIMED = 2  # pictures at once while methods are timed
 
 
 @dataclass(frozen=True)
