@@ -31,6 +31,8 @@ $(VENV)/installed: requirements.txt
 
 $(VENV)/installed-dev: requirements-dev.txt requirements-training.txt $(VENV)/installed
 	$(RUN) -m pip install --quiet --requirement requirements-dev.txt
+# its requirement opencv-python would overwrite opencv-python-headless; all others are in the file
+	$(RUN) -m pip install --quiet --no-deps quantus==0.6.0
 	touch $@
 
 clean:

@@ -29,7 +29,7 @@ from training.localisation import groups
 from vit_attention import forward
 from vit_device import choose_device
 from vit_faithfulness.cost import alternating_medians
-from vit_faithfulness.evaluate import ALL, FEW, MEASURES, STEPS, evaluate_pictures
+from vit_faithfulness.evaluate import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_pictures
 from vit_faithfulness.figure import draw_randomisation
 from vit_faithfulness.floors import FLOORS
 from vit_faithfulness.passes import BATCH, masks_of
@@ -41,7 +41,7 @@ from vit_model import LoadedModel, load_model
 CONFIDENCE = 0.5  # least probability for a mosaic
 CANDIDATES = 200  # pictures that are classified, to find those for the mosaics
 TITLES = {name: method.title for name, method in ALL.items()}
-TIMED_STEPS, TIMED_PICTURES = 20, 4
+TIMED_STEPS, TIMED_PICTURES = 20, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,7 +81,7 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
     found = evaluate_pictures(
         loaded,
         pictures,
-        options.methods,
+        {name: ALL[name] for name in options.methods},
         categories,
         steps=options.steps,
         few=options.few,
@@ -100,7 +100,9 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
             values[name] |= columns
     if options.figure:
         few = pictures[: options.few], categories[: options.few]
-        draw(loaded, *few, methods, options.figure, options.seed)
+        # floors do not change with the model: their lines would only hide others
+        drawn = [name for name in methods if name not in FLOORS]
+        draw(loaded, *few, drawn, options.figure, options.seed)
     report = {
         "model": Path(loaded.name).name,
         "data": [Path(p).name for p in (options.data, options.boxes) if p],
@@ -111,7 +113,7 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
         "deletion_cost": deletion_cost(loaded, pictures, categories),
         "left_out": found.left_out,
-        "methods": as_json(values, (*MEASURES, *LOCALISED)),
+        "methods": as_json(values, (*REMOVED, *LOCALISED, *OTHERS)),
     }
     return report | {"table": as_text(report, values)}
 
@@ -155,12 +157,12 @@ def deletion_cost(loaded: LoadedModel, pictures: Tensor, categories: Sequence[in
         )
         removal.deletion(masks)
 
-    seconds = alternating_medians({"passes": passes, "deletion": deletion}, device, rounds=3)
+    seconds = alternating_medians({"passes": passes, "deletion": deletion}, device)
     return seconds["deletion"] / seconds["passes"]
 
 
 def as_text(report: dict, values: dict) -> str:
-    """Markdown: what was measured on what, and the table."""
+    """Markdown: what was measured on what, and two tables, which would be too wide as one."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
         f"{report['model']} on {report['pictures']} pictures of {' and '.join(report['data'])}, "
@@ -168,7 +170,9 @@ def as_text(report: dict, values: dict) -> str:
         f"steps; {report['machine']}; {versions}. Means with 95 % intervals (bootstrap); the best "
         "method of each column is bold; floors, which know nothing of the model, are in italics.",
         "",
-        as_markdown(values, (*MEASURES, *LOCALISED), TITLES, FLOORS),
+        as_markdown(values, REMOVED, TITLES, FLOORS),
+        "",
+        as_markdown(values, (*LOCALISED, *OTHERS), TITLES, FLOORS),
         "",
         f"A deletion curve of {TIMED_STEPS} steps took {report['deletion_cost']:.2f} times as long "
         f"as {TIMED_STEPS} forward passes.",
@@ -188,11 +192,11 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", help="as for vit_explain.py")
     add("--device", default="cpu", help="auto, cpu, cuda or mps")
     add("--methods", nargs="+", choices=ALL, default=list(ALL), metavar="METHOD")
-    add("--pictures", type=int, default=40, help="for insertion, deletion and perturbation")
+    add("--pictures", type=int, default=30, help="for insertion, deletion and perturbation")
     add("--steps", type=int, default=STEPS, help="of the curves, a multiple of 10")
     add("--few", type=int, default=FEW, help="pictures for randomisation, noise and the figure")
-    add("--mosaics", type=int, default=20, help="of four pictures each")
-    add("--boxed", type=int, default=60, help="pictures with boxes")
+    add("--mosaics", type=int, default=10, help="of four pictures each")
+    add("--boxed", type=int, default=24, help="pictures with boxes")
     add("--seed", type=int, default=0)
     add("--write", metavar="README", help="put the table between the model's markers")
     add("--json", metavar="FILE", help="write everything as JSON, too")

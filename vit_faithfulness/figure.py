@@ -19,9 +19,8 @@ def draw_randomisation(
         line = [1, *values.mean(axis=0)]
         axes.plot(line, marker="osv^D"[number % 5], markersize=4, label=titles[name])
     axes.set_xticks(range(len(stages) + 1), ["whole model", *stages], rotation=45, ha="right")
-    axes.set(ylabel="rank correlation with the whole model's map", ylim=(-0.5, 1.05))
+    axes.set(xlabel="randomised down to", ylabel="rank correlation with the whole model's map")
     axes.axhline(0, color="grey", linewidth=0.8)
-    axes.set_xlabel("randomised down to")
     figure.legend(loc="outside right upper")
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

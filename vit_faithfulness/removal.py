@@ -146,7 +146,7 @@ class Removal:
         wanted = self.categories[places]
         probability = logits.softmax(dim=1).gather(1, wanted[:, None])[:, 0]
         first = logits.argmax(dim=1) == wanted
-        return torch.stack([probability, first.float()], dim=1).double().cpu().numpy()
+        return torch.stack([probability, first.float()], dim=1).cpu().double().numpy()
 
 
 def perturbation(deletion: Curves, insertion: Curves) -> tuple[np.ndarray, np.ndarray]:

@@ -21,8 +21,15 @@ from vit_faithfulness.ranks import rank_correlation
 from vit_methods import Method
 from vit_tokens import blocks_of
 
-# between the last block and the logits, by the modules' first names
-HEAD = ("head", "head_dist", "fc_norm", "attn_pool")
+# what stands behind the last block, by the modules' first names; where tokens are averaged, the
+# norm comes behind that and is called fc_norm
+BEHIND = {
+    "head": "head",
+    "head_dist": "head",
+    "attn_pool": "head",
+    "norm": "norm",
+    "fc_norm": "norm",
+}
 
 
 def stages_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -40,8 +47,7 @@ def stages_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     names = ["head", "norm", *(f"block {n}" for n in range(len(blocks), 0, -1)), "embedding"]
     stages: dict[str, list[nn.Parameter]] = {name: [] for name in names}
     for name, parameter in model.named_parameters():
-        module = name.partition(".")[0]
-        stage = "head" if module in HEAD else "norm" if module == "norm" else "embedding"
+        stage = BEHIND.get(name.partition(".")[0], "embedding")
         stages[in_block.get(parameter, stage)].append(parameter)
     return {name: parameters for name, parameters in stages.items() if parameters}
 
