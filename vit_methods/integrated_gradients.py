@@ -1,0 +1,96 @@
+"""Integrated gradients: the pixels' gradients on the way from a plain colour to the picture.
+
+Sundararajan, Taly & Yan 2017, "Axiomatic Attribution for Deep Networks" (ICML), equations 1 and 3:
+
+    IG_i = (x_i - x'_i) * integral from 0 to 1 of dy_c/dx_i at x' + a (x - x') over a,
+
+x' being the baseline: 0 everywhere, which after the normalisation of the input is the mean colour.
+The attributions of all pixels sum to the difference of the logits of x and x' (completeness). The
+integral is a sum over STEPS points by Gauss-Legendre quadrature, calculated by captum. With 50 the
+attributions of five photographs miss that difference by 4 % on average, at most 7 %, with the
+bundled model (with 32: 9 %, 22 %), and by at most 4 % with DeiT-tiny.
+
+A patch has the sum over its pixels and their channels; what is negative becomes 0.
+"""
+
+from contextlib import ExitStack
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vit_attention import forward, prepare
+from vit_of_category import Choose, OfCategory
+from vit_rollout import largest_is_one
+from vit_tokens import TokenLayout, check_supported
+
+try:
+    from captum.attr import IntegratedGradients as Integral
+except ImportError as error:
+    raise ImportError("integrated gradients need captum: pip install captum") from error
+
+STEPS = 50
+
+
+class IntegratedGradients(OfCategory):
+    """Integrated gradients of a timm ViT's patches, for one category of each picture.
+
+    A category takes STEPS forward and backward passes on the whole batch, one after the other, so
+    that no more memory is needed than for one.
+
+    Args:
+        model: any that vit_tokens.check_supported lets pass; used in evaluation mode, left as it
+            was found. It may be frozen, and no `.grad` appears anywhere.
+
+    Raises:
+        UnsupportedModel: if the model is of no family that can be explained.
+    """
+
+    def __init__(self, model: nn.Module):
+        check_supported(model)
+        self.model = model
+
+    def _maps(
+        self, pictures: Tensor, layout: TokenLayout, choose: Choose
+    ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
+        with ExitStack() as undo:
+            prepare(self.model, undo, freeze=True, fused=True)
+            with torch.no_grad():
+                logits = forward(self.model, pictures)
+            categories = choose(logits)
+            masks = []
+            for chosen in zip(*categories, strict=True):
+                pixels = self.of_pixels(pictures, chosen).sum(dim=1)
+                patches = patch_sums(pixels, layout.grid, self._patch_size())
+                masks.append(largest_is_one(patches.clamp(min=0), layout.grid))
+        return masks, logits, categories
+
+    def of_pixels(self, pictures: Tensor, categories: tuple[int, ...]) -> Tensor:
+        """Signed attributions (B, 3, H, W) of B pictures, of one category each."""
+        attributions = Integral(partial(forward, self.model)).attribute(
+            pictures.detach().requires_grad_(),
+            target=list(categories),
+            n_steps=STEPS,
+            method="gausslegendre",
+            internal_batch_size=len(pictures),
+        )
+        return attributions.detach()
+
+    def _patch_size(self) -> tuple[int, int]:
+        return self.model.patch_embed.feat_ratio(as_scalar=False)
+
+
+def patch_sums(pixels: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
+    """(B, H, W) -> (B, h*w): the sum over each patch, the picture being split evenly.
+
+    Args:
+        patch: pixels of a patch, (down, across). Where the grid goes beyond the picture, as timm
+            pads it, its last patches have fewer.
+    """
+    height, width = pixels.shape[1:]
+    missing = (max(0, grid[1] * patch[1] - width), max(0, grid[0] * patch[0] - height))
+    padded = F.pad(pixels, (0, missing[0], 0, missing[1]))
+    area = padded[0].numel() / (grid[0] * grid[1])
+    return F.adaptive_avg_pool2d(padded[:, None], grid).flatten(1) * area
