@@ -13,7 +13,7 @@ from torch import Tensor
 from vit_explainer import options_of
 from vit_faithfulness.evaluate import ALL, MEASURES, Evaluation, evaluate_pictures
 from vit_faithfulness.floors import FLOORS
-from vit_faithfulness.table import as_json, as_markdown
+from vit_faithfulness.table import as_json, as_markdown, as_text
 from vit_files import write_whole
 from vit_images import PictureError, open_picture
 from vit_inputs import Picture, find_pictures
@@ -57,12 +57,16 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         "category": None if index is None else ready.loaded.categories[index],
         "model": model_report(settings, ready.loaded),
         "methods": as_json(found.values, MEASURES),
-        "table": _table(found),
+        "table": as_text(found.values, MEASURES, _titles(found), FLOORS),
         "versions": versions(),
         "device": ready.device,
         "notices": [],
     }
-    return report | {"files": _written(ready.folder, report)}
+    files = {"table": ready.folder / "evaluation.md", "numbers": ready.folder / "evaluation.json"}
+    markdown = as_markdown(found.values, MEASURES, _titles(found), FLOORS) + "\n"
+    write_whole(files["table"], lambda file: file.write(markdown.encode()))
+    write_whole(files["numbers"], lambda file: file.write(json.dumps(report, indent=2).encode()))
+    return report | {"files": {kind: str(path) for kind, path in files.items()}}
 
 
 def _pictures(settings: Settings, tell: Callable[[str], None]) -> list[Picture]:
@@ -91,18 +95,5 @@ def _tensors(
     return tensors, len(pictures) - len(tensors)
 
 
-def _table(found: Evaluation) -> str:
-    titles = {name: ALL[name].title for name in found.values}
-    return as_markdown(found.values, MEASURES, titles, FLOORS)
-
-
-def _written(folder: Path, report: dict) -> dict[str, str]:
-    files = {}
-    text = json.dumps(report, indent=2)
-    for kind, name, content in (
-        ("table", "evaluation.md", report["table"] + "\n"),
-        ("numbers", "evaluation.json", text + "\n"),
-    ):
-        write_whole(folder / name, lambda file, content=content: file.write(content.encode()))
-        files[kind] = str(folder / name)
-    return files
+def _titles(found: Evaluation) -> dict[str, str]:
+    return {name: ALL[name].title for name in found.values}

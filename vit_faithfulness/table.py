@@ -1,5 +1,6 @@
 """Methods by measures, as a table: means with their uncertainty, and which way is better."""
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ class Measure:
     def __str__(self) -> str:
         return f"{self.title} ({self.better} is better)"
 
+
+COLUMN = 14  # characters of a column in a terminal
 
 # method -> key of a measure -> its value for each picture
 Values = Mapping[str, Mapping[str, np.ndarray]]
@@ -75,6 +78,31 @@ def as_markdown(
         title = f"*{titles[name]}*" if name in floors else titles[name]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def as_text(
+    values: Values,
+    measures: Sequence[Measure],
+    titles: Mapping[str, str],
+    floors: Collection[str] = (),
+) -> str:
+    """For a terminal: a row of means for each method, * at the best of each column."""
+    measures = [m for m in measures if any(m.key in found for found in values.values())]
+    best = winners(values, measures, floors)
+    heads = [textwrap.wrap(str(measure), COLUMN - 2) for measure in measures]
+    first = max(map(len, titles.values())) + 1
+    lines = []
+    for number in reversed(range(max(map(len, heads)))):
+        cells = [head[-number - 1] if number < len(head) else "" for head in heads]
+        lines.append(" " * first + "".join(cell.rjust(COLUMN) for cell in cells))
+    for name in sorted(values, key=lambda name: name in floors):
+        cells = []
+        for measure in measures:
+            found = values[name].get(measure.key)
+            mark = "*" if name in best[measure.key] else " "
+            cells.append("" if found is None else f"{np.mean(found):.3f}{mark}")
+        lines.append(titles[name].ljust(first) + "".join(cell.rjust(COLUMN) for cell in cells))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def as_json(values: Values, measures: Sequence[Measure]) -> dict:
