@@ -21,7 +21,7 @@ from vit_methods import METHODS
 from vit_pipeline import Ready, existing, model_report, prepare, versions
 from vit_settings import Settings
 
-MOST = 200  # pictures that are measured: intervals hardly shrink beyond
+MOST = 200  # pictures that are measured, at some seconds each
 
 
 def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
@@ -90,7 +90,7 @@ def _tensors(
     for picture in pictures:
         try:
             tensors.append(ready.output.transform(open_picture(picture.path)))
-        except PictureError as error:
+        except (PictureError, OSError) as error:
             tell(str(error))
     return tensors, len(pictures) - len(tensors)
 

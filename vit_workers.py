@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -68,10 +68,10 @@ class Workers:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        for pool in self._pools:
-            pool.shutdown(wait=False, cancel_futures=True)
-        for pool in self._pools:
-            pool.shutdown()
+        # all at the same time; without waiting, the interpreter's end can meet pipes half closed
+        with ThreadPoolExecutor(len(self._pools)) as threads:
+            for pool in self._pools:
+                threads.submit(pool.shutdown, cancel_futures=True)
 
     def decode(self, number: int, picture: Picture) -> Future[Decoded]:
         """Open the picture, number `number` of the run."""
