@@ -366,6 +366,14 @@ def test_pictures_and_categories_do_not_mix(layout):
             np.testing.assert_allclose(several[number].masks[index], alone, atol=1e-4)
 
 
+def test_parameters_take_no_share_of_products(pictures):
+    """LayerScale and the pooling query are constants, whether they are being trained or not."""
+    trained = make_vit(init_values=0.5, global_pool="map")
+    masks = AttnLRP(trained).batch(pictures, [1, 2, 3])
+    frozen = make_vit(init_values=0.5, global_pool="map").requires_grad_(False)
+    np.testing.assert_allclose(AttnLRP(frozen).batch(pictures, [1, 2, 3]), masks, atol=1e-6)
+
+
 def test_grid_follows_the_input():
     """With dynamic sizes timm's embedding gives (B, h, w, C), and the grid is not that built."""
     model = make_vit(dynamic_img_size=True, dynamic_img_pad=True)

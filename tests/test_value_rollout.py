@@ -62,7 +62,8 @@ def slow_mask(model, seen, picture, read, prefix, start=0):
 
     matrices = []
     for block, (attention, value, _) in zip(model.blocks[start:], seen[start:], strict=False):
-        weight = numpy(block.attn.proj.weight) * numpy(block.ls1.gamma)[:, None]
+        scale = block.gamma_1 if hasattr(block, "gamma_1") else block.ls1.gamma
+        weight = numpy(block.attn.proj.weight) * numpy(scale)[:, None]
         matrices.append(slow_norms(numpy(attention[picture]), numpy(value[picture]), weight))
     if read is None:
         attention, value, _ = seen[-1]
@@ -87,6 +88,23 @@ def test_equals_explicit_vectors(layout, start, pictures):
         np.testing.assert_allclose(found.masks[picture], expected, atol=1e-5)
     only_masks = ValueRollout(model, start_block=start).batch(pictures)
     np.testing.assert_allclose(only_masks, found.masks, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, read",
+    [
+        ("vit_relpos_base_patch16_cls_224", [1.0] + [0.0] * 16),
+        ("beit_base_patch16_224", [0.0] + [1 / 16] * 16),
+    ],
+)
+def test_position_bias_equals_explicit_vectors(name, read):
+    model = make(name)
+    pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    masks = ValueRollout(model).batch(pictures)
+    seen = calls(model, pictures)
+    for picture in range(2):
+        expected = slow_mask(model, seen, picture, read, prefix=1)
+        np.testing.assert_allclose(masks[picture], expected, atol=1e-4)
 
 
 def test_many_tokens_in_pieces(monkeypatch, pictures):
