@@ -3,7 +3,7 @@
 For each model, in one run: its plain forward pass on batches of 8, before and after each folder
 (medians); and the command over a folder of small photographs, a tenth of it, and a folder of
 large ones, overlays written, its start included. Memory is the peak of all its processes together
-(proportional set size, twice a second). The photographs are made of those in examples/.
+(proportional set size, every five seconds). The photographs are made of those in examples/.
 """
 
 import argparse
@@ -156,7 +156,7 @@ def explain(folder: Path, output: Path, arguments: Sequence[str]) -> tuple[float
 def _watch(process: subprocess.Popen, peak: list[float]) -> None:
     while process.poll() is None:
         peak[0] = max(peak[0], sum(_memory_of(pid) for pid in _processes(process.pid)) / 1024)
-        time.sleep(0.5)
+        time.sleep(5)  # counting takes the processes a while, so seldom
 
 
 def _processes(session: int) -> Iterator[int]:
