@@ -67,13 +67,14 @@ def test_each_of_two_pictures_lights_up_for_its_category(bundled, examples):
     assert sum(hits) >= 210, sum(hits)  # measured: 212
 
 
-# of 40 maps, how many are heavier on the right side: measured, and asked for
+# every how manieth pair of photographs is looked at, and how many maps must be heavier on the right
+# side; measured were 37 of 38, and 9 of 10
 HEAVIER = {
-    "relevance": 0,
-    "legrad": 0,
-    "gradcam": 0,
-    "attnlrp": 0,
-    "integrated_gradients": 0,
+    "relevance": (6, 36),
+    "legrad": (6, 36),
+    "gradcam": (6, 36),
+    "attnlrp": (6, 36),
+    "integrated_gradients": (23, 8),
 }
 
 
@@ -82,7 +83,8 @@ def test_every_method_tells_two_pictures_apart(bundled, examples, method):
     pictures = {n: open_picture(examples / n).resize((112, 224)) for n in SHOWN}
     explainer = METHODS[method].make(bundled.model)
     hits = []
-    for left, right in list(itertools.permutations(SHOWN, 2))[::6]:
+    step, asked = HEAVIER[method]
+    for left, right in list(itertools.permutations(SHOWN, 2))[::step]:
         pair = Image.new("RGB", (224, 224))
         pair.paste(pictures[left], (0, 0))
         pair.paste(pictures[right], (112, 0))
@@ -90,8 +92,7 @@ def test_every_method_tells_two_pictures_apart(bundled, examples, method):
         tensor = bundled.transform(pair)[None]
         of_left, of_right = explainer.explain_several(tensor, categories)
         hits += [left_share(of_left.masks[0]) > 0.5, left_share(of_right.masks[0]) < 0.5]
-    print(method, sum(hits), len(hits))
-    assert sum(hits) >= HEAVIER[method], sum(hits)
+    assert sum(hits) >= asked, sum(hits)
 
 
 def test_every_photograph_is_recognised(bundled, examples):
