@@ -1,4 +1,4 @@
-"""How faithful each method's maps are on the user's own pictures: measured, and put in a table."""
+"""How faithful each method's maps are on the user's own pictures, in a table and a figure."""
 
 import dataclasses
 import json
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vit_explainer import options_of
 from vit_faithfulness.evaluate import ALL, MEASURES, Evaluation, evaluate_pictures
+from vit_faithfulness.figure import draw_measures
 from vit_faithfulness.floors import FLOORS
 from vit_faithfulness.table import as_json, as_markdown, as_text
-from vit_files import write_whole
+from vit_files import write_png, write_whole
 from vit_images import PictureError, open_picture
 from vit_inputs import Picture, find_pictures
 from vit_methods import METHODS
@@ -62,7 +63,12 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         "device": ready.device,
         "notices": [],
     }
-    files = {"table": ready.folder / "evaluation.md", "numbers": ready.folder / "evaluation.json"}
+    files = {
+        kind: ready.folder / f"evaluation.{suffix}"
+        for kind, suffix in (("table", "md"), ("numbers", "json"), ("figure", "png"))
+    }
+    figure = draw_measures(found.values, MEASURES, _titles(found), FLOORS)
+    write_png(files["figure"], figure, ready.output.texts)
     markdown = as_markdown(found.values, MEASURES, _titles(found), FLOORS) + "\n"
     write_whole(files["table"], lambda file: file.write(markdown.encode()))
     write_whole(files["numbers"], lambda file: file.write(json.dumps(report, indent=2).encode()))

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from PIL import Image
 
 import vit_explain
 from vit_faithfulness.evaluate import MEASURES, evaluate_pictures
+from vit_faithfulness.figure import draw_measures
 from vit_faithfulness.table import Measure, as_text
 from vit_images import open_picture
 from vit_methods import METHODS
@@ -55,6 +57,7 @@ def test_figures_are_those_of_the_measures(folder, tmp_path, capsys):
             assert found["mean"] == pytest.approx(values[measure.key].mean(), abs=1e-4)
     assert "(lower is better)" in (tmp_path / "evaluation.md").read_text()
     assert json.loads((tmp_path / "evaluation.json").read_text())["pictures"] == 2
+    assert Image.open(tmp_path / "evaluation.png").width == 1300
 
 
 def test_table_for_a_terminal():
@@ -70,8 +73,31 @@ def test_table_for_a_terminal():
     assert one == ["method", "one", "0.500", "1.500*"]
     assert two == ["method", "two", "0.250*", "1.000"]
     assert floor == ["noise", "0.100"]
-    head = " ".join(" ".join(lines[:-3]).split())
-    assert "lower is" in head and "higher is" in head
+    start, width = len("method one "), 14
+    heads = [
+        " ".join(line[start + n * width :][:width].strip() for line in lines[:-3]).split()
+        for n in range(2)
+    ]
+    assert [" ".join(head) for head in heads] == [str(measure) for measure in measures]
+
+
+def test_figure_shows_the_best_in_green_and_floors_in_grey():
+    """Methods from above to below; the interval of equal values is a point at their mean."""
+    measures = [Measure("a", "area", "lower"), Measure("b", "other area", "higher")]
+    values = {
+        "high": {"a": np.full(9, 0.75), "b": np.full(9, 0.75)},
+        "floor": {"a": np.zeros(9), "b": np.ones(9)},
+        "low": {"a": np.full(9, 0.25), "b": np.full(9, 0.25)},
+    }
+    titles = {name: name for name in values}
+    figure = np.asarray(draw_measures(values, measures, titles, floors=["floor"])).astype(int)
+    panels = np.array_split(figure, 3, axis=1)
+    rows = []
+    for panel in panels:
+        green = np.abs(panel - [0, 0x96, 0x3C]).sum(axis=-1) < 30
+        rows.append(np.flatnonzero(green.any(axis=1)).mean() if green.any() else None)
+    assert rows[2] is None  # two measures
+    assert rows[0] > rows[1]  # "low" wins where lower is better, and stands below "high"
 
 
 @pytest.mark.parametrize(

@@ -29,10 +29,12 @@ def test_commands_users_have_written_down():
 def test_commands_run(command, tmp_path):
     command = [sys.executable, *command[1:], "--output_dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    # a picture's overlay and input, or a table and its numbers; of 12 pictures two overlays each,
-    # and the run's four files
-    one_sheet = {"--sweep", "--anatomy", "--compare"} & {*command}
-    expected = 28 if "examples" in command else 1 if one_sheet else 2
+    if "examples" in command:
+        expected = 28  # of 12 pictures two overlays each, and the run's four files
+    elif "--evaluate" in command:
+        expected = 3  # table, numbers, figure
+    else:  # one sheet, or a picture's overlay and input
+        expected = 1 if {"--sweep", "--anatomy", "--compare"} & {*command} else 2
     assert len(list(tmp_path.iterdir())) == expected
 
 

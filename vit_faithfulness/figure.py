@@ -1,11 +1,16 @@
-"""The randomisation test as a picture."""
+"""The measures, and the randomisation test, as pictures."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+from vit_faithfulness.table import Measure, Values, bootstrap_interval, winners
+
+GREEN = "#00963c"
 
 
 def draw_randomisation(
@@ -22,5 +27,43 @@ def draw_randomisation(
     axes.set(xlabel="randomised down to", ylabel="rank correlation with the whole model's map")
     axes.axhline(0, color="grey", linewidth=0.8)
     figure.legend(loc="outside right upper")
+    return _image(canvas)
+
+
+def draw_measures(
+    values: Values,
+    measures: Sequence[Measure],
+    titles: Mapping[str, str],
+    floors: Collection[str] = (),
+) -> Image.Image:
+    """A panel for each measure: means with their 95 % intervals; the best is green, floors grey."""
+    measures = [m for m in measures if any(m.key in found for found in values.values())]
+    best = winners(values, measures, floors)
+    names = sorted(values, key=lambda name: name in floors)
+    rows = math.ceil(len(measures) / 3)
+    size = (13, rows * (1 + 0.25 * len(names)))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, 3, squeeze=False).flatten()
+    for panel in panels[len(measures) :]:
+        panel.set_axis_off()
+    for number, (panel, measure) in enumerate(zip(panels, measures, strict=False)):
+        for place, name in enumerate(names):
+            if measure.key not in values[name]:
+                continue
+            found = np.asarray(values[name][measure.key], dtype=float)
+            low, high = bootstrap_interval(found)
+            color = "grey" if name in floors else GREEN if name in best[measure.key] else "black"
+            panel.plot([low, high], [place, place], color=color)
+            panel.plot(found.mean(), place, "o", color=color)
+        labels = [titles[name] for name in names] if number % 3 == 0 else []
+        panel.set_yticks(range(len(names)), labels or [""] * len(names))
+        panel.invert_yaxis()
+        panel.set_title(f"{measure.title}\n({measure.better} is better)", fontsize=10)
+        panel.grid(axis="x", alpha=0.3)
+    return _image(canvas)
+
+
+def _image(canvas: FigureCanvasAgg) -> Image.Image:
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
