@@ -61,6 +61,8 @@ def draw_measures(
         panel.invert_yaxis()
         panel.set_title(f"{measure.title}\n({measure.better} is better)", fontsize=10)
         panel.grid(axis="x", alpha=0.3)
+        if measure.key == "time":  # some methods take hundreds of passes
+            panel.set_xscale("log")
     return _image(canvas)
 
 
