@@ -38,9 +38,11 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
     ready = prepare(dataclasses.replace(settings, compare=True))
     if ready.loaded.notice:
         tell(ready.loaded.notice)
-    tensors, failed = _tensors(ready, pictures, tell)
+    tensors, failures = _tensors(ready, pictures)
     if not tensors:
-        raise ValueError("no picture can be read")
+        raise ValueError(f"no picture can be read: {failures[0]}")
+    for reason in failures:
+        tell(reason)
     names = settings.method or tuple(METHODS)
     methods = {
         name: dataclasses.replace(METHODS[name], defaults=options_of(METHODS[name], settings))
@@ -54,7 +56,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         tell(f"without {ALL[name].title}: {reason}")
     report = {
         "pictures": len(tensors),
-        "failed": failed,
+        "failed": len(failures),
         "category": None if index is None else ready.loaded.categories[index],
         "model": model_report(settings, ready.loaded),
         "methods": as_json(found.values, MEASURES),
@@ -88,17 +90,15 @@ def _pictures(settings: Settings, tell: Callable[[str], None]) -> list[Picture]:
     return [pictures[number * len(pictures) // MOST] for number in range(MOST)]
 
 
-def _tensors(
-    ready: Ready, pictures: list[Picture], tell: Callable[[str], None]
-) -> tuple[list[Tensor], int]:
-    """(3, H, W) of each picture that can be read, and how many can't."""
-    tensors = []
+def _tensors(ready: Ready, pictures: list[Picture]) -> tuple[list[Tensor], list[str]]:
+    """(3, H, W) of each picture that can be read, and why the others can't."""
+    tensors, failures = [], []
     for picture in pictures:
         try:
             tensors.append(ready.output.transform(open_picture(picture.path)))
         except (PictureError, OSError) as error:
-            tell(str(error))
-    return tensors, len(pictures) - len(tensors)
+            failures.append(str(error))
+    return tensors, failures
 
 
 def _titles(found: Evaluation) -> dict[str, str]:

@@ -111,5 +111,5 @@ def test_figure_shows_the_best_in_green_and_floors_in_grey():
 )
 def test_wrong_requests(arguments, message, tmp_path, capsys):
     code, out, err = run(capsys, *arguments, "--output_dir", str(tmp_path / "out"))
-    assert code == 2 and message in err and out == ""
+    assert code == 2 and message in err and out == "" and err.count("\n") == 1
     assert not list(tmp_path.glob("out/evaluation*"))
