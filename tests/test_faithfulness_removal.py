@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vit_faithfulness.choice import faithfulness, faithfulness_of_all, most_faithful
+from vit_faithfulness.choice import faithfulness
 from vit_faithfulness.removal import (
     BASELINES,
     BLUR,
@@ -119,8 +119,8 @@ def test_map_of_what_decides_beats_the_reverse_and_most_random_ones():
     true = worth - worth.min()
     masks = [true, true.max() - true, *np.random.default_rng(4).random((20, 16))]
     masks = [mask.reshape(4, 4).astype(np.float32) for mask in masks]
-    scores = faithfulness_of_all(model, picture, masks, [0] * 22)
-    assert most_faithful({str(i): score for i, score in enumerate(scores)}) == "0"
+    scores = [faithfulness(model, picture, mask, 0) for mask in masks]
+    assert max(scores) == scores[0]
     assert min(scores) == scores[1]
     # noise is as good as nothing: what it gains by insertion it loses by deletion
     assert abs(np.mean(scores[2:])) < 0.25 * scores[0]
@@ -140,14 +140,8 @@ def test_faithfulness_is_insertion_minus_deletion_of_both_baselines(pictures):
                 area = sum(w * (a + b) / 2 for w, a, b in zip(widths, heights, heights[1:]))  # noqa: B905
                 areas.append(area if insert else -area)
         expected.append(sum(areas) / 2)
-    assert faithfulness_of_all(model, pictures[0], masks, [3, 6]) == pytest.approx(expected)
-    assert faithfulness(model, pictures[0], masks[1], 6) == pytest.approx(expected[1])
-
-
-def test_most_faithful():
-    assert most_faithful({"a": 0.1, "b": 0.3, "c": 0.3}) == "b"
-    with pytest.raises(ValueError, match="no score"):
-        most_faithful({})
+    for mask, category, score in zip(masks, [3, 6], expected, strict=True):
+        assert faithfulness(model, pictures[0], mask, category) == pytest.approx(score)
 
 
 def test_perturbation_equals_the_papers_loop(pictures):

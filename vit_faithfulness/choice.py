@@ -1,7 +1,5 @@
 """One number for how faithful a map is to one picture, to choose among several maps of it."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 from torch import Tensor, nn
 
@@ -27,24 +25,9 @@ def faithfulness(model: nn.Module, picture: Tensor, mask: np.ndarray, category: 
     Raises:
         ValueError: if picture, mask and category don't fit the model.
     """
-    return faithfulness_of_all(model, picture, [mask], [category])[0]
-
-
-def faithfulness_of_all(
-    model: nn.Module, picture: Tensor, masks: Sequence[np.ndarray], categories: Sequence[int]
-) -> list[float]:
-    """As `faithfulness`, of several masks of one picture, of one category each."""
-    pictures = picture.expand(len(masks), -1, -1, -1)
-    stacked = np.stack(masks)
+    pictures, masks = picture[None], mask[None]
     differences = []
     for baseline in BASELINES:
-        removal = Removal(model, pictures, categories, baseline, STEPS)
-        differences.append(removal.insertion(stacked).areas - removal.deletion(stacked).areas)
-    return np.mean(differences, axis=0).tolist()
-
-
-def most_faithful(scores: Mapping[str, float]) -> str:
-    """The name with the highest score; of equals the first."""
-    if not scores:
-        raise ValueError("there is no score to choose by")
-    return max(scores, key=scores.__getitem__)
+        removal = Removal(model, pictures, [category], baseline, STEPS)
+        differences.append(removal.insertion(masks).areas - removal.deletion(masks).areas)
+    return float(np.mean(differences))
