@@ -335,13 +335,12 @@ def _folder_as_text(report: dict) -> str:
         *_opening(report),
         *(f"Method: {_method(method)}" for method in report["methods"]),
         f"{report['pictures']} pictures: {report['explained']} explained{before}{failed}",
-        *(f"Wrote {path}" for path in report["files"].values()),
+        *_wrote(report),
     ])  # fmt: skip
 
 
 def _sweep_as_text(report: dict) -> str:
-    wrote = [f"Wrote {path}" for path in report["files"].values()]
-    return "\n".join([*_opening(report), f"Drew {len(report['maps'])} maps", *wrote])
+    return "\n".join([*_opening(report), f"Drew {len(report['maps'])} maps", *_wrote(report)])
 
 
 def _compare_as_text(report: dict) -> str:
@@ -350,17 +349,17 @@ def _compare_as_text(report: dict) -> str:
         marked = ", the most faithful" if found["most_faithful"] else ""
         described = {**found["method"], "category": found["category"]}
         lines.append(f"  {found['faithfulness']:6.3f}  {_method(described)}{marked}")
-    return "\n".join([*lines, *(f"Wrote {path}" for path in report["files"].values())])
+    return "\n".join([*lines, *_wrote(report)])
 
 
 def _evaluation_as_text(report: dict) -> str:
-    wrote = [f"Wrote {path}" for path in report["files"].values()]
-    return "\n".join([*_opening(report), f"{report['pictures']} pictures", report["table"], *wrote])
+    measured = [f"{report['pictures']} pictures", report["table"]]
+    return "\n".join([*_opening(report), *measured, *_wrote(report)])
 
 
 def _anatomy_as_text(report: dict) -> str:
-    wrote = [f"Wrote {path}" for path in report["files"].values()]
-    return "\n".join([*_opening(report), f"Method: {_method(report['method'])}", *wrote])
+    method = f"Method: {_method(report['method'])}"
+    return "\n".join([*_opening(report), method, *_wrote(report)])
 
 
 def _opening(report: dict) -> list[str]:
@@ -380,8 +379,11 @@ def _as_text(report: dict) -> str:
         lines.append("Likeliest categories:")
         lines += [f"  {c['probability']:6.1%}  {c['index']:4} {c['name']}" for c in report["top"]]
     lines.append(f"Method: {_method(report['method'])}")
-    lines += [f"Wrote {path}" for path in report["files"].values()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_wrote(report)])
+
+
+def _wrote(report: dict) -> list[str]:
+    return [f"Wrote {path}" for path in report["files"].values()]
 
 
 def _seen(report: dict) -> str:

@@ -1,5 +1,6 @@
 """What all methods with a map for each category share: which categories, of which pictures."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -15,7 +16,7 @@ from vit_tokens import TokenLayout, token_layout
 Choose = Callable[[Tensor], list[list[int]]]
 
 
-class OfCategory:
+class OfCategory(ABC):
     """A method that explains one category of each picture; its own part is `_maps`.
 
     Attributes:
@@ -82,11 +83,11 @@ class OfCategory:
             for mask, chosen in zip(masks, zip(*categories, strict=True), strict=True)
         ]
 
+    @abstractmethod
     def _maps(
         self, pictures: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         """K times masks (B, h, w), the logits (B, categories), and what `choose` made of these."""
-        raise NotImplementedError
 
 
 def scores(logits: Tensor, categories: list[list[int]]) -> Iterator[tuple[Tensor, bool]]:

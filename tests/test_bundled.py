@@ -38,6 +38,13 @@ def left_share(mask):
     return heat[:, : mask.shape[1] // 2].sum() / heat.sum()
 
 
+def side_by_side(left, right):
+    pair = Image.new("RGB", (224, 224))
+    pair.paste(left, (0, 0))
+    pair.paste(right, (112, 0))
+    return pair
+
+
 @pytest.mark.parametrize("fusion", ["mean", "max"])
 def test_dog_and_cat_each_light_up_on_their_own_side(bundled, examples, fusion):
     tensor = bundled.transform(open_picture(examples / "both.png"))[None]
@@ -57,10 +64,8 @@ def test_each_of_two_pictures_lights_up_for_its_category(bundled, examples):
     explainer = VITAttentionGradRollout(bundled.model)
     hits = []
     for left, right in itertools.permutations(SHOWN, 2):
-        pair = Image.new("RGB", (224, 224))
-        pair.paste(pictures[left], (0, 0))
-        pair.paste(pictures[right], (112, 0))
-        tensor = bundled.transform(pair)[None].expand(2, -1, -1, -1)
+        tensor = bundled.transform(side_by_side(pictures[left], pictures[right]))
+        tensor = tensor.expand(2, -1, -1, -1)
         for_left, for_right = explainer.batch(tensor, [SHOWN[left], SHOWN[right]])
         hits += [left_share(for_left) > 0.5, left_share(for_right) < 0.5]
     assert len(hits) == 220
@@ -85,11 +90,8 @@ def test_every_method_tells_two_pictures_apart(bundled, examples, method):
     hits = []
     step, asked = HEAVIER[method]
     for left, right in list(itertools.permutations(SHOWN, 2))[::step]:
-        pair = Image.new("RGB", (224, 224))
-        pair.paste(pictures[left], (0, 0))
-        pair.paste(pictures[right], (112, 0))
         categories = [[SHOWN[left], SHOWN[right]]]
-        tensor = bundled.transform(pair)[None]
+        tensor = bundled.transform(side_by_side(pictures[left], pictures[right]))[None]
         of_left, of_right = explainer.explain_several(tensor, categories)
         hits += [left_share(of_left.masks[0]) > 0.5, left_share(of_right.masks[0]) < 0.5]
     assert sum(hits) >= asked, sum(hits)
