@@ -1,18 +1,28 @@
 import stat
+import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+import vit_png
 from vit_files import writable_folder, write_array, write_png, write_whole
 
 
-def test_png_with_texts(tmp_path):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (5, 7, 3), dtype=np.uint8))
-    write_png(tmp_path / "a.png", picture, {"Category": "282 tiger cat", "Command": "é \udcff"})
+@pytest.mark.parametrize("shape", [(5, 7), (1, 1), (9, 1), (1, 9), (300, 400)])
+@pytest.mark.parametrize("deflate", [vit_png.compress, zlib.compress])
+def test_png_with_texts(shape, deflate, tmp_path, monkeypatch):
+    """Pillow and OpenCV read back what was written, whichever library deflates."""
+    monkeypatch.setattr(vit_png, "compress", deflate)
+    pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
+    texts = {"Category": "282 tiger cat", "Command": "é \udcff"}
+    write_png(tmp_path / "a.png", Image.fromarray(pixels), texts)
     with Image.open(tmp_path / "a.png") as read:
-        assert read.convert("RGB").tobytes() == picture.tobytes()
+        assert read.mode == "RGB"
+        assert np.array_equal(np.asarray(read), pixels)
         assert read.text == {"Category": "282 tiger cat", "Command": "é \\udcff"}
+    assert np.array_equal(cv2.imread(str(tmp_path / "a.png"))[:, :, ::-1], pixels)
 
 
 def test_same_bytes_each_time(tmp_path):
