@@ -6,7 +6,15 @@ from conftest import LAYOUTS, expected_readout, make_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vit_rollout import VITAttentionRollout, discard_weakest_, fuse_heads, propagate, rollout
+from vit_rollout import (
+    SAMPLED,
+    VITAttentionRollout,
+    discard_weakest_,
+    fuse_heads,
+    propagate,
+    rollout,
+    select,
+)
 
 
 def random_attention(batch, heads, tokens, depth, seed=0):
@@ -105,6 +113,21 @@ def test_empty_row_becomes_the_identity():
     kept = discard_weakest_(fused.clone(), 0.5, 0)
     assert kept.tolist() == [[[0.5, 0.5], [0.0, 0.0]]]
     assert propagate([kept], torch.tensor([[0.0, 1.0]])).tolist() == [[0.0, 1.0]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.integers(1, 5000), st.floats(0, 1), st.sampled_from("rtsd"))
+def test_selecting_agrees_with_sorting(seed, count, share, kind):
+    """Whatever the sample is like: random, with ties, in order, or different from the rest."""
+    values = np.random.default_rng(seed).random(count, dtype=np.float32)
+    if kind == "t":
+        values = np.round(values, 1)
+    elif kind == "s":
+        values.sort()
+    elif kind == "d":
+        values[::SAMPLED] += 2
+    rank = min(int(share * count), count - 1)
+    assert select(values, rank) == np.sort(values)[rank]
 
 
 matrices = st.integers(0, 2**31 - 1).map(lambda seed: random_attention(2, 2, 1 + 9, 3, seed))
