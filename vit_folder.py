@@ -33,6 +33,7 @@ from vit_processes import in_order
 from vit_report import write_report
 from vit_results import ERRORS, RESULTS, Results, read_results
 from vit_settings import Settings
+from vit_tokens import token_layout
 from vit_transform import InputTransform
 from vit_workers import Decoded, Workers, Written, processors
 
@@ -147,7 +148,7 @@ def _explain_missing(
     )
     # two a processor: half of their time they wait for the disk
     count = settings.workers or min(2 * processors(), 16)
-    size = settings.batch_size or (4 if ready.device["name"] == "cpu" else 32)
+    size = settings.batch_size or _fitting(ready)
     try:
         with progress, Workers(count, ready.output, ready.folder) as workers:
             items = _decoded(workers, results.missing, ahead=2 * size + count)
@@ -166,6 +167,14 @@ def _explain_missing(
     except BrokenProcessPool:
         raise ValueError("a worker process was killed, perhaps for want of memory: the same "
                          "command goes on, and fewer --workers take less") from None  # fmt: skip
+
+
+def _fitting(ready: Ready) -> int:
+    """How many pictures at once suit the device: on a CPU what the cache can bear."""
+    if ready.device["name"] != "cpu":
+        return 32
+    tokens = token_layout(ready.loaded.model, *ready.loaded.transform.size).tokens
+    return max(1, min(8, 2048 // tokens))
 
 
 def _decoded(workers: Workers, pictures: Sequence[Picture], ahead: int) -> Iterator[Item]:

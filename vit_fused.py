@@ -17,6 +17,8 @@ the attention, go through vit_attention.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import product
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,7 @@ from vit_attention import Factor, check_all_seen, layers_named, prepare
 from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 
 CHUNK = 4 * 2**20  # bytes of attention worked on at once: they should stay in the cache
+Part = tuple[slice, slice, slice]  # some of the pictures, of their heads, of the rows
 ROUGH_FROM = 1024  # tokens from which on gradients may be in bfloat16
 
 
@@ -262,22 +265,26 @@ def _as_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, float("-inf"))
 
 
-def _parts(query: Tensor, keys: int) -> Iterator[tuple[slice, slice]]:
-    """(heads, rows) of pieces of the attention: several heads, or some of the rows of one."""
+def _parts(query: Tensor, keys: int) -> Iterator[Part]:
+    """Pieces of the attention: several heads, or some of the rows of one.
+
+    On a CPU of one picture, whose attention then stays in the cache from its scores on.
+    """
     batch, heads, queries, _ = query.shape
-    rows = max(1, CHUNK // (batch * keys * query.element_size()))
+    pictures = 1 if query.device.type == "cpu" else batch
+    rows = max(1, CHUNK // (pictures * keys * query.element_size()))
     step = max(1, rows // queries)
-    for head in range(0, heads, step):
-        for row in range(0, queries, rows):
-            yield slice(head, head + step), slice(row, row + rows)
+    starts = product(range(0, batch, pictures), range(0, heads, step), range(0, queries, rows))
+    for picture, head, row in starts:
+        yield slice(picture, picture + pictures), slice(head, head + step), slice(row, row + rows)
 
 
-def _softmax(
-    query: Tensor, key: Tensor, bias: Tensor | None, scale: float, heads: slice, rows: slice
-) -> Tensor:
-    """Attention (B, h, n, N) of some of the heads, some of the rows."""
-    scores = (query[:, heads, rows] * scale) @ key[:, heads].transpose(-2, -1)
+def _softmax(query: Tensor, key: Tensor, bias: Tensor | None, scale: float, part: Part) -> Tensor:
+    """Attention (b, h, n, N) of some of the pictures, heads and rows."""
+    pictures, heads, rows = part
+    scores = (query[part] * scale) @ key[pictures, heads].transpose(-2, -1)
     if bias is not None:
+        bias = bias[pictures] if bias.shape[0] > 1 else bias
         scores += (bias[:, heads] if bias.shape[1] > 1 else bias)[:, :, rows]
     return scores.softmax(dim=-1)
 
@@ -285,26 +292,25 @@ def _softmax(
 class _Heads:
     """Fuses heads that come in pieces, the first head's before the others'."""
 
+    OF_SEVERAL: ClassVar = {"mean": torch.sum, "max": torch.amax, "min": torch.amin}
+    OF_TWO: ClassVar = {"mean": torch.add, "max": torch.maximum, "min": torch.minimum}
+
     def __init__(self, head_fusion: str, query: Tensor, keys: int):
         batch, self.count, queries, _ = query.shape
         self.head_fusion = head_fusion
         self.fused = query.new_empty(batch, queries, keys, dtype=torch.float32)
 
-    def add(self, values: Tensor, heads: slice, rows: slice) -> None:
-        """values: (B, h, n, N)."""
-        into = self.fused[:, rows]
+    def add(self, values: Tensor, part: Part) -> None:
+        """values: (b, h, n, N)."""
+        pictures, heads, rows = part
+        into = self.fused[pictures, rows]
+        fuse = self.OF_SEVERAL[self.head_fusion]
         values = values.float()
-        if self.head_fusion == "mean":
-            values = values.sum(dim=1) if values.shape[1] > 1 else values[:, 0]
-        else:
-            values = values.amax(dim=1) if self.head_fusion == "max" else values.amin(dim=1)
         if heads.start == 0:
-            into.copy_(values)
-        elif self.head_fusion == "mean":
-            into += values
+            fuse(values, dim=1, out=into)
         else:
-            pick = torch.maximum if self.head_fusion == "max" else torch.minimum
-            into.copy_(pick(into, values))
+            values = fuse(values, dim=1) if values.shape[1] > 1 else values[:, 0]
+            self.OF_TWO[self.head_fusion](into, values, out=into)
 
     def result(self) -> Tensor:
         return self.fused.div_(self.count) if self.head_fusion == "mean" else self.fused
@@ -316,17 +322,14 @@ def _attend(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The first `rows` of attention's output (B, H, rows, d), and the fused matrix (B, N, N)."""
     fused = _Heads(head_fusion, query, key.shape[2])
-    parts = list(_parts(query, key.shape[2]))
-    if len(parts) == 1:  # nothing to put together
-        attention = _softmax(query, key, bias, scale, *parts[0])
-        fused.add(attention, *parts[0])
-        return attention[:, :, :rows] @ value, fused.result()
-    output = query.new_empty(*query.shape[:2], rows, value.shape[3])
-    for heads, part in parts:
-        attention = _softmax(query, key, bias, scale, heads, part)
-        here = output[:, heads, part]
-        here.copy_(attention[:, :, : here.shape[2]] @ value[:, heads])
-        fused.add(attention, heads, part)
+    batch, heads = query.shape[:2]
+    # heads beside each other in memory, as the projection behind it wants them
+    output = query.new_empty(batch, rows, heads, value.shape[3]).transpose(1, 2)
+    for part in _parts(query, key.shape[2]):
+        attention = _softmax(query, key, bias, scale, part)
+        here = output[part]
+        here.copy_(attention[:, :, : here.shape[2]] @ value[part[:2]])
+        fused.add(attention, part)
     return output, fused.result()
 
 
@@ -348,19 +351,20 @@ class _Weighted(torch.autograd.Function):
         slopes = [torch.zeros_like(t) if wanted else None for t in (query, key, value)]
         rough = ctx.owner.rough  # lower precision for all products behind the softmax
         products = [t.to(rough or t.dtype) for t in (query * ctx.scale, key, value, slope)]
-        for heads, rows in _parts(query, key.shape[2]):
-            attention = _softmax(query, key, bias, ctx.scale, heads, rows)
-            asked, keys, values, up = (t[:, heads] for t in products)
-            asked, up = asked[:, :, rows], up[:, :, rows]
+        for part in _parts(query, key.shape[2]):
+            attention = _softmax(query, key, bias, ctx.scale, part)
+            whole = part[:2]  # all rows of its heads
+            asked, up = products[0][part], products[3][part]
+            keys, values = products[1][whole], products[2][whole]
             weighted = (up @ values.transpose(-2, -1)).to(attention.dtype)
             weighted *= attention  # A * dA
             if wanted:
-                slopes[2][:, heads] += attention.to(up.dtype).transpose(-2, -1) @ up
+                slopes[2][whole] += attention.to(up.dtype).transpose(-2, -1) @ up
                 attention *= weighted.sum(dim=-1, keepdim=True)
                 scores = torch.sub(weighted, attention, out=attention).to(up.dtype)
-                slopes[0][:, heads, rows] = (scores @ keys).to(slope.dtype) * ctx.scale
-                slopes[1][:, heads] += scores.transpose(-2, -1) @ asked
-            fused.add(weighted.clamp_(min=0), heads, rows)
+                slopes[0][part] = (scores @ keys).to(slope.dtype) * ctx.scale
+                slopes[1][whole] += scores.transpose(-2, -1) @ asked
+            fused.add(weighted.clamp_(min=0), part)
         ctx.owner.fused[ctx.number] = fused.result()
         return torch.zeros_like(ctx.owner.start), *slopes, None, None, None, None
 
