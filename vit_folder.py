@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from vit_contact import layout, write_contact_sheet
-from vit_device import in_batches
+from vit_device import in_batches, keep_freed_memory
 from vit_explainer import Explainer
 from vit_images import PictureError
 from vit_inputs import Picture, find_pictures
@@ -201,7 +201,10 @@ def _explained(
     On a CPU, batches run beside each other, one thread each: a model runs faster so than on all
     threads together, which wait for each other at every step.
     """
-    threads = min(processors(), 8) if ready.device["name"] == "cpu" else 1
+    threads = 1
+    if ready.device["name"] == "cpu":
+        threads = min(processors(), 8)
+        keep_freed_memory()
     model = _Model(ready.explainer, ready.output.transform, threads, size, tell)
     before = torch.get_num_threads()
     share = max(1, processors() // threads)

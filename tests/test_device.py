@@ -1,9 +1,12 @@
+import platform
+import subprocess
+import sys
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_vit
+from conftest import ROOT, make_vit
 
 from vit_device import choose_device, in_batches
 from vit_grad_rollout import VITAttentionGradRollout
@@ -106,3 +109,35 @@ def test_cuda_gives_the_masks_of_the_cpu(pool, pictures):
         ]
     for on_cpu, on_cuda in zip(*found.values(), strict=True):
         np.testing.assert_allclose(on_cuda, on_cpu, atol=1e-4)
+
+
+COUNT_FAULTS = """
+import sys, threading
+from resource import RUSAGE_SELF, getrusage
+import torch, vit_device
+torch.set_num_threads(1)
+if "keep" in sys.argv:
+    vit_device.keep_freed_memory()
+def work():
+    for number in range(23):
+        if number == 3:
+            before = getrusage(RUSAGE_SELF).ru_minflt
+        tokens = torch.ones(300_000)
+        for _ in range(12):  # as the layers of a transformer do
+            hidden = tokens.repeat(4)
+            tokens = tokens + (hidden + 1)[:300_000]
+    print(getrusage(RUSAGE_SELF).ru_minflt - before)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only GNU's malloc is told")
+def test_freed_memory_is_kept():
+    """Tensors in a thread get the pages of those before them."""
+    faults = [
+        int(subprocess.check_output([sys.executable, "-c", COUNT_FAULTS, *word], cwd=ROOT))
+        for word in ([], ["keep"])
+    ]
+    assert faults[1] < faults[0] / 20
