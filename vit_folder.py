@@ -276,7 +276,8 @@ def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[It
         )
         for item in items
     )
-    for item, future in in_order(submitted, ahead):
+    # what is on disk is put on record at once: a killed run does it again otherwise
+    for item, future in in_order(submitted, ahead, prompt=True):
         yield item if future is None else _finished(item, future)
 
 

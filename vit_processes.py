@@ -4,11 +4,14 @@ Imports nothing heavy, so that it can be asked for first.
 """
 
 import multiprocessing
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import TypeVar
 
 Given = TypeVar("Given")
@@ -25,17 +28,45 @@ def begin() -> BaseContext:
         return multiprocessing.get_context("spawn")
     # they take seconds to import: once for all workers
     forkserver.set_forkserver_preload(["vit_workers"])
-    forkserver.ensure_running()
+    with _found_here():
+        forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
 
 
+@contextmanager
+def _found_here() -> Iterator[None]:
+    """Processes that are started in it find the modules of this folder, wherever they run.
+
+    In Python 3.11 the server does not get this process's sys.path; what it can't import it
+    passes over in silence, and each worker imports it for itself.
+    """
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).resolve().parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, before] if before else [here])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
 def in_order(
-    submitted: Iterable[tuple[Given, Future | None]], ahead: int
+    submitted: Iterable[tuple[Given, Future | None]], ahead: int, *, prompt: bool = False
 ) -> Iterator[tuple[Given, Future | None]]:
-    """The same pairs in their order, `ahead` of them being worked on meanwhile."""
+    """The same pairs in their order, `ahead` of them being worked on meanwhile.
+
+    Args:
+        prompt: hand on what is done at once; else as many stay submitted as may be.
+    """
     waiting: deque[tuple[Given, Future | None]] = deque()
     for pair in submitted:
         waiting.append(pair)
-        if len(waiting) > ahead:
+        while len(waiting) > ahead or (prompt and waiting and _is_done(waiting[0][1])):
             yield waiting.popleft()
     yield from waiting
+
+
+def _is_done(future: Future | None) -> bool:
+    return future is None or future.done()
