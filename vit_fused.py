@@ -268,10 +268,11 @@ def _as_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:
 def _parts(query: Tensor, keys: int) -> Iterator[Part]:
     """Pieces of the attention: several heads, or some of the rows of one.
 
-    On a CPU of one picture, whose attention then stays in the cache from its scores on.
+    On a CPU of one picture for each thread, whose attention then stays in the cache from its
+    scores on.
     """
     batch, heads, queries, _ = query.shape
-    pictures = 1 if query.device.type == "cpu" else batch
+    pictures = min(torch.get_num_threads(), batch) if query.device.type == "cpu" else batch
     rows = max(1, CHUNK // (pictures * keys * query.element_size()))
     step = max(1, rows // queries)
     starts = product(range(0, batch, pictures), range(0, heads, step), range(0, queries, rows))
