@@ -3,14 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vit_methods import METHODS
+from vit_choices import DEFAULT_PICTURE
 
 __version__ = "0.1.0"
-
-DEFAULT_PICTURE = "examples/both.png"
-HEAD_FUSIONS = ("mean", "max", "min")
-CROPS = ("none", "center", "pad")
-ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -72,18 +67,3 @@ class Settings:
     engine: str = "local"
     quiet: bool = False
     command: str = ""
-
-    @property
-    def methods(self) -> tuple[str, ...]:
-        """The names of all methods that are asked for."""
-        if self.method:
-            return self.method
-        if self.every_method:
-            return tuple(METHODS)
-        of_category = self.category is not None or self.top_k is not None
-        return ("grad_rollout" if of_category else "attention_rollout",)
-
-    @property
-    def every_method(self) -> bool:
-        """Whether all methods are wanted that can explain the model."""
-        return self.compare and not self.method

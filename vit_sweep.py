@@ -6,7 +6,7 @@ Imports nothing heavy: the command line checks its options before it loads a mod
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from vit_settings import HEAD_FUSIONS
+from vit_choices import HEAD_FUSIONS
 
 Value = float | int | str
 Sweep = Mapping[str, tuple[Value, ...]]

@@ -12,7 +12,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from vit_settings import CROPS
+from vit_choices import CROPS
+from vit_region import Region
 
 
 class InputTransform:
@@ -75,7 +76,7 @@ class InputTransform:
         """What the model sees -> (3, H, W), normalised."""
         return self._normalize(self._to_tensor(picture))
 
-    def region(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def region(self, width: int, height: int) -> Region:
         """(left, top, right, bottom) of the part that is seen of a width x height picture.
 
         In the picture's own pixels; beyond its edges where timm pads.
@@ -84,7 +85,7 @@ class InputTransform:
         offsets = [round((full - seen) / 2) for full, seen in zip(resized, self._wh, strict=True)]
         scale = [side / full for side, full in zip((width, height), resized, strict=True)]
         left, top = (o * s for o, s in zip(offsets, scale, strict=True))
-        return left, top, left + self._wh[0] * scale[0], top + self._wh[1] * scale[1]
+        return Region(left, top, left + self._wh[0] * scale[0], top + self._wh[1] * scale[1])
 
     @property
     def _wh(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ A method is made of a model, and then explains batches: `METHODS[name].make(mode
 categories)` gives an Explanation with masks (B, h, w). Only what is asked for is imported.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -121,3 +121,18 @@ _ALL = (
 )  # fmt: skip
 
 METHODS = {method.name: method for method in _ALL}
+
+
+def methods_of(chosen: Sequence[str], *, every: bool, of_category: bool) -> tuple[str, ...]:
+    """The names of the methods that a request means.
+
+    Args:
+        chosen: names, as they were given; where there are none, the others decide.
+        every: all methods are wanted.
+        of_category: a category is asked for, so that one of the classic two is meant.
+    """
+    if chosen:
+        return tuple(chosen)
+    if every:
+        return tuple(METHODS)
+    return ("grad_rollout" if of_category else "attention_rollout",)
