@@ -1,10 +1,13 @@
 """Draw a mask: a heatmap over the part of the picture that the model saw. RGB throughout."""
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from PIL import Image
+
+from vit_region import Region
 
 COLORMAPS = tuple(sorted(name[9:].lower() for name in dir(cv2) if name.startswith("COLORMAP_")))
 OUTSIDE = 0.35  # brightness of what the model did not see
@@ -13,7 +16,7 @@ OUTSIDE = 0.35  # brightness of what the model did not see
 def draw_overlay(
     picture: Image.Image,
     mask: np.ndarray,
-    region: tuple[float, float, float, float] | None = None,
+    region: Region | None = None,
     alpha: float = 0.5,
     colormap: str = "turbo",
 ) -> Image.Image:
@@ -34,7 +37,7 @@ def draw_overlay(
     check_style(alpha, colormap)
     pixels = np.asarray(picture)  # (H, W, 3)
     height, width = pixels.shape[:2]
-    mask, region = on_the_picture(mask, region or (0, 0, width, height), width, height)
+    mask, region = on_the_picture(mask, Region(*(region or (0, 0, width, height))), width, height)
     left, top, right, bottom = _whole_pixels(region, width, height)
     seen = pixels[top:bottom, left:right]
     heat = _heatmap(mask, region, (left, top, right, bottom), colormap)
@@ -77,13 +80,18 @@ def colored(levels: np.ndarray, colormap: str) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB)
 
 
-def on_the_picture(mask: np.ndarray, region, width: int, height: int):
+def on_the_picture(
+    mask: np.ndarray, region: Region, width: int, height: int
+) -> tuple[np.ndarray, Region]:
     """The patches that touch the picture, and the region that these cover."""
     (first_row, last_row, top, bottom), (first, last, left, right) = (
-        _touching(mask.shape[axis], region[1 - axis], region[3 - axis], side)
-        for axis, side in ((0, height), (1, width))
+        _touching(patches, start, end, side)
+        for patches, start, end, side in (
+            (mask.shape[0], region.top, region.bottom, height),
+            (mask.shape[1], region.left, region.right, width),
+        )
     )
-    return mask[first_row:last_row, first:last], (left, top, right, bottom)
+    return mask[first_row:last_row, first:last], Region(left, top, right, bottom)
 
 
 def _touching(patches: int, start: float, end: float, side: int):
@@ -94,7 +102,7 @@ def _touching(patches: int, start: float, end: float, side: int):
     return first, last, start + first * step, start + last * step
 
 
-def _heatmap(mask: np.ndarray, region, visible, colormap: str) -> np.ndarray:
+def _heatmap(mask: np.ndarray, region: Region, visible: Sequence[int], colormap: str) -> np.ndarray:
     """The `visible` part of the mask enlarged to its `region` and coloured, (H, W, 3) uint8 RGB."""
     left, top, right, bottom = (round(edge) for edge in region)
     size = max(right - left, 1), max(bottom - top, 1)
@@ -107,7 +115,7 @@ def _heatmap(mask: np.ndarray, region, visible, colormap: str) -> np.ndarray:
     return colored(levels, colormap)
 
 
-def _whole_pixels(region, width: int, height: int) -> tuple[int, int, int, int]:
+def _whole_pixels(region: Region, width: int, height: int) -> tuple[int, int, int, int]:
     """The region rounded to pixels of the picture, at least one pixel large."""
     left, top, right, bottom = region
     left = min(max(round(left), 0), width - 1)

@@ -26,6 +26,7 @@ from vit_images import PictureError, open_picture
 from vit_methods import METHODS
 from vit_model import data_folder
 from vit_processes import in_order
+from vit_region import Region
 
 SIDE = 320  # of thumbnails, in pixels; of many pictures they are smaller
 SIDE_OF_MANY, MANY = 192, 1000
@@ -99,7 +100,9 @@ def _picture(result: dict, side: int, colormap: str) -> tuple[str, str]:
 def _placed(mask: np.ndarray, result: dict) -> tuple[list[float], np.ndarray]:
     """Left, top, width and height of the map in percent of the picture; its part that is there."""
     width, height = result["size"]
-    visible, (left, top, right, bottom) = on_the_picture(mask, result["region_seen"], width, height)
+    visible, (left, top, right, bottom) = on_the_picture(
+        mask, Region(*result["region_seen"]), width, height
+    )
     place = left / width, top / height, (right - left) / width, (bottom - top) / height
     return [round(100 * share, 3) for share in place], visible
 

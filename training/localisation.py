@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from vit_region import Region
 from vit_transform import InputTransform
 
 
-def read_boxes(text: str) -> dict[str, tuple[float, float, float, float]]:
+def read_boxes(text: str) -> dict[str, Region]:
     """boxes.csv -> file -> (left, top, right, bottom) in its pixels."""
     return {
-        row["file"]: tuple(float(row[edge]) for edge in ("x0", "y0", "x1", "y1"))
+        row["file"]: Region(*(float(row[edge]) for edge in ("x0", "y0", "x1", "y1")))
         for row in csv.DictReader(io.StringIO(text))
     }
 
@@ -49,8 +50,9 @@ def seen_box(
     transform: InputTransform, size: tuple[int, int], box: Sequence[float]
 ) -> tuple[np.ndarray, float, float]:
     """(box, width, height) of the part of a picture of `size` (width, height) that is seen."""
-    left, top, right, bottom = transform.region(*size)
-    return np.subtract(box, (left, top, left, top)), right - left, bottom - top
+    region = transform.region(*size)
+    shift = (region.left, region.top, region.left, region.top)
+    return np.subtract(box, shift), region.width, region.height
 
 
 def mosaic(pictures: Sequence[Image.Image], side: int) -> Image.Image:
