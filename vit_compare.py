@@ -1,14 +1,13 @@
 """All methods' maps of one picture beside each other, the most faithful one marked."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vit_explainer import Map, most_faithful, rows_of
 from vit_methods import METHODS
-from vit_output import Map
 from vit_sheet import Cell, draw_sheet, fit
 
 CELL = 224
@@ -17,25 +16,13 @@ LINES = 4  # of a caption
 MARK = (0, 150, 60)
 
 
-def most_faithful(maps: Sequence[Map]) -> set[int]:
-    """Places of the maps with the highest faithfulness of each category.
-
-    A map of no category stands in the first one's row.
-    """
-    best: dict[int, int] = {}
-    for place, row in enumerate(_rows(maps)):
-        if row not in best or maps[place].faithfulness > maps[best[row]].faithfulness:
-            best[row] = place
-    return set(best.values())
-
-
 def draw_compare(
     picture: Image.Image, maps: Sequence[Map], draw: Callable[[np.ndarray], Image.Image]
 ) -> Image.Image:
     """A sheet: the picture, then every method's map of it; a row for each category, if several."""
     best = most_faithful(maps)
     table: dict[int, dict[str, int]] = {}  # row -> method -> place of its map
-    for place, row in enumerate(_rows(maps)):
+    for place, row in enumerate(rows_of(maps)):
         table.setdefault(row, {})[maps[place].method["name"]] = place
     methods = dict.fromkeys(found.method["name"] for found in maps)
     cells: list[list[Cell]] = []
@@ -50,13 +37,6 @@ def draw_compare(
         cells = [flat[start : start + columns] for start in range(0, len(flat), columns)]
     height = fit(picture, (CELL, CELL)).height
     return draw_sheet(cells, (CELL, height), LINES)
-
-
-def _rows(maps: Sequence[Map]) -> list[int]:
-    """The row of each map's category, in the order in which categories first come."""
-    indices = [found.category["index"] for found in maps if found.category]
-    order = {index: row for row, index in enumerate(dict.fromkeys(indices))}
-    return [order[found.category["index"]] if found.category else 0 for found in maps]
 
 
 def _heading(maps: Sequence[Map]) -> str:
@@ -74,22 +54,3 @@ def _cell(found: Map, draw: Callable[[np.ndarray], Image.Image], best: bool) -> 
         ImageDraw.Draw(overlay).rectangle(edge, outline=MARK, width=width)
     marked = ", the most faithful" if best else ""
     return f"{method.title}\n{method.paper}\nfaithfulness {found.faithfulness:.3f}{marked}", overlay
-
-
-def with_faithfulness(
-    maps: Sequence[Map], measure: Callable[[np.ndarray, int], float], likeliest: int
-) -> list[Map]:
-    """The same maps, each measured.
-
-    Args:
-        measure: (mask (h, w), category) -> faithfulness.
-        likeliest: the category to which maps of no category are held, if none has one.
-    """
-    first = next((found.category["index"] for found in maps if found.category), likeliest)
-    return [
-        dataclasses.replace(
-            found,
-            faithfulness=measure(found.mask, found.category["index"] if found.category else first),
-        )
-        for found in maps
-    ]

@@ -51,7 +51,13 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
     category = settings.category
     index = None if category in (None, "top") else ready.loaded.category_index(category)
     categories = None if index is None else [index] * len(tensors)
-    found = evaluate_pictures(ready.loaded, torch.stack(tensors), methods | FLOORS, categories)
+    found = evaluate_pictures(
+        ready.loaded.model,
+        torch.stack(tensors),
+        ready.loaded.transform.std,
+        methods | FLOORS,
+        categories,
+    )
     for name, reason in found.left_out.items():
         tell(f"without {ALL[name].title}: {reason}")
     report = {

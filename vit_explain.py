@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NoReturn
 
+from vit_choices import CROPS, DEFAULT_PICTURE, ENGINES, HEAD_FUSIONS
 from vit_methods import METHODS
-from vit_settings import CROPS, DEFAULT_PICTURE, ENGINES, HEAD_FUSIONS, Settings, __version__
+from vit_settings import Settings, __version__
 from vit_sweep import parse_sweep
 
 

@@ -1,22 +1,38 @@
 """The methods that the settings ask for, on batches of pictures, and what they found in words."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 from torch import Tensor
 
-from vit_compare import with_faithfulness
 from vit_faithfulness.choice import faithfulness
-from vit_methods import METHODS, Method
+from vit_methods import METHODS, Method, methods_of
 from vit_model import LoadedModel
-from vit_output import Map
 from vit_rollout import Explanation
 from vit_settings import Settings
 from vit_tokens import UnsupportedModel
 
 TOP = 5
+
+
+@dataclass(frozen=True)
+class Map:
+    """One map of one picture.
+
+    Attributes:
+        mask: (h, w) float32, largest value 1.
+        category: index, name and probability; None for a map of all categories.
+        method: its name and options.
+        faithfulness: see vit_faithfulness; None where it was not measured.
+    """
+
+    mask: np.ndarray
+    category: dict | None
+    method: Mapping
+    faithfulness: float | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +62,7 @@ class Explainer:
         self.left_out: list[str] = []
         self.methods: list[dict] = []
         self._runs: list[Callable[[Tensor], list[Explanation]]] = []
-        chosen = [METHODS[name] for name in settings.methods]
+        chosen = [METHODS[name] for name in names_of(settings)]
         _check_options(settings, chosen)
         if settings.compare and not loaded.categories:
             raise ValueError("--compare measures how faithful maps are to a category: the model "
@@ -55,7 +71,7 @@ class Explainer:
             try:
                 self._add(method)
             except (UnsupportedModel, ImportError) as error:
-                if not settings.every_method:
+                if settings.method or not settings.compare:
                     raise
                 reason = getattr(error, "reason", error)
                 self.left_out.append(f"without {method.title}: {reason}")
@@ -127,6 +143,50 @@ class Explainer:
         """Index, name and probability of a category of one picture."""
         name, probability = self.loaded.categories[index], float(probabilities[index])
         return {"index": index, "name": name, "probability": probability}
+
+
+def most_faithful(maps: Sequence[Map]) -> set[int]:
+    """Places of the maps with the highest faithfulness of each category.
+
+    A map of no category stands in the first one's row.
+    """
+    best: dict[int, int] = {}
+    for place, row in enumerate(rows_of(maps)):
+        if row not in best or maps[place].faithfulness > maps[best[row]].faithfulness:
+            best[row] = place
+    return set(best.values())
+
+
+def with_faithfulness(
+    maps: Sequence[Map], measure: Callable[[np.ndarray, int], float], likeliest: int
+) -> list[Map]:
+    """The same maps, each measured.
+
+    Args:
+        measure: (mask (h, w), category) -> faithfulness.
+        likeliest: the category to which maps of no category are held, if none has one.
+    """
+    first = next((found.category["index"] for found in maps if found.category), likeliest)
+    return [
+        replace(
+            found,
+            faithfulness=measure(found.mask, found.category["index"] if found.category else first),
+        )
+        for found in maps
+    ]
+
+
+def rows_of(maps: Sequence[Map]) -> list[int]:
+    """The row of each map's category, in the order in which categories first come."""
+    indices = [found.category["index"] for found in maps if found.category]
+    order = {index: row for row, index in enumerate(dict.fromkeys(indices))}
+    return [order[found.category["index"]] if found.category else 0 for found in maps]
+
+
+def names_of(settings: Settings) -> tuple[str, ...]:
+    """The names of the methods that the settings ask for."""
+    of_category = settings.category is not None or settings.top_k is not None
+    return methods_of(settings.method, every=settings.compare, of_category=of_category)
 
 
 def options_of(method: Method, settings: Settings) -> dict:

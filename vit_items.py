@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vit_compare import most_faithful
-from vit_explainer import Explained, Explainer
+from vit_explainer import Explained, Explainer, most_faithful
 from vit_heatmap import stretch
 from vit_inputs import Picture
 from vit_pipeline import Ready

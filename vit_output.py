@@ -8,29 +8,12 @@ import numpy as np
 from PIL import Image
 
 import vit_published
+from vit_explainer import Map
 from vit_files import write_array, write_png
 from vit_heatmap import draw_overlay
+from vit_region import Region
 from vit_settings import Settings
 from vit_transform import InputTransform
-
-Region = tuple[float, float, float, float]
-
-
-@dataclass(frozen=True)
-class Map:
-    """One map of one picture.
-
-    Attributes:
-        mask: (h, w) float32, largest value 1.
-        category: index, name and probability; None for a map of all categories.
-        method: its name and options.
-        faithfulness: see vit_faithfulness; None where it was not measured.
-    """
-
-    mask: np.ndarray
-    category: dict | None
-    method: Mapping
-    faithfulness: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,17 @@ from torch import Tensor
 
 from vit_anatomy import anatomy
 from vit_anatomy_figure import draw_anatomy
-from vit_compare import draw_compare, most_faithful
+from vit_choices import DEFAULT_PICTURE
+from vit_compare import draw_compare
 from vit_device import choose_device
-from vit_explainer import Explainer
+from vit_explainer import Explainer, Map, most_faithful, names_of
 from vit_files import writable_folder, write_png
 from vit_heatmap import check_style
 from vit_images import open_picture
 from vit_model import LoadedModel, data_folder, load_model
-from vit_output import Map, Output, Region
-from vit_settings import DEFAULT_PICTURE, Settings, __version__
+from vit_output import Output
+from vit_region import Region
+from vit_settings import Settings, __version__
 from vit_sweep_maps import draw_sweep, shrunk, sweep_maps, write_gif
 from vit_tokens import token_layout
 from vit_transform import InputTransform
@@ -202,7 +204,7 @@ def explain_anatomy(settings: Settings) -> dict:
     Raises:
         ValueError, OSError: as `explain_picture`; also where the settings ask for a category.
     """
-    if settings.methods != ("attention_rollout",) or settings.sweep or settings.as_published:
+    if names_of(settings) != ("attention_rollout",) or settings.sweep or settings.as_published:
         raise ValueError("--anatomy shows attention and rollout, the same for every category: "
                          "leave out --category, --method, --as_published and --sweep")  # fmt: skip
     opened = _open(settings)

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vit_explainer import Explainer
+from vit_explainer import Explainer, Map
 from vit_files import write_whole
 from vit_model import LoadedModel
-from vit_output import Map, Region
+from vit_region import Region
 from vit_settings import Settings
 from vit_sheet import GAP, draw_sheet, fit, line_height
 from vit_sweep import Sweep, Value, label
@@ -90,9 +90,7 @@ def shrunk(picture: Image.Image, region: Region) -> tuple[Image.Image, Region]:
     if max(picture.size) <= FRAME:
         return picture, region
     small = fit(picture, (FRAME, FRAME))
-    across, down = small.width / picture.width, small.height / picture.height
-    left, top, right, bottom = region
-    return small, (left * across, top * down, right * across, bottom * down)
+    return small, region.scaled(small.width / picture.width, small.height / picture.height)
 
 
 def draw_sweep(picture: Image.Image, rows: Sequence[Sequence[SweepMap]], draw: Draw) -> Image.Image:

@@ -19,10 +19,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vit_explainer import Map
 from vit_images import open_picture, read_picture
 from vit_inputs import Picture
-from vit_output import Map, Output
+from vit_output import Output
 from vit_processes import begin
+from vit_region import Region
 
 KEPT_PIXELS = 16_000_000  # of pictures that a worker keeps open; others it opens a second time
 
@@ -40,7 +42,7 @@ class Decoded:
 
     seen: np.ndarray
     size: tuple[int, int]
-    region: tuple[float, float, float, float]
+    region: Region
     milliseconds: float
 
 

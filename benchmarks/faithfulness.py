@@ -79,8 +79,9 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
     chosen, categories = names[: options.pictures], labels[: options.pictures].tolist()
     pictures = torch.stack([loaded.transform(data.read(name)) for name in chosen])
     found = evaluate_pictures(
-        loaded,
+        loaded.model,
         pictures,
+        loaded.transform.std,
         {name: ALL[name] for name in options.methods},
         categories,
         steps=options.steps,

@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from training import distill
+from training.data import is_held_out
 from training.distill import Ring, loss_of, map_loss, mix, statistics_of
-from training.pictures import PictureMaker, is_held_out
+from training.pictures import PictureMaker
 from training.student import Student, TokenTeacher, copy_convolutions, save_network
 from vit_attention import capture_attention
 from vit_grad_rollout import VITAttentionGradRollout

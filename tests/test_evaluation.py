@@ -49,7 +49,8 @@ def test_figures_are_those_of_the_measures(folder, tmp_path, capsys):
         [loaded.transform(open_picture(folder / name)) for name in ("cat.jpg", "dog.jpg")]
     )
     methods = {"relevance": METHODS["relevance"]}
-    values = evaluate_pictures(loaded, pictures, methods, [154, 154]).values["relevance"]
+    model, std = loaded.model, loaded.transform.std
+    values = evaluate_pictures(model, pictures, std, methods, [154, 154]).values["relevance"]
     for measure in MEASURES:
         found = report["methods"]["relevance"][measure.key]
         assert found["better"] == measure.better

@@ -26,9 +26,7 @@ from vit_faithfulness.sanity import randomisation, shuffle_, stages_of
 from vit_faithfulness.stability import stability
 from vit_faithfulness.table import Measure, as_json, as_markdown, bootstrap_interval, winners
 from vit_methods import METHODS, Method
-from vit_model import LoadedModel
 from vit_tokens import UnsupportedModel
-from vit_transform import InputTransform
 
 READY = {name: METHODS[name] for name in ("attention_rollout", "grad_rollout", "relevance")}
 CATEGORIES = [2, 0, 5]
@@ -281,21 +279,19 @@ def test_table_as_json():
 
 
 @pytest.fixture
-def loaded():
-    transform = InputTransform((32, 32), (0.5, 0.5, 0.5), STD)
-    return LoadedModel(make_vit(), "tiny", transform, [f"category {i}" for i in range(7)])
+def model():
+    return make_vit()
 
 
 def named(*names):
     return {name: evaluate.ALL[name] for name in names}
 
 
-def test_evaluation_measures_what_the_modules_do(loaded, pictures):
-    model = loaded.model
+def test_evaluation_measures_what_the_modules_do(model, pictures):
     before = weights(model)
     names = ["grad_rollout", "centre_blob"]
     found = evaluate_pictures(
-        loaded, pictures, named(*names), steps=20, few=2, batch_size=2, seed=3
+        model, pictures, STD, named(*names), steps=20, few=2, batch_size=2, seed=3
     )
     assert same(before, model.state_dict())
     assert list(found.values) == names
@@ -324,25 +320,27 @@ def test_evaluation_measures_what_the_modules_do(loaded, pictures):
     assert values["time"].shape == (1,) and values["time"][0] > 0
 
 
-def test_evaluation_of_given_categories(loaded, pictures):
-    found = evaluate_pictures(loaded, pictures, named("relevance"), CATEGORIES).values["relevance"]
-    masks = masks_of(READY["relevance"], loaded.model, pictures, CATEGORIES)
-    deletion = Removal(loaded.model, pictures, CATEGORIES, "blur", 10).deletion(masks)
+def test_evaluation_of_given_categories(model, pictures):
+    found = evaluate_pictures(model, pictures, STD, named("relevance"), CATEGORIES).values[
+        "relevance"
+    ]
+    masks = masks_of(READY["relevance"], model, pictures, CATEGORIES)
+    deletion = Removal(model, pictures, CATEGORIES, "blur", 10).deletion(masks)
     np.testing.assert_allclose(found["deletion_blur"], deletion.areas, atol=1e-5)
 
 
-def test_methods_that_refuse_the_model_are_left_out(loaded, pictures, monkeypatch):
+def test_methods_that_refuse_the_model_are_left_out(model, pictures, monkeypatch):
     monkeypatch.setitem(evaluate.ALL, "refuses", method("Refuses"))
-    found = evaluate_pictures(loaded, pictures, named("refuses", "random"), few=1)
+    found = evaluate_pictures(model, pictures, STD, named("refuses", "random"), few=1)
     assert found.left_out == {"refuses": "it is a test"}
     assert list(found.values) == ["random"]
 
 
-def test_evaluation_refuses_what_it_cant_do(loaded, pictures):
+def test_evaluation_refuses_what_it_cant_do(model, pictures):
     with pytest.raises(ValueError, match="multiple of 10"):
-        evaluate_pictures(loaded, pictures, named("random"), steps=15)
+        evaluate_pictures(model, pictures, STD, named("random"), steps=15)
     with pytest.raises(ValueError, match="as many categories"):
-        evaluate_pictures(loaded, pictures, named("random"), [0])
-    loaded.model = make_vit(num_classes=0)
+        evaluate_pictures(model, pictures, STD, named("random"), [0])
+    model = make_vit(num_classes=0)
     with pytest.raises(ValueError, match="without categories"):
-        evaluate_pictures(loaded, pictures, named("random"))
+        evaluate_pictures(model, pictures, STD, named("random"))

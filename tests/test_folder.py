@@ -20,12 +20,11 @@ from conftest import ROOT
 from PIL import Image
 
 import vit_folder
-from vit_explainer import Explained
+from vit_explainer import Explained, Map
 from vit_folder import explain_folder
 from vit_images import open_picture
 from vit_inputs import Picture
 from vit_items import Item
-from vit_output import Map
 from vit_pipeline import explain_picture, prepare
 from vit_settings import Settings
 from vit_workers import Decoded

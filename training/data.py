@@ -16,6 +16,8 @@ from torch.utils.data import Dataset
 
 from vit_images import PictureError, read_picture
 
+HELD_OUT = 1  # a photograph is for evaluation only if its category index is this modulo 5
+
 
 class DataError(ValueError):
     """There are no labelled pictures where they were looked for."""
@@ -102,6 +104,11 @@ class PictureDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.transform(self.pictures.read(self.names[index])), self.labels[index]
+
+
+def is_held_out(category: int) -> bool:
+    """True for the categories whose photographs the bundled model's training never sees."""
+    return category % 5 == HELD_OUT
 
 
 def usable_names(pictures: LabelledPictures) -> list[str]:

@@ -34,7 +34,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training.pictures import PictureMaker, is_held_out, read_zip
+from training.data import is_held_out
+from training.pictures import PictureMaker, read_zip
 from training.student import Student, TokenTeacher, copy_convolutions, load_teacher, save_network
 from vit_files import write_whole
 from vit_images import read_picture

@@ -16,19 +16,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.data import DataError, LabelledPictures, category_of
+from training.data import DataError, LabelledPictures, category_of, is_held_out
 from training.localisation import cell_share, groups, in_box, mosaic, read_boxes, seen_box
 from training.maps import OF_CATEGORY, explainers_of
 from training.measures import Share, calibration_error, confusion, top_k
 from training.page import confusion_picture, page
-from training.pictures import is_held_out
+from vit_choices import CROPS
 from vit_device import in_batches
 from vit_faithfulness.floors import centre_blob
 from vit_faithfulness.table import bootstrap_interval
 from vit_files import writable_folder
 from vit_heatmap import draw_overlay
 from vit_model import LoadedModel, load_model
-from vit_settings import CROPS
 
 SHOWN_MOSAICS = 6
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vit_faithfulness.cost import cost
@@ -16,7 +16,6 @@ from vit_faithfulness.sanity import randomisation
 from vit_faithfulness.stability import stability
 from vit_faithfulness.table import Measure
 from vit_methods import METHODS, Method
-from vit_model import LoadedModel
 from vit_tokens import UnsupportedModel
 
 ALL = METHODS | FLOORS
@@ -53,8 +52,9 @@ class Evaluation:
 
 
 def evaluate_pictures(
-    loaded: LoadedModel,
+    model: nn.Module,
     pictures: Tensor,
+    std: Sequence[float],
     methods: Mapping[str, Method] | None = None,
     categories: Sequence[int] | None = None,
     *,
@@ -66,8 +66,9 @@ def evaluate_pictures(
     """Measure methods on B pictures; see MEASURES.
 
     Args:
-        loaded: the model with its transform; left as it was found.
+        model: left as it was found.
         pictures: (B, 3, H, W), transformed; batches of them go to the model's device.
+        std: by which the transform divided their three channels.
         methods: by name; by default all methods and floors.
         categories: B of them; by default the model's first choices.
         steps: of the curves, a multiple of 10.
@@ -78,7 +79,6 @@ def evaluate_pictures(
     Raises:
         ValueError: if an argument is out of range, or the model has no categories.
     """
-    model = loaded.model
     if steps < 1 or steps % 10:
         raise ValueError(f"steps must be a multiple of 10, not {steps}")
     if not model.num_classes:
@@ -87,9 +87,9 @@ def evaluate_pictures(
         categories = likeliest(model, pictures, batch_size)
     check_categories(model, pictures, categories)
     methods = ALL if methods is None else methods
-    masks, left_out = _masks(methods, loaded, pictures, categories, batch_size)
+    masks, left_out = _masks(methods, model, pictures, categories, batch_size)
     methods = {name: methods[name] for name in masks}
-    values = _removed(masks, loaded, pictures, categories, steps, batch_size, seed)
+    values = _removed(masks, model, pictures, categories, steps, batch_size, seed)
     first, its = pictures[:few], categories[:few]
     _, alike = randomisation(
         model, first, its, methods, only_last=True, batch_size=batch_size, seed=seed
@@ -102,7 +102,7 @@ def evaluate_pictures(
             model,
             first,
             its,
-            loaded.transform.std,
+            std,
             masks=masks[name][:few],
             batch_size=batch_size,
             seed=seed,
@@ -113,7 +113,7 @@ def evaluate_pictures(
 
 def _masks(
     methods: Mapping[str, Method],
-    loaded: LoadedModel,
+    model: nn.Module,
     pictures: Tensor,
     categories: Sequence[int],
     batch_size: int,
@@ -122,7 +122,7 @@ def _masks(
     masks, left_out = {}, {}
     for name, method in _progress(methods.items(), "maps"):
         try:
-            masks[name] = masks_of(method, loaded.model, pictures, categories, batch_size)
+            masks[name] = masks_of(method, model, pictures, categories, batch_size)
         except UnsupportedModel as error:
             left_out[name] = error.reason
     return masks, left_out
@@ -130,7 +130,7 @@ def _masks(
 
 def _removed(
     masks: dict[str, np.ndarray],
-    loaded: LoadedModel,
+    model: nn.Module,
     pictures: Tensor,
     categories: Sequence[int],
     steps: int,
@@ -143,7 +143,7 @@ def _removed(
         part = slice(start, start + batch_size)
         removals = {
             baseline: Removal(
-                loaded.model,
+                model,
                 pictures[part],
                 categories[part],
                 baseline,
