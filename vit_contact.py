@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from vit_files import write_png, write_whole
-from vit_images import PictureError, open_picture
 from vit_sheet import Sheet, sheet_size
+from vitexplain.images.reading import PictureError, open_picture
+from vitexplain.images.writing import write_png, write_whole
 
 Cell = tuple[str, Path]  # caption, file of the overlay
 

@@ -71,7 +71,7 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
 
     Imported only here: torch and timm take seconds, and wrong options must not wait for them.
     """
-    from vit_inputs import is_one_picture
+    from vitexplain.images.finding import is_one_picture
 
     one = is_one_picture(settings.image_path) and not (settings.report or settings.contact_sheet)
     if settings.anatomy:

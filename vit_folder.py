@@ -25,8 +25,6 @@ from tqdm import tqdm
 from vit_contact import layout, write_contact_sheet
 from vit_device import in_batches, keep_freed_memory
 from vit_explainer import Explainer
-from vit_images import PictureError
-from vit_inputs import Picture, find_pictures
 from vit_items import Item, explain_items, result_of
 from vit_pipeline import Ready, model_report, prepare, versions
 from vit_processes import in_order
@@ -36,6 +34,8 @@ from vit_settings import Settings
 from vit_tokens import token_layout
 from vit_transform import InputTransform
 from vit_workers import Decoded, Workers, Written, processors
+from vitexplain.images.finding import Picture, find_pictures
+from vitexplain.images.reading import PictureError
 
 # errors of writing that the next picture would meet too
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

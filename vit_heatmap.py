@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_region import Region
+from vitexplain.images.region import Region
 
 COLORMAPS = tuple(sorted(name[9:].lower() for name in dir(cv2) if name.startswith("COLORMAP_")))
 OUTSIDE = 0.35  # brightness of what the model did not see

@@ -9,11 +9,11 @@ from PIL import Image
 
 import vit_published
 from vit_explainer import Map
-from vit_files import write_array, write_png
 from vit_heatmap import draw_overlay
-from vit_region import Region
 from vit_settings import Settings
 from vit_transform import InputTransform
+from vitexplain.images.region import Region
+from vitexplain.images.writing import write_array, write_png
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ import torch
 from PIL import Image
 
 from vit_folder import run_report
-from vit_images import PictureError
-from vit_inputs import Picture, find_pictures
 from vit_items import Item, explain_items, result_of
 from vit_pipeline import prepare
 from vit_settings import Settings
 from vit_workers import look, processors, write_maps
+from vitexplain.images.finding import Picture, find_pictures
+from vitexplain.images.reading import PictureError
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors come as exceptions too

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from vit_files import remove_parts, write_whole
-from vit_inputs import Picture
+from vitexplain.images.finding import Picture
+from vitexplain.images.writing import remove_parts, write_whole
 
 RESULTS, ERRORS, RUN = "results.jsonl", "errors.csv", "run.json"
 

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from vit_choices import CROPS
-from vit_region import Region
+from vitexplain.images.region import Region
 
 
 class InputTransform:

@@ -20,11 +20,11 @@ import numpy as np
 from PIL import Image
 
 from vit_explainer import Map
-from vit_images import open_picture, read_picture
-from vit_inputs import Picture
 from vit_output import Output
 from vit_processes import begin
-from vit_region import Region
+from vitexplain.images.finding import Picture
+from vitexplain.images.reading import open_picture, read_picture
+from vitexplain.images.region import Region
 
 KEPT_PIXELS = 16_000_000  # of pictures that a worker keeps open; others it opens a second time
 
@@ -130,7 +130,7 @@ def look(
     """Open the picture at `path`, or in `content`: (about it, itself, as the model sees it).
 
     Raises:
-        vit_images.PictureError: it can't be opened.
+        vitexplain.images.reading.PictureError: it can't be opened.
     """
     started = time.perf_counter()
     opened = open_picture(path) if content is None else read_picture(content, path)

@@ -267,7 +267,7 @@ def test_missing_teacher_says_what_to_install(monkeypatch):
 def test_teacher_knows_its_categories():
     """With the package's weights, the example photographs are what they are."""
     from training.student import TEACHER_PACKAGE, load_teacher
-    from vit_images import open_picture
+    from vitexplain.images.reading import open_picture
 
     pytest.importorskip(TEACHER_PACKAGE, reason="the teacher's package is not installed")
     teacher, transform = load_teacher(), load_model("bundled").transform

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import vit_png
-from vit_files import writable_folder, write_array, write_png, write_whole
+from vitexplain.images import png
+from vitexplain.images.writing import writable_folder, write_array, write_png, write_whole
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (1, 1), (9, 1), (1, 9), (300, 400)])
-@pytest.mark.parametrize("deflate", [vit_png.compress, zlib.compress])
+@pytest.mark.parametrize("deflate", [png.compress, zlib.compress])
 def test_png_with_texts(shape, deflate, tmp_path, monkeypatch):
     """Pillow and OpenCV read back what was written, whichever library deflates."""
-    monkeypatch.setattr(vit_png, "compress", deflate)
+    monkeypatch.setattr(vitexplain.images.png, "compress", deflate)
     pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
     texts = {"Category": "282 tiger cat", "Command": "é \udcff"}
     write_png(tmp_path / "a.png", Image.fromarray(pixels), texts)

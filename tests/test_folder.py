@@ -22,12 +22,12 @@ from PIL import Image
 import vit_folder
 from vit_explainer import Explained, Map
 from vit_folder import explain_folder
-from vit_images import open_picture
-from vit_inputs import Picture
 from vit_items import Item
 from vit_pipeline import explain_picture, prepare
 from vit_settings import Settings
 from vit_workers import Decoded
+from vitexplain.images.finding import Picture
+from vitexplain.images.reading import open_picture
 
 CAT = ROOT / "examples" / "cat.jpg"
 COMMAND = [sys.executable, str(ROOT / "vit_explain.py"), "--model", "bundled", "--device", "cpu"]

@@ -9,10 +9,10 @@ from timm.models.vision_transformer import ParallelThingsBlock
 
 import vit_fused
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_images import open_picture
 from vit_model import load_model
 from vit_rollout import VITAttentionRollout
 from vit_tokens import UnsupportedModel
+from vitexplain.images.reading import open_picture
 
 
 def hooked(model):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from vit_images import PictureError, open_picture, to_rgb
+from vitexplain.images.reading import PictureError, open_picture, to_rgb
 
 
 def colours():

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vit_inputs import find_pictures, is_one_picture
+from vitexplain.images.finding import find_pictures, is_one_picture
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 import vit_hub
 import vit_model
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_images import open_picture
 from vit_model import ModelError, load_model, set_input_size
 from vit_rollout import VITAttentionRollout
 from vit_tokens import UnsupportedModel
+from vitexplain.images.reading import open_picture
 
 
 def test_bundled_model_knows_a_cat(examples):

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from vit_inputs import Picture
 from vit_results import Results, read_results
+from vitexplain.images.finding import Picture
 
 SETTINGS = {"discard_ratio": 0.9}
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from training.data import DataError, LabelledPictures, category_of
-from vit_images import PictureError
+from vitexplain.images.reading import PictureError
 
 
 def png(colour):

@@ -17,10 +17,10 @@ from PIL import Image
 from training import evaluate
 from training.data import LabelledPictures, category_of
 from training.maps import explainers_of
-from vit_files import writable_folder
 from vit_heatmap import draw_overlay
 from vit_model import LoadedModel, load_model
 from vit_sheet import draw_sheet
+from vitexplain.images.writing import writable_folder
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 15
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vit_images import PictureError, read_picture
+from vitexplain.images.reading import PictureError, read_picture
 
 HELD_OUT = 1  # a photograph is for evaluation only if its category index is this modulo 5
 

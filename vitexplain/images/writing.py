@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from vit_png import save_png
+from vitexplain.images.png import save_png
 
 PREFIX, SUFFIX = ".vit_explain-", ".part"  # of files that are not finished
 

@@ -1,0 +1,1 @@
+"""Show what a Vision Transformer looked at."""

@@ -1,0 +1,1 @@
+"""Images: finding, reading and writing them."""
