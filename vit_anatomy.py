@@ -27,11 +27,17 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_attention import CapturedAttention, capture_attention, forward
-from vit_checks import check_one_picture, check_settings, pictures_for
 from vit_rollout import discard_weakest_, fuse_heads, largest_is_one, propagate
-from vit_tokens import WINDOWED, TokenLayout, blocks_of, check_supported, token_layout
-from vit_windows import windows_of
+from vitexplain.attention.capture import CapturedAttention, capture_attention, forward
+from vitexplain.attention.checks import check_one_picture, check_settings, pictures_for
+from vitexplain.attention.tokens import (
+    WINDOWED,
+    TokenLayout,
+    blocks_of,
+    check_supported,
+    token_layout,
+)
+from vitexplain.attention.windows import windows_of
 
 MOST_POSITIONS = 14  # rows and columns of patches whose position embedding is compared
 

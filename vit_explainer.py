@@ -13,7 +13,7 @@ from vit_methods import METHODS, Method, methods_of
 from vit_model import LoadedModel
 from vit_rollout import Explanation
 from vit_settings import Settings
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 
 TOP = 5
 

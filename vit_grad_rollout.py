@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 import vit_published
-from vit_attention import CapturedAttention, Factor, capture_attention, forward
-from vit_checks import check_matrices, check_settings
-from vit_fused import WeightedPass
 from vit_of_category import Choose, OfCategory, scores
 from vit_rollout import VITAttentionRollout, fuse_heads, product_masks
-from vit_tokens import TokenLayout
+from vitexplain.attention.capture import CapturedAttention, Factor, capture_attention, forward
+from vitexplain.attention.checks import check_matrices, check_settings
+from vitexplain.attention.fused import WeightedPass
+from vitexplain.attention.tokens import TokenLayout
 
 
 class VITAttentionGradRollout(OfCategory, VITAttentionRollout):

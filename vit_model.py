@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from vit_categories import default_names, find_category, read_names
 from vit_hub import WeightsUnavailable, weights_at_hand
-from vit_tokens import check_supported
 from vit_transform import InputTransform
+from vitexplain.attention.tokens import check_supported
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published pictures
 MOST_PATCHES = 16_384  # a block's matrix over so many takes 1 GiB
@@ -104,7 +104,7 @@ def load_model(
     Raises:
         ModelError: unknown or unavailable model, a checkpoint that doesn't fit, or a size that
             the model can't take.
-        vit_tokens.UnsupportedModel: a model whose attention can't be explained.
+        vitexplain.attention.tokens.UnsupportedModel: a model whose attention can't be explained.
         vit_categories.CategoryError: class names that don't fit.
     """
     network = _network(name, None if checkpoint is None else Path(checkpoint), explainable)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_checks import check_one_picture, pictures_for
 from vit_rollout import Explanation
-from vit_tokens import TokenLayout, token_layout
+from vitexplain.attention.checks import check_one_picture, pictures_for
+from vitexplain.attention.tokens import TokenLayout, token_layout
 
 # logits (B, categories) -> K categories for each of the B pictures
 Choose = Callable[[Tensor], list[list[int]]]

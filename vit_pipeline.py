@@ -26,8 +26,8 @@ from vit_model import LoadedModel, data_folder, load_model
 from vit_output import Output
 from vit_settings import Settings, __version__
 from vit_sweep_maps import draw_sweep, shrunk, sweep_maps, write_gif
-from vit_tokens import token_layout
 from vit_transform import InputTransform
+from vitexplain.attention.tokens import token_layout
 from vitexplain.images.reading import open_picture
 from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder, write_png

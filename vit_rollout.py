@@ -25,10 +25,15 @@ import torch
 from torch import Tensor, nn
 
 import vit_published
-from vit_attention import Factor, capture_attention, forward
-from vit_checks import check_matrices, check_one_picture, check_settings, pictures_for
-from vit_fused import Enough, can_fuse, fuse_attention
-from vit_tokens import TokenLayout, blocks_of, check_supported, token_layout
+from vitexplain.attention.capture import Factor, capture_attention, forward
+from vitexplain.attention.checks import (
+    check_matrices,
+    check_one_picture,
+    check_settings,
+    pictures_for,
+)
+from vitexplain.attention.fused import Enough, can_fuse, fuse_attention
+from vitexplain.attention.tokens import TokenLayout, blocks_of, check_supported, token_layout
 
 SAMPLED = 43  # one of so many entries; prime, lest rows of a matrix give always the same columns
 

@@ -26,7 +26,6 @@ from benchmarks.speed import machine
 from training.data import LabelledPictures
 from training.evaluate import classify, confident
 from training.localisation import groups
-from vit_attention import forward
 from vit_device import choose_device
 from vit_faithfulness.cost import alternating_medians
 from vit_faithfulness.evaluate import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_pictures
@@ -37,6 +36,7 @@ from vit_faithfulness.removal import Removal
 from vit_faithfulness.sanity import randomisation
 from vit_faithfulness.table import as_json, as_markdown
 from vit_model import LoadedModel, load_model
+from vitexplain.attention.capture import forward
 
 CONFIDENCE = 0.5  # least probability for a mosaic
 CANDIDATES = 200  # pictures that are classified, to find those for the mosaics

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.markers import write_between
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
-from vit_tokens import UnsupportedModel, token_layout
+from vitexplain.attention.tokens import UnsupportedModel, token_layout
 
 BEGIN, END = "<!-- families: made by benchmarks.families -->", "<!-- families end -->"
 

@@ -16,12 +16,12 @@ from timm.models.vision_transformer import ParallelThingsBlock
 import vit_anatomy
 from vit_anatomy import Positions, anatomy, sample
 from vit_anatomy_figure import MAP, WIDTH, draw_anatomy
-from vit_attention import capture_attention
 from vit_explain import main
 from vit_heatmap import colored
 from vit_rollout import VITAttentionRollout
-from vit_tokens import UnsupportedModel, blocks_of, token_layout
-from vit_windows import windows_of
+from vitexplain.attention.capture import capture_attention
+from vitexplain.attention.tokens import UnsupportedModel, blocks_of, token_layout
+from vitexplain.attention.windows import windows_of
 
 GREY = Image.new("RGB", (32, 32), (128, 128, 128))
 

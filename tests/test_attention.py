@@ -8,10 +8,10 @@ from timm.layers import DiffAttention
 from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from torch import nn
 
-from vit_attention import capture_attention, forward
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
-from vit_tokens import UnsupportedModel, token_layout
+from vitexplain.attention.capture import capture_attention, forward
+from vitexplain.attention.tokens import UnsupportedModel, token_layout
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 from benchmarks import families, speed
 from benchmarks.markers import write_between
-from vit_tokens import GLOBAL, WINDOWED
+from vitexplain.attention.tokens import GLOBAL, WINDOWED
 
 
 def test_families_have_a_layout_or_a_reason():

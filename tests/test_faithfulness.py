@@ -26,7 +26,7 @@ from vit_faithfulness.sanity import randomisation, shuffle_, stages_of
 from vit_faithfulness.stability import stability
 from vit_faithfulness.table import Measure, as_json, as_markdown, bootstrap_interval, winners
 from vit_methods import METHODS, Method
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 
 READY = {name: METHODS[name] for name in ("attention_rollout", "grad_rollout", "relevance")}
 CATEGORIES = [2, 0, 5]

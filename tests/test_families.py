@@ -8,7 +8,7 @@ import torch
 
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
-from vit_tokens import token_layout
+from vitexplain.attention.tokens import token_layout
 
 SMALL = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
 # name in timm: (what is changed besides SMALL, prefix tokens, what its head reads)

@@ -7,11 +7,11 @@ from conftest import make_vit
 from test_families import FAMILIES, SMALL, make
 from timm.models.vision_transformer import ParallelThingsBlock
 
-import vit_fused
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_model import load_model
 from vit_rollout import VITAttentionRollout
-from vit_tokens import UnsupportedModel
+from vitexplain.attention import fused
+from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.images.reading import open_picture
 
 
@@ -21,12 +21,12 @@ def hooked(model):
         for name, layer in block.named_modules():
             if name.endswith("attn_drop"):
                 layer.register_forward_hook(lambda *_: None)
-    assert not vit_fused.can_fuse(model, "attn_drop")
+    assert not fused.can_fuse(model, "attn_drop")
     return model
 
 
 def both_ways(model, pictures, categories, **settings):
-    assert vit_fused.can_fuse(model, "attn_drop")
+    assert fused.can_fuse(model, "attn_drop")
     masks = []
     for network in (model, hooked(model)):
         masks.append(VITAttentionRollout(network, **settings).batch(pictures))
@@ -47,7 +47,7 @@ def test_same_masks_as_from_whole_matrices(name, fusion):
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
 def test_heads_may_come_one_at_a_time(fusion, pictures, monkeypatch):
     whole = both_ways(make_vit(), pictures, [0, 1, 2], head_fusion=fusion)
-    monkeypatch.setattr(vit_fused, "CHUNK", 1)
+    monkeypatch.setattr(vitexplain.attention.fused, "CHUNK", 1)
     parts = both_ways(make_vit(), pictures, [0, 1, 2], head_fusion=fusion)
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -65,8 +65,8 @@ def test_a_boolean_mask_is_minus_infinity():
     query, key, value = torch.randn(3, 2, 3, 5, 4).unbind(0)
     mask = torch.rand(2, 1, 5, 5) > 0.3
     mask[..., 0] = True
-    bias = vit_fused._as_bias(mask, query)
-    output, fused = vit_fused._attend(query, key, value, bias, 0.5, "max", rows=5)
+    bias = fused._as_bias(mask, query)
+    output, fused = fused._attend(query, key, value, bias, 0.5, "max", rows=5)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.5)
     torch.testing.assert_close(output, expected)
     assert not fused[~mask[:, 0]].any()
@@ -149,7 +149,7 @@ def test_no_graph_and_no_gradient_is_left(pictures):
 @pytest.mark.parametrize("name", ["both.png", "panda.jpg", "viaduct.jpg"])
 def test_gradients_in_bfloat16_change_a_map_by_less_than_a_hundredth(name, examples, monkeypatch):
     """32 x 32 patches of the bundled model; also where the processor has to do it in software."""
-    monkeypatch.setattr(vit_fused, "_has_bf16", lambda _device: True)
+    monkeypatch.setattr(vitexplain.attention.fused, "_has_bf16", lambda _device: True)
     loaded = load_model("bundled", img_size=(512, 512))
     tensor = loaded.transform(open_picture(examples / name))[None]
     rough = VITAttentionGradRollout(loaded.model).explain(tensor)
@@ -161,6 +161,8 @@ def test_gradients_in_bfloat16_change_a_map_by_less_than_a_hundredth(name, examp
 def test_fewer_tokens_keep_the_models_precision(pictures, monkeypatch):
     masks = []
     for has_bf16 in (True, False):
-        monkeypatch.setattr(vit_fused, "_has_bf16", lambda _device, has=has_bf16: has)
+        monkeypatch.setattr(
+            vitexplain.attention.fused, "_has_bf16", lambda _device, has=has_bf16: has
+        )
         masks.append(VITAttentionGradRollout(make_vit()).batch(pictures, [0, 1, 2]))
     assert np.array_equal(*masks)

@@ -4,9 +4,9 @@ import reference
 import torch
 from conftest import LAYOUTS, expected_readout, make_vit
 
-from vit_attention import capture_attention, forward
 from vit_grad_rollout import VITAttentionGradRollout, grad_rollout
-from vit_tokens import token_layout
+from vitexplain.attention.capture import capture_attention, forward
+from vitexplain.attention.tokens import token_layout
 
 CATEGORIES = [5, 0, 3]
 

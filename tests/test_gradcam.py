@@ -5,7 +5,7 @@ import torch
 
 from training.gradcam import gradcam
 from training.maps import explainers_of
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])

@@ -12,7 +12,7 @@ from test_families import FAMILIES, SMALL, make
 
 from vit_methods import METHODS
 from vit_methods.integrated_gradients import IntegratedGradients, patch_sums
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 
 CATEGORIES = (5, 0, 3)
 

@@ -15,7 +15,7 @@ from test_families import make
 
 from vit_heatmap import stretch
 from vit_methods import METHODS
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 
 CATEGORIES = [2, 5, 0]
 OWN = ("attention", "relevance", "legrad", "gradcam")

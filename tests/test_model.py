@@ -14,7 +14,7 @@ import vit_model
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_model import ModelError, load_model, set_input_size
 from vit_rollout import VITAttentionRollout
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.images.reading import open_picture
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from vit_methods.value_rollout import ValueRollout, norms_of_sums, output_weight, value_products
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 
 
 class Calls(TorchFunctionMode):

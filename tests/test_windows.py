@@ -6,11 +6,11 @@ import reference
 import timm
 import torch
 
-from vit_attention import capture_attention
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout, fuse_heads, propagate
-from vit_tokens import UnsupportedModel, blocks_of, check_supported, token_layout
-from vit_windows import merging, windows_of
+from vitexplain.attention.capture import capture_attention
+from vitexplain.attention.tokens import UnsupportedModel, blocks_of, check_supported, token_layout
+from vitexplain.attention.windows import merging, windows_of
 
 # name -> input size and window: whole windows; grids that need padding; not square
 CASES = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 
 
 def gradcam(model: nn.Module, pictures: Tensor, categories: Sequence[int]) -> Tensor:

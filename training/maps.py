@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from training.gradcam import gradcam
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 
 DISCARD = 0.9
 OF_CATEGORY = ("grad_rollout", "gradcam")  # the others don't know of categories

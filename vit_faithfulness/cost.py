@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from vit_attention import forward
-from vit_checks import pictures_for
 from vit_faithfulness.passes import evaluation_mode, masks_of
 from vit_methods import Method
+from vitexplain.attention.capture import forward
+from vitexplain.attention.checks import pictures_for
 
 ROUNDS = 5
 

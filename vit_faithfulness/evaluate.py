@@ -16,7 +16,7 @@ from vit_faithfulness.sanity import randomisation
 from vit_faithfulness.stability import stability
 from vit_faithfulness.table import Measure
 from vit_methods import METHODS, Method
-from vit_tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel
 
 ALL = METHODS | FLOORS
 REMOVED = (

@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_attention import forward
-from vit_checks import pictures_for
 from vit_faithfulness.passes import evaluation_mode
 from vit_methods import Method
 from vit_rollout import Explanation
-from vit_tokens import token_layout
+from vitexplain.attention.capture import forward
+from vitexplain.attention.checks import pictures_for
+from vitexplain.attention.tokens import token_layout
 
 
 class Floor(ABC):
-    """As a method that knows nothing of categories, for any model that `vit_tokens` knows."""
+    """As a method that knows nothing of categories, for any model that `vitexplain.attention.tokens` knows."""
 
     def __init__(self, model: nn.Module):
         self.model = model

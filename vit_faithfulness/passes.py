@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_attention import forward
-from vit_checks import pictures_for
 from vit_device import in_batches
 from vit_methods import Method
+from vitexplain.attention.capture import forward
+from vitexplain.attention.checks import pictures_for
 
 BATCH = 16  # pictures at once
 

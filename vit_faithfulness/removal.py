@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_attention import forward
-from vit_checks import pictures_for
 from vit_device import in_batches
 from vit_faithfulness.passes import BATCH, check_categories, evaluation_mode, tell
+from vitexplain.attention.capture import forward
+from vitexplain.attention.checks import pictures_for
 
 BASELINES = ("mean", "blur")
 # of the blur, as a share of the shorter side: nothing of a patch's own is left

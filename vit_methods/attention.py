@@ -8,10 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_attention import capture_attention, forward
-from vit_checks import check_one_picture, check_settings, pictures_for
 from vit_rollout import Explanation, fuse_heads, largest_is_one
-from vit_tokens import WINDOWED, UnsupportedModel, blocks_of, check_supported, token_layout
+from vitexplain.attention.capture import capture_attention, forward
+from vitexplain.attention.checks import check_one_picture, check_settings, pictures_for
+from vitexplain.attention.tokens import (
+    WINDOWED,
+    UnsupportedModel,
+    blocks_of,
+    check_supported,
+    token_layout,
+)
 
 
 class BlockAttention:

@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vit_attention import forward, prepare
 from vit_of_category import Choose, OfCategory, scores
 from vit_rollout import largest_is_one
-from vit_tokens import TokenLayout, check_supported
+from vitexplain.attention.capture import forward, prepare
+from vitexplain.attention.tokens import TokenLayout, check_supported
 
 STABLE = 1e-6  # inputs that are smaller take no relevance: it is divided by them
 
@@ -53,7 +53,7 @@ class AttnLRP(OfCategory):
     """AttnLRP of a timm ViT's patches, for one category of each picture.
 
     Args:
-        model: any that vit_tokens.check_supported lets pass; used in evaluation mode, left as it
+        model: any that vitexplain.attention.tokens.check_supported lets pass; used in evaluation mode, left as it
             was found. It may be frozen, and no `.grad` appears anywhere.
         gamma: of linear layers, >= 0. 0 is the plain rule (equation 8).
 

@@ -15,10 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_attention import forward, prepare
 from vit_of_category import Choose, OfCategory, scores
 from vit_rollout import largest_is_one
-from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of, check_supported
+from vitexplain.attention.capture import forward, prepare
+from vitexplain.attention.tokens import (
+    WINDOWED,
+    TokenLayout,
+    UnsupportedModel,
+    blocks_of,
+    check_supported,
+)
 
 
 class GradCam(OfCategory):

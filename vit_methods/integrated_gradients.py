@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_attention import forward, prepare
 from vit_of_category import Choose, OfCategory
 from vit_rollout import largest_is_one
-from vit_tokens import TokenLayout, check_supported
+from vitexplain.attention.capture import forward, prepare
+from vitexplain.attention.tokens import TokenLayout, check_supported
 
 try:
     from captum.attr import IntegratedGradients as Integral
@@ -41,7 +41,7 @@ class IntegratedGradients(OfCategory):
     that no more memory is needed than for one.
 
     Args:
-        model: any that vit_tokens.check_supported lets pass; used in evaluation mode, left as it
+        model: any that vitexplain.attention.tokens.check_supported lets pass; used in evaluation mode, left as it
             was found. It may be frozen, and no `.grad` appears anywhere.
 
     Raises:

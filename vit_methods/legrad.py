@@ -16,11 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_attention import CapturedAttention, capture_attention, forward
-from vit_checks import check_settings
 from vit_of_category import Choose, OfCategory, scores
 from vit_rollout import largest_is_one
-from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of, check_supported
+from vitexplain.attention.capture import CapturedAttention, capture_attention, forward
+from vitexplain.attention.checks import check_settings
+from vitexplain.attention.tokens import (
+    WINDOWED,
+    TokenLayout,
+    UnsupportedModel,
+    blocks_of,
+    check_supported,
+)
 
 
 class LeGrad(OfCategory):

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from vit_attention import Factor
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import largest_is_one
-from vit_tokens import TokenLayout
+from vitexplain.attention.capture import Factor
+from vitexplain.attention.tokens import TokenLayout
 
 
 class Relevance(VITAttentionGradRollout):

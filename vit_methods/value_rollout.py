@@ -31,10 +31,10 @@ from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_attention import forward, prepare
-from vit_fused import CHUNK, Enough, FusedAttention, answer_calls
 from vit_rollout import VITAttentionRollout
-from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
+from vitexplain.attention.capture import forward, prepare
+from vitexplain.attention.fused import CHUNK, Enough, FusedAttention, answer_calls
+from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 
 # blocks of whose attention nothing is added to a token but scale * proj(A V)
 PLAIN = (

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
-from vit_windows import merging, windows_of
+from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
+from vitexplain.attention.windows import merging, windows_of
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def capture_attention(
     """Record the attention of one forward pass of `model`, and leave the model as it was.
 
     Args:
-        model: one that `vit_tokens.check_supported` lets pass.
+        model: one that `vitexplain.attention.tokens.check_supported` lets pass.
         layout: what `token_layout` says of the input that will be passed.
         layer_name: part of the name of the modules that the softmaxed attention passes through.
         reduce: applied at once to each (B, H, N, N), so that rollout need not keep all heads.

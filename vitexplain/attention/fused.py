@@ -11,7 +11,7 @@ the backward pass computes attention and its gradient again, head by head (Dao e
 "FlashAttention", section 3.1 and appendix B.2, without its tiles).
 
 For models whose blocks all call that function; the others, and whoever has hooks of their own on
-the attention, go through vit_attention.
+the attention, go through vitexplain.attention.capture.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vit_attention import Factor, check_all_seen, layers_named, prepare
-from vit_tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
+from vitexplain.attention.capture import Factor, check_all_seen, layers_named, prepare
+from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 
 CHUNK = 4 * 2**20  # bytes of attention worked on at once: they should stay in the cache
 Part = tuple[slice, slice, slice]  # some of the pictures, of their heads, of the rows

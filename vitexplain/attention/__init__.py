@@ -1,0 +1,1 @@
+"""The attention of a timm ViT: what its tokens are, and how it is captured."""
