@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vit_explainer import Map, most_faithful, rows_of
-from vit_methods import METHODS
 from vit_sheet import Cell, draw_sheet, fit
+from vitexplain.methods.registry import METHODS
 
 CELL = 224
 COLUMNS = 5  # of the sheet of one category

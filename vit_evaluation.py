@@ -15,12 +15,12 @@ from vit_faithfulness.evaluate import ALL, MEASURES, Evaluation, evaluate_pictur
 from vit_faithfulness.figure import draw_measures
 from vit_faithfulness.floors import FLOORS
 from vit_faithfulness.table import as_json, as_markdown, as_text
-from vit_methods import METHODS
 from vit_pipeline import Ready, existing, model_report, prepare, versions
 from vit_settings import Settings
 from vitexplain.images.finding import Picture, find_pictures
 from vitexplain.images.reading import PictureError, open_picture
 from vitexplain.images.writing import write_png, write_whole
+from vitexplain.methods.registry import METHODS
 
 MOST = 200  # pictures that are measured, at some seconds each
 

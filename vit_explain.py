@@ -16,9 +16,9 @@ from functools import partial
 from typing import NoReturn
 
 from vit_choices import CROPS, DEFAULT_PICTURE, ENGINES, HEAD_FUSIONS
-from vit_methods import METHODS
 from vit_settings import Settings, __version__
 from vit_sweep import parse_sweep
+from vitexplain.methods.registry import METHODS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from vit_faithfulness.choice import faithfulness
-from vit_methods import METHODS, Method, methods_of
 from vit_model import LoadedModel
 from vit_rollout import Explanation
 from vit_settings import Settings
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.methods.registry import METHODS, Method, methods_of
 
 TOP = 5
 

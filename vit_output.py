@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import vit_published
 from vit_explainer import Map
 from vit_heatmap import draw_overlay
 from vit_settings import Settings
 from vit_transform import InputTransform
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_array, write_png
+from vitexplain.methods import as_published
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Output:
         size = settings.size or ("model" if settings.as_published else "image")
         canvas = picture if size == "image" else seen
         if settings.as_published:
-            return Image.fromarray(vit_published.overlay(np.asarray(canvas), mask))
+            return Image.fromarray(as_published.overlay(np.asarray(canvas), mask))
         covered = region if size == "image" else None
         return draw_overlay(canvas, mask, covered, settings.alpha, settings.colormap)
 

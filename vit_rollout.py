@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import vit_published
 from vitexplain.attention.capture import Factor, capture_attention, forward
 from vitexplain.attention.checks import (
     check_matrices,
@@ -34,6 +33,7 @@ from vitexplain.attention.checks import (
 )
 from vitexplain.attention.fused import Enough, can_fuse, fuse_attention
 from vitexplain.attention.tokens import TokenLayout, blocks_of, check_supported, token_layout
+from vitexplain.methods import as_published
 
 SAMPLED = 43  # one of so many entries; prime, lest rows of a matrix give always the same columns
 
@@ -65,7 +65,7 @@ class VITAttentionRollout:
         discard_ratio: share of the patch-column entries of each block set to 0, in [0, 1).
         start_block: first block of the product, 0 for all of them. Large models park global
             information in background patches early on; from the middle on maps follow objects.
-        as_published: the arithmetic of the widely used older script (see vit_published).
+        as_published: the arithmetic of the widely used older script (see vitexplain.methods.as_published).
 
     Raises:
         UnsupportedModel: if the model's attention can't be rolled out.
@@ -151,7 +151,7 @@ class VITAttentionRollout:
         # parallel branches are summed in the residual stream, so their attention is too
         fused = [sum(branches) for branches in captured.blocks()]
         if self.as_published:
-            return vit_published.rollout(fused, self.discard_ratio, layout), logits
+            return as_published.rollout(fused, self.discard_ratio, layout), logits
         pooled = None if captured.pool is None else fuse(captured.pool)
         return self._masks(captured.factors(fused, self.start_block), layout, pooled), logits
 
@@ -197,7 +197,7 @@ def rollout(
     layout = TokenLayout.of_matrix(attentions[0].shape[-1], prefix_tokens, grid)
     fused = [fuse_heads(attention.detach(), head_fusion) for attention in attentions]
     if as_published:
-        return vit_published.rollout(fused, discard_ratio, layout)
+        return as_published.rollout(fused, discard_ratio, layout)
     if readout is None:
         readout = layout.readout_weights(fused[0])
     factors = [Factor(matrix) for matrix in fused[start_block:]]

@@ -17,7 +17,7 @@ class Settings:
         recursive: also folders in folders.
         category: index, name, "top" (the likeliest) or None (the likeliest too, but attention
             rollout where no method is named).
-        method: names of methods (vit_methods); empty for the classic two, gradient rollout where
+        method: names of methods (vitexplain.methods.registry); empty for the classic two, gradient rollout where
             there is a category.
         block, head: of the method "attention": the last block and all heads if None.
         compare: all methods beside each other, or those named, each with how faithful it is.

@@ -12,9 +12,9 @@ from test_families import FAMILIES, SMALL, make
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vit_methods.attnlrp import NONLINEAR, AttnLRP, LrpRules
 from vitexplain.attention.capture import prepare
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.methods.attnlrp import NONLINEAR, AttnLRP, LrpRules
 
 MORE_FAMILIES = {  # not among those whose rollout is tested against recorded softmaxes
     "vit_base_patch16_clip_quickgelu_224": SMALL,

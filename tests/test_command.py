@@ -211,8 +211,8 @@ def test_as_published(tmp_path):
     """Arithmetic, transform and colours of the older script, at the size it drew."""
     from vit_grad_rollout import VITAttentionGradRollout
     from vit_model import load_model
-    from vit_published import overlay as published_overlay
     from vitexplain.images.reading import open_picture
+    from vitexplain.methods.as_published import overlay as published_overlay
 
     explain(
         *BUNDLED,

@@ -10,7 +10,7 @@ from PIL import Image
 import vit_explain
 from vit_compare import draw_compare
 from vit_explainer import Map, most_faithful, with_faithfulness
-from vit_methods import METHODS
+from vitexplain.methods.registry import METHODS
 
 DOG = {"index": 1, "name": "dog, canis", "probability": 0.5}
 CAT = {"index": 2, "name": "cat", "probability": 0.25}

@@ -25,8 +25,8 @@ from vit_faithfulness.removal import Removal, perturbation
 from vit_faithfulness.sanity import randomisation, shuffle_, stages_of
 from vit_faithfulness.stability import stability
 from vit_faithfulness.table import Measure, as_json, as_markdown, bootstrap_interval, winners
-from vit_methods import METHODS, Method
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.methods.registry import METHODS, Method
 
 READY = {name: METHODS[name] for name in ("attention_rollout", "grad_rollout", "relevance")}
 CATEGORIES = [2, 0, 5]

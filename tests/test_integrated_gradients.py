@@ -10,9 +10,9 @@ import torch
 from conftest import LAYOUTS, make_vit
 from test_families import FAMILIES, SMALL, make
 
-from vit_methods import METHODS
-from vit_methods.integrated_gradients import IntegratedGradients, patch_sums
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.methods.integrated_gradients import IntegratedGradients, patch_sums
+from vitexplain.methods.registry import METHODS
 
 CATEGORIES = (5, 0, 3)
 
@@ -87,7 +87,7 @@ def test_patch_sums():
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    monkeypatch.setattr("vit_methods.integrated_gradients.STEPS", 4)
+    monkeypatch.setattr("vitexplain.methods.integrated_gradients.STEPS", 4)
 
 
 def test_pictures_and_categories_do_not_mix(few_steps):

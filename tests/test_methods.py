@@ -1,4 +1,4 @@
-"""Methods of vit_methods against the authors' formulas, written out slowly, and other libraries."""
+"""Methods of vitexplain.methods.registry against the authors' formulas, written out slowly, and other libraries."""
 
 import vit_torchvision  # noqa: F401
 
@@ -14,8 +14,8 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from test_families import make
 
 from vit_heatmap import stretch
-from vit_methods import METHODS
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.methods.registry import METHODS
 
 CATEGORIES = [2, 5, 0]
 OWN = ("attention", "relevance", "legrad", "gradcam")

@@ -7,9 +7,9 @@ import reference
 import torch
 from conftest import make_vit
 
-import vit_published
 from vit_grad_rollout import VITAttentionGradRollout, grad_rollout
 from vit_rollout import VITAttentionRollout, rollout
+from vitexplain.methods import as_published
 
 
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
@@ -82,7 +82,7 @@ def test_overlay():
     heat = cv2.applyColorMap(np.uint8(255 * cv2.resize(mask, (30, 20))), cv2.COLORMAP_JET)
     cam = np.float32(heat) / 255 + np.float32(picture[:, :, ::-1]) / 255
     expected = np.uint8(255 * (cam / cam.max()))[:, :, ::-1]
-    assert np.array_equal(vit_published.overlay(picture, mask), expected)
+    assert np.array_equal(as_published.overlay(picture, mask), expected)
 
 
 def test_refusals(pictures):

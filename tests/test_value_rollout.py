@@ -13,8 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vit_methods.value_rollout import ValueRollout, norms_of_sums, output_weight, value_products
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.methods.value_rollout import (
+    ValueRollout,
+    norms_of_sums,
+    output_weight,
+    value_products,
+)
 
 
 class Calls(TorchFunctionMode):
@@ -110,7 +115,7 @@ def test_position_bias_equals_explicit_vectors(name, read):
 def test_many_tokens_in_pieces(monkeypatch, pictures):
     model = make_vit()
     whole = ValueRollout(model).batch(pictures)
-    monkeypatch.setattr("vit_methods.value_rollout.CHUNK", 3 * 3 * 17 * 4 * 5)  # five rows
+    monkeypatch.setattr("vitexplain.methods.value_rollout.CHUNK", 3 * 3 * 17 * 4 * 5)  # five rows
     np.testing.assert_allclose(ValueRollout(model).batch(pictures), whole, atol=1e-6)
 
 

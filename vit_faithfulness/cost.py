@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from vit_faithfulness.passes import evaluation_mode, masks_of
-from vit_methods import Method
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import pictures_for
+from vitexplain.methods.registry import Method
 
 ROUNDS = 5
 

@@ -15,8 +15,8 @@ from vit_faithfulness.removal import BASELINES, Removal, perturbation
 from vit_faithfulness.sanity import randomisation
 from vit_faithfulness.stability import stability
 from vit_faithfulness.table import Measure
-from vit_methods import METHODS, Method
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.methods.registry import METHODS, Method
 
 ALL = METHODS | FLOORS
 REMOVED = (

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vit_faithfulness.passes import evaluation_mode
-from vit_methods import Method
 from vit_rollout import Explanation
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import pictures_for
 from vitexplain.attention.tokens import token_layout
+from vitexplain.methods.registry import Method
 
 
 class Floor(ABC):

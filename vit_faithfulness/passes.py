@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vit_device import in_batches
-from vit_methods import Method
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import pictures_for
+from vitexplain.methods.registry import Method
 
 BATCH = 16  # pictures at once
 

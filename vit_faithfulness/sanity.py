@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from vit_faithfulness.passes import BATCH, check_categories, masks_of
 from vit_faithfulness.ranks import rank_correlation
-from vit_methods import Method
 from vitexplain.attention.tokens import blocks_of
+from vitexplain.methods.registry import Method
 
 # what stands behind the last block, by the modules' first names; where tokens are averaged, the
 # norm comes behind that and is called fc_norm

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vit_faithfulness.passes import BATCH, check_categories, masks_of
 from vit_faithfulness.ranks import rank_correlation
-from vit_methods import Method
+from vitexplain.methods.registry import Method
 
 SIGMA = 0.05  # of the noise, for pictures from 0 to 1: 13 grey levels
 DRAWS = 3

@@ -36,10 +36,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vit_of_category import Choose, OfCategory, scores
 from vit_rollout import largest_is_one
 from vitexplain.attention.capture import forward, prepare
 from vitexplain.attention.tokens import TokenLayout, check_supported
+from vitexplain.methods.base import Choose, OfCategory, scores
 
 STABLE = 1e-6  # inputs that are smaller take no relevance: it is divided by them
 

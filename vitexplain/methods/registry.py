@@ -62,7 +62,7 @@ _ALL = (
         "rollout with value norms",
         "Kobayashi et al. 2020, Modarressi et al. 2022",
         False,
-        ("vit_methods.value_rollout", "ValueRollout"),
+        ("vitexplain.methods.value_rollout", "ValueRollout"),
         ("start_block",),
     ),
     Method(
@@ -70,7 +70,7 @@ _ALL = (
         "attention of one block",
         "Vaswani et al. 2017",
         False,
-        ("vit_methods.attention", "BlockAttention"),
+        ("vitexplain.methods.block_attention", "BlockAttention"),
         ("head_fusion", "block", "head"),
     ),
     Method(
@@ -86,7 +86,7 @@ _ALL = (
         "relevance",
         "Chefer, Gur & Wolf 2021",
         True,
-        ("vit_methods.relevance", "Relevance"),
+        ("vitexplain.methods.relevance", "Relevance"),
         ("start_block",),
     ),
     Method(
@@ -94,7 +94,7 @@ _ALL = (
         "LeGrad",
         "Bousselham et al. 2024",
         True,
-        ("vit_methods.legrad", "LeGrad"),
+        ("vitexplain.methods.legrad", "LeGrad"),
         ("start_block",),
     ),
     Method(
@@ -102,21 +102,21 @@ _ALL = (
         "Grad-CAM",
         "Selvaraju et al. 2017",
         True,
-        ("vit_methods.gradcam", "GradCam"),
+        ("vitexplain.methods.gradcam", "GradCam"),
     ),
     Method(
         "attnlrp",
         "AttnLRP",
         "Achtibat et al. 2024",
         True,
-        ("vit_methods.attnlrp", "AttnLRP"),
+        ("vitexplain.methods.attnlrp", "AttnLRP"),
     ),
     Method(
         "integrated_gradients",
         "integrated gradients",
         "Sundararajan, Taly & Yan 2017",
         True,
-        ("vit_methods.integrated_gradients", "IntegratedGradients"),
+        ("vitexplain.methods.integrated_gradients", "IntegratedGradients"),
     ),
 )  # fmt: skip
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_of_category import Choose, OfCategory
 from vit_rollout import largest_is_one
 from vitexplain.attention.capture import forward, prepare
 from vitexplain.attention.tokens import TokenLayout, check_supported
+from vitexplain.methods.base import Choose, OfCategory
 
 try:
     from captum.attr import IntegratedGradients as Integral

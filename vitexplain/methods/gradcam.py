@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_of_category import Choose, OfCategory, scores
 from vit_rollout import largest_is_one
 from vitexplain.attention.capture import forward, prepare
 from vitexplain.attention.tokens import (
@@ -25,6 +24,7 @@ from vitexplain.attention.tokens import (
     blocks_of,
     check_supported,
 )
+from vitexplain.methods.base import Choose, OfCategory, scores
 
 
 class GradCam(OfCategory):

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_of_category import Choose, OfCategory, scores
 from vit_rollout import largest_is_one
 from vitexplain.attention.capture import CapturedAttention, capture_attention, forward
 from vitexplain.attention.checks import check_settings
@@ -27,6 +26,7 @@ from vitexplain.attention.tokens import (
     blocks_of,
     check_supported,
 )
+from vitexplain.methods.base import Choose, OfCategory, scores
 
 
 class LeGrad(OfCategory):

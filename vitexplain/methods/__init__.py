@@ -1,0 +1,1 @@
+"""The methods: each gives a map of which patches count, in its own sense."""
