@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from vit_faithfulness.choice import faithfulness
-from vit_model import LoadedModel
 from vit_rollout import Explanation
 from vit_settings import Settings
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.methods.registry import METHODS, Method, methods_of
+from vitexplain.models.loading import LoadedModel
 
 TOP = 5
 
@@ -51,7 +51,7 @@ class Explainer:
         left_out: why some methods can't explain this model, where all were asked for.
 
     Raises:
-        vit_categories.CategoryError: if the category is none of the model's.
+        vitexplain.models.categories.CategoryError: if the category is none of the model's.
         UnsupportedModel: if a method that was asked for can't explain the model.
         ValueError: if a setting is out of range, asks for categories of a model without, or is
             none of the methods'.

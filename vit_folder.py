@@ -31,11 +31,11 @@ from vit_processes import in_order
 from vit_report import write_report
 from vit_results import ERRORS, RESULTS, Results, read_results
 from vit_settings import Settings
-from vit_transform import InputTransform
 from vit_workers import Decoded, Workers, Written, processors
 from vitexplain.attention.tokens import token_layout
 from vitexplain.images.finding import Picture, find_pictures
 from vitexplain.images.reading import PictureError
+from vitexplain.models.transform import InputTransform
 
 # errors of writing that the next picture would meet too
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

@@ -14,9 +14,9 @@ from PIL import Image
 from vit_explainer import Explained, Explainer, most_faithful
 from vit_heatmap import stretch
 from vit_pipeline import Ready
-from vit_transform import InputTransform
 from vit_workers import Decoded, Written
 from vitexplain.images.finding import Picture
+from vitexplain.models.transform import InputTransform
 
 
 @dataclass

@@ -10,10 +10,10 @@ from PIL import Image
 from vit_explainer import Map
 from vit_heatmap import draw_overlay
 from vit_settings import Settings
-from vit_transform import InputTransform
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_array, write_png
 from vitexplain.methods import as_published
+from vitexplain.models.transform import InputTransform
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,15 @@ from vit_compare import draw_compare
 from vit_device import choose_device
 from vit_explainer import Explainer, Map, most_faithful, names_of
 from vit_heatmap import check_style
-from vit_model import LoadedModel, data_folder, load_model
 from vit_output import Output
 from vit_settings import Settings, __version__
 from vit_sweep_maps import draw_sweep, shrunk, sweep_maps, write_gif
-from vit_transform import InputTransform
 from vitexplain.attention.tokens import token_layout
 from vitexplain.images.reading import open_picture
 from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder, write_png
+from vitexplain.models.loading import LoadedModel, data_folder, load_model
+from vitexplain.models.transform import InputTransform
 
 
 @dataclass(frozen=True)

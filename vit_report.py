@@ -21,12 +21,12 @@ import numpy as np
 from PIL import Image
 
 from vit_heatmap import colored, enlarged, on_the_picture
-from vit_model import data_folder
 from vit_processes import in_order
 from vitexplain.images.reading import PictureError, open_picture
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.methods.registry import METHODS
+from vitexplain.models.loading import data_folder
 
 SIDE = 320  # of thumbnails, in pixels; of many pictures they are smaller
 SIDE_OF_MANY, MANY = 192, 1000

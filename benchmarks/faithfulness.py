@@ -35,8 +35,8 @@ from vit_faithfulness.passes import BATCH, masks_of
 from vit_faithfulness.removal import Removal
 from vit_faithfulness.sanity import randomisation
 from vit_faithfulness.table import as_json, as_markdown
-from vit_model import LoadedModel, load_model
 from vitexplain.attention.capture import forward
+from vitexplain.models.loading import LoadedModel, load_model
 
 CONFIDENCE = 0.5  # least probability for a mosaic
 CANDIDATES = 200  # pictures that are classified, to find those for the mosaics

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 
 from benchmarks.markers import write_between
 from benchmarks.speed import machine
-from vit_model import load_model
+from vitexplain.models.loading import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- folder: made by benchmarks.folder -->", "<!-- folder end -->"

@@ -11,7 +11,7 @@ from training.localisation import cell_share, in_box, mosaic, read_boxes, seen_b
 from vit_faithfulness.evaluate import ALL
 from vit_faithfulness.passes import masks_of
 from vit_faithfulness.table import Measure
-from vit_model import LoadedModel
+from vitexplain.models.loading import LoadedModel
 
 CELLS = 4
 MEASURES = (

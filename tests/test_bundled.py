@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_model import load_model
 from vitexplain.images.reading import open_picture
 from vitexplain.methods.registry import METHODS
+from vitexplain.models.loading import load_model
 
 # what is in the photographs, by ImageNet-1k index
 SHOWN = {

@@ -3,7 +3,7 @@ import json
 import pytest
 from timm.data import ImageNetInfo
 
-from vit_categories import CategoryError, default_names, find_category, read_names
+from vitexplain.models.categories import CategoryError, default_names, find_category, read_names
 
 IMAGENET = ImageNetInfo().label_descriptions()
 

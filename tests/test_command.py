@@ -210,9 +210,9 @@ def test_start_block_and_fusion_change_the_mask(tmp_path):
 def test_as_published(tmp_path):
     """Arithmetic, transform and colours of the older script, at the size it drew."""
     from vit_grad_rollout import VITAttentionGradRollout
-    from vit_model import load_model
     from vitexplain.images.reading import open_picture
     from vitexplain.methods.as_published import overlay as published_overlay
+    from vitexplain.models.loading import load_model
 
     explain(
         *BUNDLED,

@@ -20,9 +20,9 @@ from training.distill import Ring, loss_of, map_loss, mix, statistics_of
 from training.pictures import PictureMaker
 from training.student import Student, TokenTeacher, copy_convolutions, save_network
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_model import build_network, load_model
 from vitexplain.attention.capture import capture_attention
 from vitexplain.attention.tokens import TokenLayout
+from vitexplain.models.loading import build_network, load_model
 
 CONFIG = json.loads((ROOT / "models" / "bundled" / "config.json").read_text())
 

@@ -12,9 +12,9 @@ import vit_explain
 from vit_faithfulness.evaluate import MEASURES, evaluate_pictures
 from vit_faithfulness.figure import draw_measures
 from vit_faithfulness.table import Measure, as_text
-from vit_model import load_model
 from vitexplain.images.reading import open_picture
 from vitexplain.methods.registry import METHODS
+from vitexplain.models.loading import load_model
 
 EXAMPLES = ROOT / "examples"
 

@@ -15,10 +15,10 @@ from benchmarks import faithfulness, localised
 from training.data import LabelledPictures
 from training.localisation import cell_share, in_box, mosaic
 from vit_faithfulness.floors import centre_blob
-from vit_model import LoadedModel
-from vit_transform import InputTransform
 from vitexplain.images.reading import open_picture
 from vitexplain.methods.registry import METHODS
+from vitexplain.models.loading import LoadedModel
+from vitexplain.models.transform import InputTransform
 
 METHOD_NAMES = ["attention_rollout", "grad_rollout", "random", "centre_blob"]
 PICTURES = ["cat", "coffee", "koala", "panda", "macaw", "dog"]

@@ -8,11 +8,11 @@ from test_families import FAMILIES, SMALL, make
 from timm.models.vision_transformer import ParallelThingsBlock
 
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_model import load_model
 from vit_rollout import VITAttentionRollout
 from vitexplain.attention import fused
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.images.reading import open_picture
+from vitexplain.models.loading import load_model
 
 
 def hooked(model):

@@ -9,13 +9,12 @@ from conftest import make_vit
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import vit_hub
-import vit_model
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_model import ModelError, load_model, set_input_size
 from vit_rollout import VITAttentionRollout
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.images.reading import open_picture
+from vitexplain.models import hub, loading
+from vitexplain.models.loading import ModelError, load_model, set_input_size
 
 
 def test_bundled_model_knows_a_cat(examples):
@@ -33,7 +32,7 @@ def test_bundled_model_knows_a_cat(examples):
 
 
 def test_bundled_model_is_small_and_holds_no_code():
-    folder = vit_model.bundled_folder()
+    folder = loading.bundled_folder()
     assert (folder / "model.safetensors").stat().st_size <= 12_000_000
     assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float16}
     assert json.loads((folder / "config.json").read_text())["categories"] == "ImageNet-1k"
@@ -57,9 +56,9 @@ def test_auto_takes_deit_where_the_cache_has_it(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     # bound as defaults when the client was imported
     for name in ("try_to_load_from_cache", "hf_hub_download"):
-        original = getattr(vit_hub.huggingface_hub, name)
+        original = getattr(hub.huggingface_hub, name)
         cached = partial(original, cache_dir=str(tmp_path))
-        monkeypatch.setattr(vit_hub.huggingface_hub, name, cached)
+        monkeypatch.setattr(hub.huggingface_hub, name, cached)
     original = timm.models._hub.hf_hub_download
 
     def from_cache(*args, **kwargs):
@@ -217,9 +216,9 @@ def test_checkpoint_without_a_head_has_no_categories(tmp_path):
 
 
 def test_checkpoint_for_the_bundled_architecture(tmp_path):
-    config = json.loads((vit_model.bundled_folder() / "config.json").read_text())
+    config = json.loads((loading.bundled_folder() / "config.json").read_text())
     torch.manual_seed(0)
-    network = vit_model.build_network(config, num_classes=2).eval()
+    network = loading.build_network(config, num_classes=2).eval()
     save_file(network.state_dict(), tmp_path / "tuned.safetensors")
     loaded = load_model("bundled", tmp_path / "tuned.safetensors")
     pictures = torch.randn(1, 3, 224, 224)
@@ -254,8 +253,8 @@ def test_transform_is_the_models_own():
     bundled = load_model("bundled")
     np.testing.assert_allclose(bundled.transform(grey)[:, 9, 9], [-0.0275, -0.0902, -0.1843],
                                atol=1e-4)  # fmt: skip
-    deit = vit_model._transform(
-        vit_model.resolve_model_data_config(timm.create_model("deit_tiny_patch16_224")), "center"
+    deit = loading._transform(
+        loading.resolve_model_data_config(timm.create_model("deit_tiny_patch16_224")), "center"
     )
     np.testing.assert_allclose(deit(grey)[:, 9, 9], [0.0056, -0.0049, 0.0082], atol=1e-3)
     # short side 200 to floor(224 / 0.9) = 248, of which the middle 224: 12 * 200 / 248 = 9.68
@@ -275,12 +274,12 @@ def test_unavailable_hub_is_asked_once_and_not_for_long(monkeypatch):
     import time
 
     threading_event = threading.Event()
-    monkeypatch.setattr(vit_hub.huggingface_hub, "is_offline_mode", lambda: False)
-    monkeypatch.setattr(vit_hub.huggingface_hub, "get_hf_file_metadata", hang)
-    monkeypatch.setattr(vit_hub, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(hub.huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(hub.huggingface_hub, "get_hf_file_metadata", hang)
+    monkeypatch.setattr(vitexplain.models.hub, "TIMEOUT_SECONDS", 0.2)
     started = time.monotonic()
-    with pytest.raises(vit_hub.WeightsUnavailable, match="the hub does not answer"), \
-            vit_hub.weights_at_hand("timm/nothing", None):  # fmt: skip
+    with pytest.raises(hub.WeightsUnavailable, match="the hub does not answer"), \
+            hub.weights_at_hand("timm/nothing", None):  # fmt: skip
         pass
     threading_event.set()
     assert asked == [1]
@@ -292,22 +291,22 @@ def test_missing_repository_is_said_to_be_missing(monkeypatch):
         import httpx2
 
         response = httpx2.Response(404, request=httpx2.Request("HEAD", "http://hub"))
-        raise vit_hub.RepositoryNotFoundError("404", response=response)
+        raise hub.RepositoryNotFoundError("404", response=response)
 
-    monkeypatch.setattr(vit_hub.huggingface_hub, "is_offline_mode", lambda: False)
-    monkeypatch.setattr(vit_hub.huggingface_hub, "get_hf_file_metadata", missing)
-    with pytest.raises(vit_hub.WeightsUnavailable, match="no public repository"), \
-            vit_hub.weights_at_hand("nobody/nothing", None):  # fmt: skip
+    monkeypatch.setattr(hub.huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(hub.huggingface_hub, "get_hf_file_metadata", missing)
+    with pytest.raises(hub.WeightsUnavailable, match="no public repository"), \
+            hub.weights_at_hand("nobody/nothing", None):  # fmt: skip
         pass
 
 
 def test_folder_that_says_itself_what_it_is(tmp_path):
     """The bundled model's own layout, with categories of one's own."""
-    config = json.loads((vit_model.bundled_folder() / "config.json").read_text())
+    config = json.loads((loading.bundled_folder() / "config.json").read_text())
     config["args"]["num_classes"] = 2
     config["categories"] = ["ant", "bee"]
     torch.manual_seed(0)
-    network = vit_model.build_network(config).eval()
+    network = loading.build_network(config).eval()
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load_model(checkpoint=tmp_path)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from vit_explain import main
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_model import load_model
 from vit_rollout import VITAttentionRollout
 from vitexplain.images.reading import open_picture
+from vitexplain.models.loading import load_model
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import vit_explain
 from training import evaluate
 from training.train import Training, main
-from vit_model import bundled_folder, load_model
+from vitexplain.models.loading import bundled_folder, load_model
 
 COLOURS = {"blood": (200, 30, 30), "grass": (30, 180, 30), "sky": (60, 60, 220)}
 

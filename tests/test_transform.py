@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from timm.data import create_transform
 
-from vit_transform import InputTransform
+from vitexplain.models.transform import InputTransform
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

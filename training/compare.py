@@ -18,9 +18,9 @@ from training import evaluate
 from training.data import LabelledPictures, category_of
 from training.maps import explainers_of
 from vit_heatmap import draw_overlay
-from vit_model import LoadedModel, load_model
 from vit_sheet import draw_sheet
 from vitexplain.images.writing import writable_folder
+from vitexplain.models.loading import LoadedModel, load_model
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 15
 

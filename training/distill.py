@@ -37,9 +37,9 @@ from torch.nn import functional as F
 from training.data import is_held_out
 from training.pictures import PictureMaker, read_zip
 from training.student import Student, TokenTeacher, copy_convolutions, load_teacher, save_network
-from vit_model import build_network, bundled_folder
 from vitexplain.images.reading import read_picture
 from vitexplain.images.writing import write_whole
+from vitexplain.models.loading import build_network, bundled_folder
 
 TOKENS, WIDTH = 196, 320
 PLACES = 32  # tokens of each picture whose features are compared

@@ -26,8 +26,8 @@ from vit_device import in_batches
 from vit_faithfulness.floors import centre_blob
 from vit_faithfulness.table import bootstrap_interval
 from vit_heatmap import draw_overlay
-from vit_model import LoadedModel, load_model
 from vitexplain.images.writing import writable_folder
+from vitexplain.models.loading import LoadedModel, load_model
 
 SHOWN_MOSAICS = 6
 

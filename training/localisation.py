@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vit_transform import InputTransform
 from vitexplain.images.region import Region
+from vitexplain.models.transform import InputTransform
 
 
 def read_boxes(text: str) -> dict[str, Region]:

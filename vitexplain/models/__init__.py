@@ -1,0 +1,1 @@
+"""Models ready to explain, with their input transform and the names of their classes."""
