@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from vit_explainer import options_of
-from vit_faithfulness.evaluate import ALL, MEASURES, Evaluation, evaluate_pictures
-from vit_faithfulness.figure import draw_measures
-from vit_faithfulness.floors import FLOORS
-from vit_faithfulness.table import as_json, as_markdown, as_text
 from vit_pipeline import Ready, existing, model_report, prepare, versions
 from vit_settings import Settings
+from vitexplain.drawing.charts import draw_measures
+from vitexplain.faithfulness.baselines import FLOORS
+from vitexplain.faithfulness.measures import ALL, MEASURES, Evaluation, evaluate_pictures
+from vitexplain.faithfulness.table import as_json, as_markdown, as_text
 from vitexplain.images.finding import Picture, find_pictures
 from vitexplain.images.reading import PictureError, open_picture
 from vitexplain.images.writing import write_png, write_whole

@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from vit_faithfulness.choice import faithfulness
 from vit_rollout import Explanation
 from vit_settings import Settings
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.faithfulness.score import faithfulness
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.loading import LoadedModel
 
@@ -26,7 +26,7 @@ class Map:
         mask: (h, w) float32, largest value 1.
         category: index, name and probability; None for a map of all categories.
         method: its name and options.
-        faithfulness: see vit_faithfulness; None where it was not measured.
+        faithfulness: see vitexplain.faithfulness; None where it was not measured.
     """
 
     mask: np.ndarray

@@ -1,7 +1,7 @@
 """Which map is faithful to its model: `python -m benchmarks.faithfulness --data photos.zip`.
 
 All methods, and two floors that know nothing of the model, on labelled pictures; the category is
-the label. What is measured, and why, stands in vit_faithfulness; with labels come two more
+the label. What is measured, and why, stands in vitexplain.faithfulness; with labels come two more
 measures: the grid pointing game (Böhle, Fritz & Schiele 2021) on mosaics of four confidently and
 rightly classified pictures, and, on data with boxes, how much of a map is in the object's box.
 """
@@ -27,15 +27,15 @@ from training.data import LabelledPictures
 from training.evaluate import classify, confident
 from training.localisation import groups
 from vit_device import choose_device
-from vit_faithfulness.cost import alternating_medians
-from vit_faithfulness.evaluate import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_pictures
-from vit_faithfulness.figure import draw_randomisation
-from vit_faithfulness.floors import FLOORS
-from vit_faithfulness.passes import BATCH, masks_of
-from vit_faithfulness.removal import Removal
-from vit_faithfulness.sanity import randomisation
-from vit_faithfulness.table import as_json, as_markdown
 from vitexplain.attention.capture import forward
+from vitexplain.drawing.charts import draw_randomisation
+from vitexplain.faithfulness.baselines import FLOORS
+from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_pictures
+from vitexplain.faithfulness.passes import BATCH, masks_of
+from vitexplain.faithfulness.removal import Removal
+from vitexplain.faithfulness.sanity import randomisation
+from vitexplain.faithfulness.table import as_json, as_markdown
+from vitexplain.faithfulness.timing import alternating_medians
 from vitexplain.models.loading import LoadedModel, load_model
 
 CONFIDENCE = 0.5  # least probability for a mosaic

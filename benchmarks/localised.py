@@ -8,9 +8,9 @@ from torch import Tensor
 from training.data import LabelledPictures, category_of
 from training.evaluate import label_of
 from training.localisation import cell_share, in_box, mosaic, read_boxes, seen_box
-from vit_faithfulness.evaluate import ALL
-from vit_faithfulness.passes import masks_of
-from vit_faithfulness.table import Measure
+from vitexplain.faithfulness.measures import ALL
+from vitexplain.faithfulness.passes import masks_of
+from vitexplain.faithfulness.table import Measure
 from vitexplain.models.loading import LoadedModel
 
 CELLS = 4

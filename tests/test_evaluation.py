@@ -1,4 +1,4 @@
-"""`--evaluate`: the measures of vit_faithfulness on the user's own pictures, and its table."""
+"""`--evaluate`: the measures of vitexplain.faithfulness on the user's own pictures, and its table."""
 
 import json
 
@@ -9,9 +9,9 @@ from conftest import ROOT
 from PIL import Image
 
 import vit_explain
-from vit_faithfulness.evaluate import MEASURES, evaluate_pictures
-from vit_faithfulness.figure import draw_measures
-from vit_faithfulness.table import Measure, as_text
+from vitexplain.drawing.charts import draw_measures
+from vitexplain.faithfulness.measures import MEASURES, evaluate_pictures
+from vitexplain.faithfulness.table import Measure, as_text
 from vitexplain.images.reading import open_picture
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import load_model

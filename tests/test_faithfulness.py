@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vit_faithfulness import evaluate
-from vit_faithfulness.evaluate import MEASURES, evaluate_pictures
-from vit_faithfulness.figure import draw_randomisation
-from vit_faithfulness.floors import FLOORS, centre_blob
-from vit_faithfulness.passes import masks_of
-from vit_faithfulness.ranks import average_ranks, rank_correlation
-from vit_faithfulness.removal import Removal, perturbation
-from vit_faithfulness.sanity import randomisation, shuffle_, stages_of
-from vit_faithfulness.stability import stability
-from vit_faithfulness.table import Measure, as_json, as_markdown, bootstrap_interval, winners
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.drawing.charts import draw_randomisation
+from vitexplain.faithfulness import measures as evaluate
+from vitexplain.faithfulness.baselines import FLOORS, centre_blob
+from vitexplain.faithfulness.measures import MEASURES, evaluate_pictures
+from vitexplain.faithfulness.passes import masks_of
+from vitexplain.faithfulness.ranks import average_ranks, rank_correlation
+from vitexplain.faithfulness.removal import Removal, perturbation
+from vitexplain.faithfulness.sanity import randomisation, shuffle_, stages_of
+from vitexplain.faithfulness.stability import stability
+from vitexplain.faithfulness.table import Measure, as_json, as_markdown, bootstrap_interval, winners
 from vitexplain.methods.registry import METHODS, Method
 
 READY = {name: METHODS[name] for name in ("attention_rollout", "grad_rollout", "relevance")}

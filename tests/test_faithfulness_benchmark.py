@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks import faithfulness, localised
 from training.data import LabelledPictures
 from training.localisation import cell_share, in_box, mosaic
-from vit_faithfulness.floors import centre_blob
+from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.images.reading import open_picture
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from vit_faithfulness.choice import faithfulness
-from vit_faithfulness.removal import (
+from vitexplain.faithfulness.removal import (
     BASELINES,
     BLUR,
     Curves,
@@ -20,6 +19,7 @@ from vit_faithfulness.removal import (
     patches_of_pixels,
     perturbation,
 )
+from vitexplain.faithfulness.score import faithfulness
 
 CATEGORIES = [2, 0, 5]
 

@@ -8,14 +8,14 @@ import numpy as np
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vit_faithfulness.cost import cost
-from vit_faithfulness.floors import FLOORS
-from vit_faithfulness.passes import BATCH, check_categories, likeliest, masks_of
-from vit_faithfulness.removal import BASELINES, Removal, perturbation
-from vit_faithfulness.sanity import randomisation
-from vit_faithfulness.stability import stability
-from vit_faithfulness.table import Measure
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.faithfulness.baselines import FLOORS
+from vitexplain.faithfulness.passes import BATCH, check_categories, likeliest, masks_of
+from vitexplain.faithfulness.removal import BASELINES, Removal, perturbation
+from vitexplain.faithfulness.sanity import randomisation
+from vitexplain.faithfulness.stability import stability
+from vitexplain.faithfulness.table import Measure
+from vitexplain.faithfulness.timing import cost
 from vitexplain.methods.registry import METHODS, Method
 
 ALL = METHODS | FLOORS

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_device import in_batches
-from vit_faithfulness.passes import BATCH, check_categories, evaluation_mode, tell
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import pictures_for
+from vitexplain.faithfulness.passes import BATCH, check_categories, evaluation_mode, tell
 
 BASELINES = ("mean", "blur")
 # of the blur, as a share of the shorter side: nothing of a patch's own is left

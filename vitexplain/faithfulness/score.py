@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor, nn
 
-from vit_faithfulness.removal import BASELINES, Removal
+from vitexplain.faithfulness.removal import BASELINES, Removal
 
 STEPS = 10
 

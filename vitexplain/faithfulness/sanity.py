@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_faithfulness.passes import BATCH, check_categories, masks_of
-from vit_faithfulness.ranks import rank_correlation
 from vitexplain.attention.tokens import blocks_of
+from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
+from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
 
 # what stands behind the last block, by the modules' first names; where tokens are averaged, the

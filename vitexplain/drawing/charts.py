@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vit_faithfulness.table import Measure, Values, bootstrap_interval, winners
+from vitexplain.faithfulness.table import Measure, Values, bootstrap_interval, winners
 
 GREEN = "#00963c"
 

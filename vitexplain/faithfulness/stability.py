@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_faithfulness.passes import BATCH, check_categories, masks_of
-from vit_faithfulness.ranks import rank_correlation
+from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
+from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
 
 SIGMA = 0.05  # of the noise, for pictures from 0 to 1: 13 grey levels

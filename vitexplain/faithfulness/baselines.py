@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_faithfulness.passes import evaluation_mode
 from vit_rollout import Explanation
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import pictures_for
 from vitexplain.attention.tokens import token_layout
+from vitexplain.faithfulness.passes import evaluation_mode
 from vitexplain.methods.registry import Method
 
 
@@ -63,7 +63,7 @@ def centre_blob(rows: int, columns: int) -> np.ndarray:
     return np.exp(-(down[:, None] ** 2 + across[None] ** 2) / (2 * 0.25**2)).astype(np.float32)
 
 
-_HERE = "vit_faithfulness.floors"
+_HERE = "vitexplain.faithfulness.baselines"
 
 FLOORS = {
     "random": Method("random", "random map", "", False, (_HERE, "RandomMap")),

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from vit_faithfulness.passes import evaluation_mode, masks_of
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import pictures_for
+from vitexplain.faithfulness.passes import evaluation_mode, masks_of
 from vitexplain.methods.registry import Method
 
 ROUNDS = 5

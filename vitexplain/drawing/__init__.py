@@ -1,0 +1,1 @@
+"""Maps, sheets, charts and pages as images and HTML."""
