@@ -1,4 +1,4 @@
-"""Draw an anatomy (vit_anatomy): what the transformer makes of one picture, on one figure.
+"""Draw an anatomy (vitexplain.anatomy): what the transformer makes of one picture, on one figure.
 
 Each panel is a picture of its own, as wide as the figure at most; the figure stacks them under
 their headings.
@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vit_anatomy import Anatomy, BlockAnatomy, Positions, sample
 from vit_heatmap import colored, draw_overlay, stretch
 from vit_sheet import drawable, fit, wrapped
+from vitexplain.anatomy import Anatomy, BlockAnatomy, Positions, sample
 
 WIDTH = 1600  # of the figure in pixels
 MARGIN = 48

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vit_explainer import Map, most_faithful, rows_of
 from vit_sheet import Cell, draw_sheet, fit
+from vitexplain.explainer import Map, most_faithful, rows_of
 from vitexplain.methods.registry import METHODS
 
 CELL = 224

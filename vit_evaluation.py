@@ -10,10 +10,10 @@ import vit_torchvision  # noqa: F401
 import torch
 from torch import Tensor
 
-from vit_explainer import options_of
 from vit_pipeline import Ready, existing, model_report, prepare, versions
 from vit_settings import Settings
 from vitexplain.drawing.charts import draw_measures
+from vitexplain.explainer import options_of
 from vitexplain.faithfulness.baselines import FLOORS
 from vitexplain.faithfulness.measures import ALL, MEASURES, Evaluation, evaluate_pictures
 from vitexplain.faithfulness.table import as_json, as_markdown, as_text

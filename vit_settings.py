@@ -23,7 +23,7 @@ class Settings:
         compare: all methods beside each other, or those named, each with how faithful it is.
         evaluate: a table of how faithful methods are (vit_evaluation).
         sweep: values of one or two parameters, to draw one picture with all of them (vit_sweep).
-        anatomy: one figure of what the model does with one picture (vit_anatomy).
+        anatomy: one figure of what the model does with one picture (vitexplain.anatomy).
         top_k: maps of so many of the likeliest categories instead.
         img_size: (H, W) of the model's input in pixels; None for the model's own.
         head_fusion: None for the method's own default, max for rollout and mean with a category.

@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vit_explainer import Explainer, Map
 from vit_settings import Settings
 from vit_sheet import GAP, draw_sheet, fit, line_height
 from vit_sweep import Sweep, Value, label
+from vitexplain.explainer import Explainer, Map
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.models.loading import LoadedModel

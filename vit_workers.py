@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_explainer import Map
 from vit_output import Output
 from vit_processes import begin
+from vitexplain.explainer import Map
 from vitexplain.images.finding import Picture
 from vitexplain.images.reading import open_picture, read_picture
 from vitexplain.images.region import Region

@@ -13,12 +13,12 @@ from conftest import LAYOUTS, ROOT, expected_readout, make_vit
 from PIL import Image
 from timm.models.vision_transformer import ParallelThingsBlock
 
-import vit_anatomy
-from vit_anatomy import Positions, anatomy, sample
 from vit_anatomy_figure import MAP, WIDTH, draw_anatomy
 from vit_explain import main
 from vit_heatmap import colored
 from vit_rollout import VITAttentionRollout
+from vitexplain import anatomy
+from vitexplain.anatomy import Positions, anatomy, sample
 from vitexplain.attention.capture import capture_attention
 from vitexplain.attention.tokens import UnsupportedModel, blocks_of, token_layout
 from vitexplain.attention.windows import windows_of
@@ -348,9 +348,7 @@ def test_the_rollout_is_where_it_should_be(pictures):
 def test_any_number_of_blocks_and_heads_is_drawn(pictures, blocks, heads, grid):
     found = anatomy(make_vit(), pictures[:1])
     noise = np.random.default_rng(0)
-    block = vit_anatomy.BlockAnatomy(
-        noise.random((heads, *grid)), noise.random(grid), noise.random(1)
-    )
+    block = anatomy.BlockAnatomy(noise.random((heads, *grid)), noise.random(grid), noise.random(1))
     layout = dataclasses.replace(found.layout, grid=grid)
     many = dataclasses.replace(
         found,

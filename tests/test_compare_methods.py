@@ -9,7 +9,7 @@ from PIL import Image
 
 import vit_explain
 from vit_compare import draw_compare
-from vit_explainer import Map, most_faithful, with_faithfulness
+from vitexplain.explainer import Map, most_faithful, with_faithfulness
 from vitexplain.methods.registry import METHODS
 
 DOG = {"index": 1, "name": "dog, canis", "probability": 0.5}

@@ -20,12 +20,12 @@ from conftest import ROOT
 from PIL import Image
 
 import vit_folder
-from vit_explainer import Explained, Map
 from vit_folder import explain_folder
 from vit_items import Item
 from vit_pipeline import explain_picture, prepare
 from vit_settings import Settings
 from vit_workers import Decoded
+from vitexplain.explainer import Explained, Map
 from vitexplain.images.finding import Picture
 from vitexplain.images.reading import open_picture
 
