@@ -425,7 +425,7 @@ def _details(method: dict) -> Iterator[str]:
 
 
 def _show(path: str) -> None:
-    from vit_window import show
+    from vitexplain.drawing.window import show
 
     reason = show(path)
     if reason:

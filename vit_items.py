@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vit_heatmap import stretch
 from vit_pipeline import Ready
 from vit_workers import Decoded, Written
+from vitexplain.drawing.heatmap import stretch
 from vitexplain.explainer import Explained, Explainer, most_faithful
 from vitexplain.images.finding import Picture
 from vitexplain.models.transform import InputTransform

@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vit_anatomy_figure import draw_anatomy
 from vit_choices import DEFAULT_PICTURE
-from vit_compare import draw_compare
 from vit_device import choose_device
-from vit_heatmap import check_style
-from vit_output import Output
 from vit_settings import Settings, __version__
-from vit_sweep_maps import draw_sweep, shrunk, sweep_maps, write_gif
 from vitexplain.anatomy import anatomy
 from vitexplain.attention.tokens import token_layout
+from vitexplain.drawing.anatomy import draw_anatomy
+from vitexplain.drawing.comparison import draw_compare
+from vitexplain.drawing.heatmap import check_style
+from vitexplain.drawing.overlay import Output
+from vitexplain.drawing.sweep import draw_sweep, shrunk, sweep_maps, write_gif
 from vitexplain.explainer import Explainer, Map, most_faithful, names_of
 from vitexplain.images.reading import open_picture
 from vitexplain.images.region import Region

@@ -19,8 +19,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_output import Output
 from vit_processes import begin
+from vitexplain.drawing.overlay import Output
 from vitexplain.explainer import Map
 from vitexplain.images.finding import Picture
 from vitexplain.images.reading import open_picture, read_picture

@@ -13,15 +13,15 @@ from conftest import LAYOUTS, ROOT, expected_readout, make_vit
 from PIL import Image
 from timm.models.vision_transformer import ParallelThingsBlock
 
-from vit_anatomy_figure import MAP, WIDTH, draw_anatomy
 from vit_explain import main
-from vit_heatmap import colored
 from vit_rollout import VITAttentionRollout
 from vitexplain import anatomy
 from vitexplain.anatomy import Positions, anatomy, sample
 from vitexplain.attention.capture import capture_attention
 from vitexplain.attention.tokens import UnsupportedModel, blocks_of, token_layout
 from vitexplain.attention.windows import windows_of
+from vitexplain.drawing.anatomy import MAP, WIDTH, draw_anatomy
+from vitexplain.drawing.heatmap import colored
 
 GREY = Image.new("RGB", (32, 32), (128, 128, 128))
 

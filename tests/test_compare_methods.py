@@ -8,7 +8,7 @@ from conftest import ROOT
 from PIL import Image
 
 import vit_explain
-from vit_compare import draw_compare
+from vitexplain.drawing.comparison import draw_compare
 from vitexplain.explainer import Map, most_faithful, with_faithfulness
 from vitexplain.methods.registry import METHODS
 

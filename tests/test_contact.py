@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, PdfParser
 
-import vit_contact
-from vit_contact import MOST, PAGE, layout, write_contact_sheet
-from vit_sheet import GAP, line_height, sheet_size
+from vitexplain.drawing import contact_sheet
+from vitexplain.drawing.contact_sheet import MOST, PAGE, layout, write_contact_sheet
+from vitexplain.drawing.sheet import GAP, line_height, sheet_size
 
 
 def colour_of(number):
@@ -157,7 +157,7 @@ def test_pages_are_written_as_their_cells_come(make_cells, tmp_path):
 @pytest.mark.parametrize("name", ["all.png", "all.pdf"])
 def test_one_overlay_is_held_at_a_time(make_cells, tmp_path, monkeypatch, name):
     held, most = set(), []
-    opened = vit_contact.open_picture
+    opened = contact_sheet.open_picture
 
     def counted(path):
         most.append(len(held))
@@ -166,7 +166,7 @@ def test_one_overlay_is_held_at_a_time(make_cells, tmp_path, monkeypatch, name):
         weakref.finalize(picture, held.remove, number)
         return picture
 
-    monkeypatch.setattr(vit_contact, "open_picture", counted)
+    monkeypatch.setattr(vitexplain.drawing.contact_sheet, "open_picture", counted)
     write_contact_sheet(make_cells(23), tmp_path / name)
     assert most == [0] * 23
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_heatmap import COLORMAPS, check_style, draw_overlay, stretch
+from vitexplain.drawing.heatmap import COLORMAPS, check_style, draw_overlay, stretch
 
 
 def grey(width=80, height=40):

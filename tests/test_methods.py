@@ -13,8 +13,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from test_families import make
 
-from vit_heatmap import stretch
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.drawing.heatmap import stretch
 from vitexplain.methods.registry import METHODS
 
 CATEGORIES = [2, 5, 0]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_report import write_report
+from vitexplain.drawing.report.report import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HARMFUL = "<img src=x onerror=alert(1)>.png"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vit_sheet import GAP, draw_sheet, drawable, line_height, sheet_size
+from vitexplain.drawing.sheet import GAP, draw_sheet, drawable, line_height, sheet_size
 
 
 def test_every_picture_is_in_its_place_and_keeps_its_proportions():

@@ -11,13 +11,13 @@ from conftest import ROOT, make_vit
 from PIL import Image, ImageSequence
 
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_heatmap import draw_overlay
 from vit_pipeline import explain_picture
 from vit_rollout import VITAttentionRollout
 from vit_settings import Settings
-from vit_sheet import GAP, draw_sheet, fit, line_height
 from vit_sweep import parse_sweep
-from vit_sweep_maps import CELL, FRAME, draw_sweep, shrunk, sweep_maps, write_gif
+from vitexplain.drawing.heatmap import draw_overlay
+from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
+from vitexplain.drawing.sweep import CELL, FRAME, draw_sweep, shrunk, sweep_maps, write_gif
 from vitexplain.images.reading import open_picture
 from vitexplain.models.loading import LoadedModel, load_model
 

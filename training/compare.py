@@ -17,8 +17,8 @@ from PIL import Image
 from training import evaluate
 from training.data import LabelledPictures, category_of
 from training.maps import explainers_of
-from vit_heatmap import draw_overlay
-from vit_sheet import draw_sheet
+from vitexplain.drawing.heatmap import draw_overlay
+from vitexplain.drawing.sheet import draw_sheet
 from vitexplain.images.writing import writable_folder
 from vitexplain.models.loading import LoadedModel, load_model
 

@@ -23,7 +23,7 @@ from training.measures import Share, calibration_error, confusion, top_k
 from training.page import confusion_picture, page
 from vit_choices import CROPS
 from vit_device import in_batches
-from vit_heatmap import draw_overlay
+from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.faithfulness.table import bootstrap_interval
 from vitexplain.images.writing import writable_folder

@@ -1,4 +1,4 @@
-"""What a transformer makes of one picture, block by block: vit_anatomy_figure draws it.
+"""What a transformer makes of one picture, block by block: vitexplain.drawing.anatomy draws it.
 
 - Position embeddings: the cosine similarity of each patch's with those of all patches
   (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", figure 7).

@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from vit_settings import Settings
-from vit_sheet import GAP, draw_sheet, fit, line_height
 from vit_sweep import Sweep, Value, label
+from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
 from vitexplain.explainer import Explainer, Map
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole

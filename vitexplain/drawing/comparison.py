@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vit_sheet import Cell, draw_sheet, fit
+from vitexplain.drawing.sheet import Cell, draw_sheet, fit
 from vitexplain.explainer import Map, most_faithful, rows_of
 from vitexplain.methods.registry import METHODS
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vit_heatmap import colored, draw_overlay, stretch
-from vit_sheet import drawable, fit, wrapped
 from vitexplain.anatomy import Anatomy, BlockAnatomy, Positions, sample
+from vitexplain.drawing.heatmap import colored, draw_overlay, stretch
+from vitexplain.drawing.sheet import drawable, fit, wrapped
 
 WIDTH = 1600  # of the figure in pixels
 MARGIN = 48
@@ -51,7 +51,7 @@ def draw_anatomy(
     Args:
         picture_seen: RGB, the picture as the model got it, without its normalisation.
         title: one line.
-        alpha, colormap: of the overlays, as in vit_heatmap.draw_overlay.
+        alpha, colormap: of the overlays, as in vitexplain.drawing.heatmap.draw_overlay.
 
     Raises:
         ValueError: if alpha or the colour map is not allowed.

@@ -20,8 +20,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from vit_heatmap import colored, enlarged, on_the_picture
 from vit_processes import in_order
+from vitexplain.drawing.heatmap import colored, enlarged, on_the_picture
 from vitexplain.images.reading import PictureError, open_picture
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole

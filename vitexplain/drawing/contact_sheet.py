@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from vit_sheet import Sheet, sheet_size
+from vitexplain.drawing.sheet import Sheet, sheet_size
 from vitexplain.images.reading import PictureError, open_picture
 from vitexplain.images.writing import write_png, write_whole
 
