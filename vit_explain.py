@@ -78,31 +78,31 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
         if not one or settings.top_k or settings.compare:
             raise ValueError("--anatomy is for one picture, without --top_k, --compare, --report "
                              "and --contact_sheet")  # fmt: skip
-        from vit_pipeline import explain_anatomy
+        from vitexplain.runs.session import explain_anatomy
 
         return explain_anatomy, _anatomy_as_text
     if settings.evaluate:
         if settings.report or settings.contact_sheet or settings.top_k or settings.sweep:
             raise ValueError("--evaluate measures: leave out --report, --contact_sheet, --top_k "
                              "and --sweep")  # fmt: skip
-        from vit_evaluation import evaluate
+        from vitexplain.runs.evaluation import evaluate
 
         return partial(evaluate, tell=_tell), _evaluation_as_text
     if settings.sweep:
         if not one or settings.top_k or settings.compare or len(settings.method) > 1:
             raise ValueError("--sweep is for one picture and one method, without --top_k, "
                              "--compare, --report and --contact_sheet")  # fmt: skip
-        from vit_pipeline import explain_sweep
+        from vitexplain.runs.session import explain_sweep
 
         return explain_sweep, _sweep_as_text
     if settings.compare and one:
-        from vit_pipeline import explain_compare
+        from vitexplain.runs.session import explain_compare
 
         return explain_compare, _compare_as_text
     if settings.engine == "ray":
         if settings.report or settings.contact_sheet:
             raise ValueError("--engine ray writes Parquet: leave out --report and --contact_sheet")
-        from vit_ray import explain_with_ray
+        from vitexplain.runs.ray import explain_with_ray
 
         return partial(explain_with_ray, tell=_tell), _folder_as_text
     if not one or settings.top_k or len(settings.method) > 1:
@@ -111,10 +111,10 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
         from vit_processes import begin
 
         begin()
-        from vit_folder import explain_folder
+        from vitexplain.runs.folder import explain_folder
 
         return partial(explain_folder, tell=_tell), _folder_as_text
-    from vit_pipeline import explain_picture
+    from vitexplain.runs.session import explain_picture
 
     return explain_picture, _as_text
 

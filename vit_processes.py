@@ -27,7 +27,7 @@ def begin() -> BaseContext:
     if not HAS_SERVER:
         return multiprocessing.get_context("spawn")
     # they take seconds to import: once for all workers
-    forkserver.set_forkserver_preload(["vit_workers"])
+    forkserver.set_forkserver_preload(["vitexplain.runs.workers"])
     with _found_here():
         forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")

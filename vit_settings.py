@@ -21,7 +21,7 @@ class Settings:
             there is a category.
         block, head: of the method "attention": the last block and all heads if None.
         compare: all methods beside each other, or those named, each with how faithful it is.
-        evaluate: a table of how faithful methods are (vit_evaluation).
+        evaluate: a table of how faithful methods are (vitexplain.runs.evaluation).
         sweep: values of one or two parameters, to draw one picture with all of them (vit_sweep).
         anatomy: one figure of what the model does with one picture (vitexplain.anatomy).
         top_k: maps of so many of the likeliest categories instead.

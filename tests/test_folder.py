@@ -19,15 +19,15 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-import vit_folder
-from vit_folder import explain_folder
-from vit_items import Item
-from vit_pipeline import explain_picture, prepare
 from vit_settings import Settings
-from vit_workers import Decoded
 from vitexplain.explainer import Explained, Map
 from vitexplain.images.finding import Picture
 from vitexplain.images.reading import open_picture
+from vitexplain.runs import folder
+from vitexplain.runs.folder import explain_folder
+from vitexplain.runs.items import Item
+from vitexplain.runs.session import explain_picture, prepare
+from vitexplain.runs.workers import Decoded
 
 CAT = ROOT / "examples" / "cat.jpg"
 COMMAND = [sys.executable, str(ROOT / "vit_explain.py"), "--model", "bundled", "--device", "cpu"]
@@ -284,9 +284,9 @@ def test_only_a_few_pictures_are_on_their_way(monkeypatch):
         return future
 
     pictures = [Picture(f"{number}", f"{number}") for number in range(50)]
-    decoded = vit_folder._decoded(Fake(), pictures, 5)
+    decoded = folder._decoded(Fake(), pictures, 5)
     explained = (dataclasses.replace(item, explained=Explained([], [])) for item in decoded)
-    for item in vit_folder._written(Fake(), explained, 3):
+    for item in folder._written(Fake(), explained, 3):
         answered.append(item.number)
         assert len(asked) - len(written) <= 5
         assert len(written) - len(answered) <= 3
@@ -308,10 +308,10 @@ def test_out_of_memory_halves_the_batch_once(ready, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return batch
 
-    monkeypatch.setattr(vit_folder, "explain_items", explain_batch)
-    monkeypatch.setattr(vit_folder, "processors", lambda: 1)
+    monkeypatch.setattr(vitexplain.runs.folder, "explain_items", explain_batch)
+    monkeypatch.setattr(vitexplain.runs.folder, "processors", lambda: 1)
     items = [Item(number, None, failure="broken" if number == 3 else "") for number in range(30)]
-    found = list(vit_folder._explained(ready, items, 8, told.append))
+    found = list(folder._explained(ready, items, 8, told.append))
     assert sorted(item.number for item in found) == list(range(30))
     good = [item.number for item in found if not item.failure]
     assert good == [0, 1, 2, *range(4, 30)]
@@ -333,7 +333,7 @@ def test_threads_share_weights_and_find_the_same(ready):
         seen = ready.output.transform.tensor(Image.fromarray(item.decoded.seen))
         return ready.explainer(seen[None])[0].maps[0].mask
 
-    found = list(vit_folder._explained(ready, items(), 2, print))
+    found = list(folder._explained(ready, items(), 2, print))
     assert [item.number for item in found] == list(range(12))
     for item in found:
         # batches and threads of other sizes add up in another order
@@ -353,34 +353,35 @@ def test_a_full_disk_ends_the_run_and_one_bad_name_does_not(number, fatal):
     item = Item(0, Picture("a.png", "a.png"))
     if fatal:
         with pytest.raises(OSError, match="No space left"):
-            vit_folder._finished(item, future)
+            folder._finished(item, future)
     else:
-        assert "Permission denied" in vit_folder._finished(item, future).failure
+        assert "Permission denied" in folder._finished(item, future).failure
 
 
 def test_the_record_tells_other_weights_and_names(tmp_path):
     """What the settings name may change behind that name."""
     settings = BUNDLED(output_dir=str(tmp_path))
     ready = prepare(settings)
-    record = vit_folder._record(settings, ready)
-    assert record == vit_folder._record(settings, prepare(settings))
+    record = folder._record(settings, ready)
+    assert record == folder._record(settings, prepare(settings))
     ready.loaded.categories[5] = "another name"
-    assert vit_folder._record(settings, ready) != record
+    assert folder._record(settings, ready) != record
     ready = prepare(settings)
     with torch.no_grad():
         ready.loaded.model.head.bias[0] += 1
-    assert vit_folder._record(settings, ready) != record
+    assert folder._record(settings, ready) != record
     for change in ({"quiet": False}, {"workers": 3}, {"command": "another"}):
         same = BUNDLED(output_dir=str(tmp_path), **{"quiet": True} | change)
-        assert vit_folder._record(same, prepare(same)) == record
+        assert folder._record(same, prepare(same)) == record
 
 
 def test_large_pictures_are_opened_again_instead_of_kept(mixed, tmp_path, monkeypatch):
-    from vit_workers import _Worker
+    from vitexplain.runs.workers import _Worker
 
     opened = []
     monkeypatch.setattr(
-        "vit_workers.open_picture", lambda path: opened.append(path) or open_picture(path)
+        "vitexplain.runs.workers.open_picture",
+        lambda path: opened.append(path) or open_picture(path),
     )
     ready = prepare(BUNDLED(output_dir=str(tmp_path)))
     worker = _Worker(ready.output, tmp_path)

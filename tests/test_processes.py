@@ -16,7 +16,7 @@ before = dict(os.environ)
 context = begin()
 assert dict(os.environ) == before
 with ProcessPoolExecutor(1, context) as pool:
-    print(pool.submit(eval, "'vit_workers' in __import__('sys').modules").result())
+    print(pool.submit(eval, "'vitexplain.runs.workers' in __import__('sys').modules").result())
 """
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 pytest.importorskip("ray", reason="needs requirements-ray.txt")
 
-from vit_folder import explain_folder
 from vit_settings import Settings
+from vitexplain.runs.folder import explain_folder
 
 COUNT = 60
 
@@ -63,7 +63,7 @@ def kill_an_actor(output, killed):
 def test_same_maps_though_an_actor_is_killed(photos, tmp_path):
     import ray
 
-    from vit_ray import PARQUET, explain_with_ray
+    from vitexplain.runs.ray import PARQUET, explain_with_ray
 
     output, killed, told = tmp_path / "ray", [], []
     output.mkdir()

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from vit_results import Results, read_results
 from vitexplain.images.finding import Picture
+from vitexplain.runs.results import Results, read_results
 
 SETTINGS = {"discard_ratio": 0.9}
 

@@ -11,7 +11,6 @@ from conftest import ROOT, make_vit
 from PIL import Image, ImageSequence
 
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_pipeline import explain_picture
 from vit_rollout import VITAttentionRollout
 from vit_settings import Settings
 from vit_sweep import parse_sweep
@@ -20,6 +19,7 @@ from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
 from vitexplain.drawing.sweep import CELL, FRAME, draw_sweep, shrunk, sweep_maps, write_gif
 from vitexplain.images.reading import open_picture
 from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.runs.session import explain_picture
 
 BOTH = ROOT / "examples" / "both.png"
 NAMES = ["hen, biddy", "tench, Tinca tinca", "cock", "ape", "bee", "cow, moo", "dog"]

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vit_folder import run_report
-from vit_items import Item, explain_items, result_of
-from vit_pipeline import prepare
 from vit_settings import Settings
-from vit_workers import look, processors, write_maps
 from vitexplain.images.finding import Picture, find_pictures
 from vitexplain.images.reading import PictureError
+from vitexplain.runs.folder import run_report
+from vitexplain.runs.items import Item, explain_items, result_of
+from vitexplain.runs.session import prepare
+from vitexplain.runs.workers import look, processors, write_maps
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors come as exceptions too

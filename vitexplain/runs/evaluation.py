@@ -10,7 +10,6 @@ import vit_torchvision  # noqa: F401
 import torch
 from torch import Tensor
 
-from vit_pipeline import Ready, existing, model_report, prepare, versions
 from vit_settings import Settings
 from vitexplain.drawing.charts import draw_measures
 from vitexplain.explainer import options_of
@@ -21,6 +20,7 @@ from vitexplain.images.finding import Picture, find_pictures
 from vitexplain.images.reading import PictureError, open_picture
 from vitexplain.images.writing import write_png, write_whole
 from vitexplain.methods.registry import METHODS
+from vitexplain.runs.session import Ready, existing, model_report, prepare, versions
 
 MOST = 200  # pictures that are measured, at some seconds each
 

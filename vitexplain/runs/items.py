@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vit_pipeline import Ready
-from vit_workers import Decoded, Written
 from vitexplain.drawing.heatmap import stretch
 from vitexplain.explainer import Explained, Explainer, most_faithful
 from vitexplain.images.finding import Picture
 from vitexplain.models.transform import InputTransform
+from vitexplain.runs.session import Ready
+from vitexplain.runs.workers import Decoded, Written
 
 
 @dataclass

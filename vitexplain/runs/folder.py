@@ -23,12 +23,8 @@ import torch
 from tqdm import tqdm
 
 from vit_device import in_batches, keep_freed_memory
-from vit_items import Item, explain_items, result_of
-from vit_pipeline import Ready, model_report, prepare, versions
 from vit_processes import in_order
-from vit_results import ERRORS, RESULTS, Results, read_results
 from vit_settings import Settings
-from vit_workers import Decoded, Workers, Written, processors
 from vitexplain.attention.tokens import token_layout
 from vitexplain.drawing.contact_sheet import layout, write_contact_sheet
 from vitexplain.drawing.report.report import write_report
@@ -36,6 +32,10 @@ from vitexplain.explainer import Explainer
 from vitexplain.images.finding import Picture, find_pictures
 from vitexplain.images.reading import PictureError
 from vitexplain.models.transform import InputTransform
+from vitexplain.runs.items import Item, explain_items, result_of
+from vitexplain.runs.results import ERRORS, RESULTS, Results, read_results
+from vitexplain.runs.session import Ready, model_report, prepare, versions
+from vitexplain.runs.workers import Decoded, Workers, Written, processors
 
 # errors of writing that the next picture would meet too
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

@@ -1,0 +1,1 @@
+"""What the command does: one image, many images, an evaluation."""
