@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from vit_choices import CROPS, DEFAULT_PICTURE, ENGINES, HEAD_FUSIONS
 from vit_settings import Settings, __version__
-from vit_sweep import parse_sweep
+from vitexplain.cli.sweep_option import parse_sweep
 from vitexplain.methods.registry import METHODS
 
 

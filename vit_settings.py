@@ -22,7 +22,7 @@ class Settings:
         block, head: of the method "attention": the last block and all heads if None.
         compare: all methods beside each other, or those named, each with how faithful it is.
         evaluate: a table of how faithful methods are (vitexplain.runs.evaluation).
-        sweep: values of one or two parameters, to draw one picture with all of them (vit_sweep).
+        sweep: values of one or two parameters, to draw one picture with all of them (vitexplain.cli.sweep_option).
         anatomy: one figure of what the model does with one picture (vitexplain.anatomy).
         top_k: maps of so many of the likeliest categories instead.
         img_size: (H, W) of the model's input in pixels; None for the model's own.

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from vit_sweep import MOST_MAPS, label, parse_sweep
+from vitexplain.cli.sweep_option import MOST_MAPS, label, parse_sweep
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,7 @@ def test_labels():
 
 
 def test_checking_an_option_loads_nothing_heavy():
-    code = (
-        "import sys, vit_sweep; print(*{'torch', 'timm', 'cv2', 'numpy', 'PIL'} & {*sys.modules})"
-    )
+    code = "import sys, vitexplain.cli.sweep_option; print(*{'torch', 'timm', 'cv2', 'numpy', 'PIL'} & {*sys.modules})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -13,7 +13,7 @@ from PIL import Image, ImageSequence
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 from vit_settings import Settings
-from vit_sweep import parse_sweep
+from vitexplain.cli.sweep_option import parse_sweep
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
 from vitexplain.drawing.sweep import CELL, FRAME, draw_sweep, shrunk, sweep_maps, write_gif

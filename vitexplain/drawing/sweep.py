@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from vit_settings import Settings
-from vit_sweep import Sweep, Value, label
+from vitexplain.cli.sweep_option import Sweep, Value, label
 from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
 from vitexplain.explainer import Explainer, Map
 from vitexplain.images.region import Region
