@@ -234,7 +234,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     add(
         "--checkpoint",
         metavar="FILE",
-        help="fine-tuned weights for --model (.safetensors, .pth), or the folder of training.train",
+        help="fine-tuned weights for --model (.safetensors, .pth), or the folder of vitexplain.training.train",
     )
     add("--class_names", metavar="FILE", help="names of its categories: one a line, or JSON")
     add(

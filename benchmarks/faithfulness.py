@@ -23,9 +23,6 @@ from benchmarks.localised import CELLS, in_boxes, on_mosaics
 from benchmarks.localised import MEASURES as LOCALISED
 from benchmarks.markers import write_between
 from benchmarks.speed import machine
-from training.data import LabelledPictures
-from training.evaluate import classify, confident
-from training.localisation import groups
 from vit_device import choose_device
 from vitexplain.attention.capture import forward
 from vitexplain.drawing.charts import draw_randomisation
@@ -37,6 +34,9 @@ from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.table import as_json, as_markdown
 from vitexplain.faithfulness.timing import alternating_medians
 from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.training.data import LabelledPictures
+from vitexplain.training.evaluate import classify, confident
+from vitexplain.training.localisation import groups
 
 CONFIDENCE = 0.5  # least probability for a mosaic
 CANDIDATES = 200  # pictures that are classified, to find those for the mosaics

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from training.data import LabelledPictures, category_of
-from training.evaluate import label_of
-from training.localisation import cell_share, in_box, mosaic, read_boxes, seen_box
 from vitexplain.faithfulness.measures import ALL
 from vitexplain.faithfulness.passes import masks_of
 from vitexplain.faithfulness.table import Measure
 from vitexplain.models.loading import LoadedModel
+from vitexplain.training.data import LabelledPictures, category_of
+from vitexplain.training.evaluate import label_of
+from vitexplain.training.localisation import cell_share, in_box, mosaic, read_boxes, seen_box
 
 CELLS = 4
 MEASURES = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training import compare, train
+from vitexplain.training import compare, train
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from recipes.bundled import distill
 from recipes.bundled.augmentation import PictureMaker
 from recipes.bundled.distill import Ring, loss_of, map_loss, mix, statistics_of
 from recipes.bundled.student import Student, TokenTeacher, copy_convolutions, save_network
-from training.data import is_held_out
 from vit_grad_rollout import VITAttentionGradRollout
 from vitexplain.attention.capture import capture_attention
 from vitexplain.attention.tokens import TokenLayout
 from vitexplain.models.loading import build_network, load_model
+from vitexplain.training.data import is_held_out
 
 CONFIG = json.loads((ROOT / "models" / "bundled" / "config.json").read_text())
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from training.evaluate import main
+from vitexplain.training.evaluate import main
 
 INDEX = {"cat.jpg": 285, "coffee.jpg": 967, "koala.jpg": 105, "panda.jpg": 388, "macaw.jpg": 88}
 

@@ -12,13 +12,13 @@ from conftest import ROOT, make_vit
 from PIL import Image
 
 from benchmarks import faithfulness, localised
-from training.data import LabelledPictures
-from training.localisation import cell_share, in_box, mosaic
 from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.images.reading import open_picture
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel
 from vitexplain.models.transform import InputTransform
+from vitexplain.training.data import LabelledPictures
+from vitexplain.training.localisation import cell_share, in_box, mosaic
 
 METHOD_NAMES = ["attention_rollout", "grad_rollout", "random", "centre_blob"]
 PICTURES = ["cat", "coffee", "koala", "panda", "macaw", "dog"]

@@ -3,9 +3,9 @@ import pytest
 import timm
 import torch
 
-from training.gradcam import gradcam
-from training.maps import explainers_of
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.training.cnn_gradcam import gradcam
+from vitexplain.training.maps import explainers_of
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.localisation import (
+from vitexplain.training.localisation import (
     cell_share,
     groups,
     heat_of,

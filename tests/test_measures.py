@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from training.measures import Share, calibration_error, confusion, top_k
+from vitexplain.training.accuracy import Share, calibration_error, confusion, top_k
 
 PROBABILITIES = np.array(
     [[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7], [0.4, 0.35, 0.25]], dtype=float

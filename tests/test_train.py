@@ -8,9 +8,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vit_explain
-from training import evaluate
-from training.train import Training, main
 from vitexplain.models.loading import bundled_folder, load_model
+from vitexplain.training import evaluate
+from vitexplain.training.train import Training, main
 
 COLOURS = {"blood": (200, 30, 30), "grass": (30, 180, 30), "sky": (60, 60, 220)}
 
@@ -147,7 +147,7 @@ def test_other_settings_need_another_folder(data, tmp_path, capsys):
 
 
 def test_categories_are_drawn_equally_often(data, tmp_path):
-    from training.train import parser
+    from vitexplain.training.train import parser
 
     arguments = ["--data", str(data), "--output", str(tmp_path / "run"), "--model", "test_vit"]
     training = Training(parser().parse_args([*arguments, "--batch_size", "4"]))

@@ -4,8 +4,8 @@ import zipfile
 import pytest
 from PIL import Image
 
-from training.data import DataError, LabelledPictures, category_of
 from vitexplain.images.reading import PictureError
+from vitexplain.training.data import DataError, LabelledPictures, category_of
 
 
 def png(colour):

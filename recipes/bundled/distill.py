@@ -42,10 +42,10 @@ from recipes.bundled.student import (
     load_teacher,
     save_network,
 )
-from training.data import is_held_out
 from vitexplain.images.reading import read_picture
 from vitexplain.images.writing import write_whole
 from vitexplain.models.loading import build_network, bundled_folder
+from vitexplain.training.data import is_held_out
 
 TOKENS, WIDTH = 196, 320
 PLACES = 32  # tokens of each picture whose features are compared

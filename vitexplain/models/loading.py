@@ -94,7 +94,7 @@ def load_model(
             "bundled", or any timm name, with tag or "hf-hub:" / "local-dir:" prefix.
         checkpoint: fine-tuned weights for `name`: a state dict (.safetensors, or .pth, .pt, .bin
             without code in it), the number of categories being read from its head; or the folder
-            that training.train wrote, which says itself what it is (`name` stays "auto").
+            that vitexplain.training.train wrote, which says itself what it is (`name` stays "auto").
         class_names: file with the categories' names, one a line or JSON.
         device: where the model goes.
         crop: "none" (the whole picture squashed), "center" (the model's own crop) or "pad".

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.gradcam import gradcam
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.training.cnn_gradcam import gradcam
 
 DISCARD = 0.9
 OF_CATEGORY = ("grad_rollout", "gradcam")  # the others don't know of categories

@@ -1,4 +1,4 @@
-"""Evaluate a model on labelled pictures: `python -m training.evaluate --data FOLDER_OR_ZIP`.
+"""Evaluate a model on labelled pictures: `python -m vitexplain.training.evaluate --data FOLDER_OR_ZIP`.
 
 Accuracy, calibration and confusion; and, because these models are made to be looked at, whether
 their maps fall on what they are about: on boxes, where boxes.csv gives some, and on mosaics of
@@ -16,11 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.data import DataError, LabelledPictures, category_of, is_held_out
-from training.localisation import cell_share, groups, in_box, mosaic, read_boxes, seen_box
-from training.maps import OF_CATEGORY, explainers_of
-from training.measures import Share, calibration_error, confusion, top_k
-from training.page import confusion_picture, page
 from vit_choices import CROPS
 from vit_device import in_batches
 from vitexplain.drawing.heatmap import draw_overlay
@@ -28,6 +23,18 @@ from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.faithfulness.table import bootstrap_interval
 from vitexplain.images.writing import writable_folder
 from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.training.accuracy import Share, calibration_error, confusion, top_k
+from vitexplain.training.data import DataError, LabelledPictures, category_of, is_held_out
+from vitexplain.training.localisation import (
+    cell_share,
+    groups,
+    in_box,
+    mosaic,
+    read_boxes,
+    seen_box,
+)
+from vitexplain.training.maps import OF_CATEGORY, explainers_of
+from vitexplain.training.page import confusion_picture, page
 
 SHOWN_MOSAICS = 6
 

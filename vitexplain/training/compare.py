@@ -1,6 +1,6 @@
-"""Models beside each other: `python -m training.compare --data DATA --checkpoints A B C`.
+"""Models beside each other: `python -m vitexplain.training.compare --data DATA --checkpoints A B C`.
 
-Each is evaluated as by training.evaluate, timed against the others in one run, and shown on the
+Each is evaluated as by vitexplain.training.evaluate, timed against the others in one run, and shown on the
 same pictures: the rollouts of a Vision Transformer, the Grad-CAM of a CNN.
 """
 
@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from training import evaluate
-from training.data import LabelledPictures, category_of
-from training.maps import explainers_of
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.sheet import draw_sheet
 from vitexplain.images.writing import writable_folder
 from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.training import evaluate
+from vitexplain.training.data import LabelledPictures, category_of
+from vitexplain.training.maps import explainers_of
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 15
 
@@ -122,11 +122,16 @@ def table(reports: dict[str, dict]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="other options are those of training.evaluate"
+        description=__doc__, epilog="other options are those of vitexplain.training.evaluate"
     )
     add = parser.add_argument
     add("--data", required=True, help="folder of folders, or a zip file of the same layout")
-    add("--checkpoints", nargs="+", required=True, help="folders that training.train wrote")
+    add(
+        "--checkpoints",
+        nargs="+",
+        required=True,
+        help="folders that vitexplain.training.train wrote",
+    )
     add("--output", default="comparison", help="folder for table, maps and the evaluations")
     add("--pictures", type=int, default=4, help="how many pictures to draw the maps of")
     return parser
