@@ -65,7 +65,7 @@ class VITAttentionRollout:
         discard_ratio: share of the patch-column entries of each block set to 0, in [0, 1).
         start_block: first block of the product, 0 for all of them. Large models park global
             information in background patches early on; from the middle on maps follow objects.
-        as_published: the arithmetic of the widely used older script (see vitexplain.methods.as_published).
+        as_published: the arithmetic of the widely used older script (methods/as_published).
 
     Raises:
         UnsupportedModel: if the model's attention can't be rolled out.

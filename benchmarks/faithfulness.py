@@ -12,8 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import vit_torchvision  # noqa: F401
-
 import numpy as np
 import timm
 import torch
@@ -23,8 +21,8 @@ from benchmarks.localised import CELLS, in_boxes, on_mosaics
 from benchmarks.localised import MEASURES as LOCALISED
 from benchmarks.markers import write_between
 from benchmarks.speed import machine
-from vit_device import choose_device
 from vitexplain.attention.capture import forward
+from vitexplain.device import choose_device
 from vitexplain.drawing.charts import draw_randomisation
 from vitexplain.faithfulness.baselines import FLOORS
 from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_pictures

@@ -11,8 +11,6 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import vit_torchvision  # noqa: F401
-
 import numpy as np
 import timm
 import torch

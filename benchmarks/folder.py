@@ -20,8 +20,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import vit_torchvision  # noqa: F401
-
 import timm
 import torch
 from PIL import Image

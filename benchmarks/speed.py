@@ -21,8 +21,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import vit_torchvision  # noqa: F401
-
 import timm
 import torch
 from torch import Tensor, nn

@@ -6,17 +6,16 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import timm
 import torch
-from conftest import LAYOUTS, ROOT, expected_readout, make_vit
 from PIL import Image
 from timm.models.vision_transformer import ParallelThingsBlock
 
+import reference
+from helpers import LAYOUTS, ROOT, expected_readout, make_vit
 from vit_explain import main
 from vit_rollout import VITAttentionRollout
-from vitexplain import anatomy
-from vitexplain.anatomy import Positions, anatomy, sample
+from vitexplain.anatomy import BlockAnatomy, Positions, anatomy, sample
 from vitexplain.attention.capture import capture_attention
 from vitexplain.attention.tokens import UnsupportedModel, blocks_of, token_layout
 from vitexplain.attention.windows import windows_of
@@ -348,7 +347,7 @@ def test_the_rollout_is_where_it_should_be(pictures):
 def test_any_number_of_blocks_and_heads_is_drawn(pictures, blocks, heads, grid):
     found = anatomy(make_vit(), pictures[:1])
     noise = np.random.default_rng(0)
-    block = anatomy.BlockAnatomy(noise.random((heads, *grid)), noise.random(grid), noise.random(1))
+    block = BlockAnatomy(noise.random((heads, *grid)), noise.random(grid), noise.random(1))
     layout = dataclasses.replace(found.layout, grid=grid)
     many = dataclasses.replace(
         found,

@@ -6,11 +6,11 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_vit
 
-from vit_device import choose_device, in_batches
+from helpers import ROOT, make_vit
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
+from vitexplain.device import choose_device, in_batches
 
 
 @pytest.fixture
@@ -114,10 +114,10 @@ def test_cuda_gives_the_masks_of_the_cpu(pool, pictures):
 COUNT_FAULTS = """
 import sys, threading
 from resource import RUSAGE_SELF, getrusage
-import torch, vit_device
+import torch, vitexplain.device
 torch.set_num_threads(1)
 if "keep" in sys.argv:
-    vit_device.keep_freed_memory()
+    vitexplain.device.keep_freed_memory()
 def work():
     for number in range(23):
         if number == 3:

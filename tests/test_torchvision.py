@@ -1,10 +1,10 @@
 import subprocess
 import sys
 
-import vit_torchvision
-
 import torch
-from conftest import ROOT
+
+from helpers import ROOT
+from vitexplain import _torchvision
 
 
 def run(code):
@@ -13,18 +13,18 @@ def run(code):
 
 
 def test_timm_imports_after_the_cure():
-    code, output = run("import vit_torchvision, timm; print(timm.__version__)")
+    code, output = run("import vitexplain, timm; print(timm.__version__)")
     assert code == 0, output
 
 
 def test_cure_declares_what_is_missing(monkeypatch):
     """A torchvision whose binary can't be loaded."""
     declared = []
-    monkeypatch.setattr(vit_torchvision, "_binary_loads", lambda: False)
+    monkeypatch.setattr(_torchvision, "_binary_loads", lambda: False)
     monkeypatch.setattr(torch.library, "define", lambda name, _schema: declared.append(name))
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    monkeypatch.setattr(vit_torchvision, "_OPERATORS", ("no_such_operator", "nms"))
-    vit_torchvision.repair()
+    monkeypatch.setattr(_torchvision, "_OPERATORS", ("no_such_operator", "nms"))
+    _torchvision.repair()
     assert "torchvision::no_such_operator" in declared
 
 
@@ -34,22 +34,22 @@ def test_cure_leaves_a_sound_torchvision_alone(monkeypatch):
 
     monkeypatch.setattr(torch.library, "define", define)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    monkeypatch.setattr(vit_torchvision, "_OPERATORS", ("no_such_operator",))
-    monkeypatch.setattr(vit_torchvision, "_binary_loads", lambda: True)
-    vit_torchvision.repair()
+    monkeypatch.setattr(_torchvision, "_OPERATORS", ("no_such_operator",))
+    monkeypatch.setattr(_torchvision, "_binary_loads", lambda: True)
+    _torchvision.repair()
 
 
 def test_a_binary_that_does_not_load_is_noticed(monkeypatch, tmp_path):
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").touch()
-    spec = vit_torchvision.importlib.util.spec_from_file_location(
+    spec = _torchvision.importlib.util.spec_from_file_location(
         "torchvision", package / "__init__.py"
     )
-    monkeypatch.setattr(vit_torchvision.importlib.util, "find_spec", lambda _name: spec)
-    assert not vit_torchvision._binary_loads()  # there is none
-    suffix = vit_torchvision.importlib.machinery.EXTENSION_SUFFIXES[0]
+    monkeypatch.setattr(_torchvision.importlib.util, "find_spec", lambda _name: spec)
+    assert not _torchvision._binary_loads()  # there is none
+    suffix = _torchvision.importlib.machinery.EXTENSION_SUFFIXES[0]
     (package / f"_C{suffix}").write_bytes(b"not a library")
-    assert not vit_torchvision._binary_loads()
+    assert not _torchvision._binary_loads()
     monkeypatch.setattr(torch.ops, "load_library", lambda _path: None)
-    assert vit_torchvision._binary_loads()
+    assert _torchvision._binary_loads()

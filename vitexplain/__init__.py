@@ -1,1 +1,40 @@
-"""Show what a Vision Transformer looked at."""
+"""Show what a Vision Transformer looked at: explain("cat.jpg", category="tabby").show()"""
+
+import importlib
+import importlib.abc
+import sys
+
+__version__ = "0.2.0"
+
+# name -> the module that has it; torch is loaded only for what is asked for
+_PLACES = {
+    "METHODS": "methods.registry",
+    "load_model": "models.loading",
+}
+__all__ = [*_PLACES, "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_PLACES]
+
+
+class _BeforeTorchvision(importlib.abc.MetaPathFinder):
+    """Repairs torch just before torchvision is first imported, by timm or anybody; see there."""
+
+    def find_spec(self, name, path=None, target=None):  # noqa: ARG002
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            from vitexplain._torchvision import repair
+
+            repair()
+        return None
+
+
+if "torchvision" not in sys.modules:
+    sys.meta_path.insert(0, _BeforeTorchvision())

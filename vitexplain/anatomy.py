@@ -16,8 +16,6 @@ blocks each have a grid of their own, and no prefix; r is the mean over a block'
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import vit_torchvision  # noqa: F401
-
 import numpy as np
 import torch
 from timm.layers import resample_abs_pos_embed

@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from vit_rollout import Explanation
-from vit_settings import Settings
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.loading import LoadedModel
+from vitexplain.settings import Settings
 
 TOP = 5
 

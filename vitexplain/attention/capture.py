@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-import vit_torchvision  # noqa: F401
-
 import torch
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn

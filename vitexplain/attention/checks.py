@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from vit_choices import HEAD_FUSIONS
+from vitexplain.choices import HEAD_FUSIONS
 
 
 def check_settings(

@@ -9,8 +9,6 @@ row-major order.
 
 from dataclasses import dataclass
 
-import vit_torchvision  # noqa: F401
-
 import torch
 from timm.layers import AttentionPoolLatent, DiffAttention
 from timm.models.beit import Beit

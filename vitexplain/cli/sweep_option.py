@@ -6,7 +6,7 @@ Imports nothing heavy: the command line checks its options before it loads a mod
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from vit_choices import HEAD_FUSIONS
+from vitexplain.choices import HEAD_FUSIONS
 
 Value = float | int | str
 Sweep = Mapping[str, tuple[Value, ...]]

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vit_settings import Settings
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.explainer import Map
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_array, write_png
 from vitexplain.methods import as_published
 from vitexplain.models.transform import InputTransform
+from vitexplain.settings import Settings
 
 
 @dataclass(frozen=True)

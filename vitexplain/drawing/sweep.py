@@ -7,19 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import vit_torchvision  # noqa: F401
-
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from vit_settings import Settings
 from vitexplain.cli.sweep_option import Sweep, Value, label
 from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
 from vitexplain.explainer import Explainer, Map
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.models.loading import LoadedModel
+from vitexplain.settings import Settings
 
 Draw = Callable[[np.ndarray], Image.Image]  # a mask (h, w) -> its overlay
 

@@ -16,7 +16,7 @@ from vitexplain.methods.registry import Method
 
 
 class Floor(ABC):
-    """As a method that knows nothing of categories, for any model that `vitexplain.attention.tokens` knows."""
+    """As a method that knows nothing of categories, for any supported model."""
 
     def __init__(self, model: nn.Module):
         self.model = model

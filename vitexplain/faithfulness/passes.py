@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_device import in_batches
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import pictures_for
+from vitexplain.device import in_batches
 from vitexplain.methods.registry import Method
 
 BATCH = 16  # pictures at once

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_device import in_batches
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import pictures_for
+from vitexplain.device import in_batches
 from vitexplain.faithfulness.passes import BATCH, check_categories, evaluation_mode, tell
 
 BASELINES = ("mean", "blur")

@@ -53,7 +53,7 @@ class AttnLRP(OfCategory):
     """AttnLRP of a timm ViT's patches, for one category of each picture.
 
     Args:
-        model: any that vitexplain.attention.tokens.check_supported lets pass; used in evaluation mode, left as it
+        model: any that check_supported lets pass; used in evaluation mode, left as it
             was found. It may be frozen, and no `.grad` appears anywhere.
         gamma: of linear layers, >= 0. 0 is the plain rule (equation 8).
 

@@ -41,7 +41,7 @@ class IntegratedGradients(OfCategory):
     that no more memory is needed than for one.
 
     Args:
-        model: any that vitexplain.attention.tokens.check_supported lets pass; used in evaluation mode, left as it
+        model: any that check_supported lets pass; used in evaluation mode, left as it
             was found. It may be frozen, and no `.grad` appears anywhere.
 
     Raises:

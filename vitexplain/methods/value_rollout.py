@@ -23,8 +23,6 @@ sum_h,g A^h_ij A^g_ij <u^h_j, u^g_j>, so that (B, N, N, C) is never made.
 
 from contextlib import ExitStack, suppress
 
-import vit_torchvision  # noqa: F401
-
 import numpy as np
 import torch
 from timm.models import beit, eva, vision_transformer, vision_transformer_relpos

@@ -5,8 +5,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import vit_torchvision  # noqa: F401
-
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 

@@ -8,9 +8,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import resources
 from pathlib import Path
-
-import vit_torchvision  # noqa: F401
 
 import timm
 import torch
@@ -94,7 +93,7 @@ def load_model(
             "bundled", or any timm name, with tag or "hf-hub:" / "local-dir:" prefix.
         checkpoint: fine-tuned weights for `name`: a state dict (.safetensors, or .pth, .pt, .bin
             without code in it), the number of categories being read from its head; or the folder
-            that vitexplain.training.train wrote, which says itself what it is (`name` stays "auto").
+            that training wrote, which says itself what it is (`name` stays "auto").
         class_names: file with the categories' names, one a line or JSON.
         device: where the model goes.
         crop: "none" (the whole picture squashed), "center" (the model's own crop) or "pad".
@@ -146,12 +145,6 @@ def build_network(config: dict, num_classes: int | None = None) -> VisionTransfo
     return VisionTransformer(**args, embed_layer=partial(HybridEmbed, backbone=stem))
 
 
-def data_folder(in_repository: str, installed: str) -> Path:
-    """A folder of data beside this module, in a clone or as pip installs it."""
-    here = Path(__file__).resolve().parent
-    return here / in_repository if (here / in_repository).is_dir() else here / installed
-
-
 def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     """Make a timm model take pictures of (H, W) pixels; position embeddings are interpolated.
 
@@ -192,7 +185,7 @@ def _automatic() -> _Network:
 
 
 def bundled_folder() -> Path:
-    return data_folder("models/bundled", "vit_explain_bundled")
+    return Path(str(resources.files("vitexplain") / "data" / "bundled"))
 
 
 def _bundled() -> _Network:

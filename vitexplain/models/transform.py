@@ -6,13 +6,11 @@ Resizing, cropping and normalisation are timm's own evaluation transform of the 
 import math
 from collections.abc import Sequence
 
-import vit_torchvision  # noqa: F401
-
 from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from vit_choices import CROPS
+from vitexplain.choices import CROPS
 from vitexplain.images.region import Region
 
 

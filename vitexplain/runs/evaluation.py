@@ -5,12 +5,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import vit_torchvision  # noqa: F401
-
 import torch
 from torch import Tensor
 
-from vit_settings import Settings
 from vitexplain.drawing.charts import draw_measures
 from vitexplain.explainer import options_of
 from vitexplain.faithfulness.baselines import FLOORS
@@ -21,6 +18,7 @@ from vitexplain.images.reading import PictureError, open_picture
 from vitexplain.images.writing import write_png, write_whole
 from vitexplain.methods.registry import METHODS
 from vitexplain.runs.session import Ready, existing, model_report, prepare, versions
+from vitexplain.settings import Settings
 
 MOST = 200  # pictures that are measured, at some seconds each
 

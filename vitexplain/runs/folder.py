@@ -17,25 +17,23 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-import vit_torchvision  # noqa: F401
-
 import torch
 from tqdm import tqdm
 
-from vit_device import in_batches, keep_freed_memory
-from vit_processes import in_order
-from vit_settings import Settings
 from vitexplain.attention.tokens import token_layout
+from vitexplain.device import in_batches, keep_freed_memory
 from vitexplain.drawing.contact_sheet import layout, write_contact_sheet
 from vitexplain.drawing.report.report import write_report
 from vitexplain.explainer import Explainer
 from vitexplain.images.finding import Picture, find_pictures
 from vitexplain.images.reading import PictureError
 from vitexplain.models.transform import InputTransform
+from vitexplain.parallel import in_order
 from vitexplain.runs.items import Item, explain_items, result_of
 from vitexplain.runs.results import ERRORS, RESULTS, Results, read_results
 from vitexplain.runs.session import Ready, model_report, prepare, versions
 from vitexplain.runs.workers import Decoded, Workers, Written, processors
+from vitexplain.settings import Settings
 
 # errors of writing that the next picture would meet too
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

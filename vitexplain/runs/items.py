@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import vit_torchvision  # noqa: F401
-
 import numpy as np
 import torch
 from PIL import Image

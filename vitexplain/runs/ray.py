@@ -14,19 +14,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-import vit_torchvision  # noqa: F401
-
 import numpy as np
 import torch
 from PIL import Image
 
-from vit_settings import Settings
 from vitexplain.images.finding import Picture, find_pictures
 from vitexplain.images.reading import PictureError
 from vitexplain.runs.folder import run_report
 from vitexplain.runs.items import Item, explain_items, result_of
 from vitexplain.runs.session import prepare
 from vitexplain.runs.workers import look, processors, write_maps
+from vitexplain.settings import Settings
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors come as exceptions too
@@ -93,7 +91,9 @@ def _start(workers: int) -> None:
     if ray.is_initialized():
         return
     # actors find the modules here even if they are not installed
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join(
+        [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    )
     options = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}, "log_to_driver": False}
     if "RAY_ADDRESS" not in os.environ:
         # one more than actors: with none left, nothing would be read

@@ -5,8 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import vit_torchvision  # noqa: F401
-
 import cv2
 import numpy as np
 import PIL
@@ -15,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vit_choices import DEFAULT_PICTURE
-from vit_device import choose_device
-from vit_settings import Settings, __version__
+import vitexplain
 from vitexplain.anatomy import anatomy
 from vitexplain.attention.tokens import token_layout
+from vitexplain.choices import DEFAULT_PICTURE
+from vitexplain.device import choose_device
 from vitexplain.drawing.anatomy import draw_anatomy
 from vitexplain.drawing.comparison import draw_compare
 from vitexplain.drawing.heatmap import check_style
@@ -29,8 +27,9 @@ from vitexplain.explainer import Explainer, Map, most_faithful, names_of
 from vitexplain.images.reading import open_picture
 from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder, write_png
-from vitexplain.models.loading import LoadedModel, data_folder, load_model
+from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.models.transform import InputTransform
+from vitexplain.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,9 @@ def explain_anatomy(settings: Settings) -> dict:
 def existing(path: str) -> Path:
     """The default picture is there wherever the command is run from."""
     if path == DEFAULT_PICTURE and not Path(path).exists():
-        return data_folder("examples", "vit_explain_examples") / "both.png"
+        package = Path(vitexplain.__file__).resolve().parent
+        beside, installed = package.parent / DEFAULT_PICTURE, package / DEFAULT_PICTURE
+        return installed if installed.exists() else beside
     return Path(path)
 
 
@@ -258,7 +259,7 @@ def _notices(ready: Ready, maps: Sequence[Map]) -> list[str]:
 
 def versions() -> dict[str, str]:
     return {
-        "vit_explain": __version__,
+        "vit_explain": vitexplain.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__,

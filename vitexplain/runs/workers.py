@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vit_processes import begin
 from vitexplain.drawing.overlay import Output
 from vitexplain.explainer import Map
 from vitexplain.images.finding import Picture
 from vitexplain.images.reading import open_picture, read_picture
 from vitexplain.images.region import Region
+from vitexplain.parallel import begin
 
 KEPT_PIXELS = 16_000_000  # of pictures that a worker keeps open; others it opens a second time
 

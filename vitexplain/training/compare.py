@@ -1,6 +1,6 @@
-"""Models beside each other: `python -m vitexplain.training.compare --data DATA --checkpoints A B C`.
+"""Models compared: `python -m vitexplain.training.compare --data DATA --checkpoints A B C`.
 
-Each is evaluated as by vitexplain.training.evaluate, timed against the others in one run, and shown on the
+Each is evaluated as by training.evaluate, timed against the others in one run, and shown on the
 same pictures: the rollouts of a Vision Transformer, the Grad-CAM of a CNN.
 """
 

@@ -1,4 +1,4 @@
-"""Evaluate a model on labelled pictures: `python -m vitexplain.training.evaluate --data FOLDER_OR_ZIP`.
+"""Evaluate a model on labels: `python -m vitexplain.training.evaluate --data FOLDER_OR_ZIP`.
 
 Accuracy, calibration and confusion; and, because these models are made to be looked at, whether
 their maps fall on what they are about: on boxes, where boxes.csv gives some, and on mosaics of
@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vit_choices import CROPS
-from vit_device import in_batches
+from vitexplain.choices import CROPS
+from vitexplain.device import in_batches
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.faithfulness.table import bootstrap_interval

@@ -1,4 +1,4 @@
-"""Train or fine-tune any timm model: `python -m vitexplain.training.train --data FOLDER --output FOLDER`.
+"""Train any timm model: `python -m vitexplain.training.train --data FOLDER --output FOLDER`.
 
 The data are a folder of folders, named by category, or a zip file of that layout. What comes out is
 a folder that `vit_explain.py --checkpoint FOLDER` takes as it is. Kill it at any moment: the same
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm import tqdm
 
-from vit_device import is_out_of_memory
+from vitexplain.device import is_out_of_memory
 from vitexplain.images.writing import writable_folder, write_whole
 from vitexplain.models.loading import bundled_folder, load_model, set_input_size
 from vitexplain.training.curves import draw_curves

@@ -13,6 +13,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -20,13 +21,12 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from vit_processes import in_order
 from vitexplain.drawing.heatmap import colored, enlarged, on_the_picture
 from vitexplain.images.reading import PictureError, open_picture
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.methods.registry import METHODS
-from vitexplain.models.loading import data_folder
+from vitexplain.parallel import in_order
 
 SIDE = 320  # of thumbnails, in pixels; of many pictures they are smaller
 SIDE_OF_MANY, MANY = 192, 1000
@@ -146,7 +146,7 @@ def _json(value: object) -> str:
 
 def _frame(title: str, alpha: float) -> tuple[str, str]:
     """What stands before the pictures, and behind them."""
-    folder = data_folder("report", "vit_explain_report")
+    folder = resources.files("vitexplain.drawing.report")
     style, script = (
         (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
     )

@@ -1,0 +1,127 @@
+"""benchmarks.faithfulness on a small random model and the example photographs."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import faithfulness, localised
+from helpers import ROOT, make_vit
+from vitexplain.faithfulness.baselines import centre_blob
+from vitexplain.images.reading import open_picture
+from vitexplain.methods.registry import METHODS
+from vitexplain.models.loading import LoadedModel
+from vitexplain.models.transform import InputTransform
+from vitexplain.training.data import LabelledPictures
+from vitexplain.training.localisation import cell_share, in_box, mosaic
+
+METHOD_NAMES = ["attention_rollout", "grad_rollout", "random", "centre_blob"]
+PICTURES = ["cat", "coffee", "koala", "panda", "macaw", "dog"]
+
+
+@pytest.fixture
+def loaded():
+    transform = InputTransform((32, 32), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return LoadedModel(make_vit(), "tiny", transform, [f"category {i}" for i in range(7)])
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Six photographs in six categories, two of them with a box."""
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for label, name in enumerate(PICTURES):
+            archive.write(ROOT / "examples" / f"{name}.jpg", f"{label:04}/{name}.jpg")
+        archive.writestr(
+            "boxes.csv",
+            "file,imagenet_index,x0,y0,x1,y1\n"
+            "0002/koala.jpg,2,150,150,500,700\n"
+            "0003/panda.jpg,3,10,20,200,210\n",
+        )
+    return path
+
+
+def test_benchmark_writes_table_json_and_figure(loaded, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(faithfulness, "load_model", lambda *_, **__: loaded)
+    # a random model is right about nothing
+    monkeypatch.setattr(faithfulness, "confident", lambda labels, *_: np.arange(len(labels)))
+    readme, figure, report = (tmp_path / name for name in ("README.md", "s.png", "r.json"))
+    begin, end = faithfulness.markers("tiny")
+    other, its_end = faithfulness.markers("another")
+    readme.write_text(f"a\n{begin}\nold\n{end}\nb\n{other}\nits own\n{its_end}\n")
+    given = ["--data", str(data), "--boxes", str(data), "--methods", *METHOD_NAMES]
+    given += ["--pictures", "3", "--few", "2", "--mosaics", "2", "--boxed", "2"]
+    given += ["--write", str(readme), "--json", str(report), "--figure", str(figure)]
+    assert faithfulness.main(given) == 0
+    printed = capsys.readouterr().out
+    text = readme.read_text(encoding="utf-8")
+    assert text == f"a\n{begin}\n{printed}{end}\nb\n{other}\nits own\n{its_end}\n"
+    assert printed.startswith("tiny on 3 pictures of photos.zip and photos.zip, ")
+    assert f"torch {torch.__version__}" in printed
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    heads = [row for row in rows if row.startswith("| method")]
+    assert "deletion, blur (lower is better), n = 3" in heads[0]
+    assert "share of the map in its cell of a mosaic of four (higher is better), n = 2" in heads[1]
+    assert "share of the map in the box (higher is better), n = 2" in heads[1]
+    assert "rank correlation after randomisation (nearer to 0 is better), n = 2" in heads[1]
+    # in every column some method is best, and it is never a floor
+    for table in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+        cells = [row.strip("|").split(" | ") for row in table[2:]]
+        assert [row[0].strip() for row in cells][2:] == ["*random map*", "*spot in the middle*"]
+        for column in list(zip(*cells, strict=True))[1:]:
+            assert any("**" in cell for cell in column[:2])
+            assert not any("**" in cell for cell in column[2:])
+    written = json.loads(report.read_text(encoding="utf-8"))
+    assert written["table"] + "\n" == printed
+    assert written["methods"]["random"]["cell"]["mean"] == pytest.approx(0.25)
+    assert written["methods"]["grad_rollout"]["deletion_mean"]["n"] == 3
+    assert written["deletion_cost"] > 0
+    with Image.open(figure) as picture:
+        assert np.asarray(picture).std() > 10
+
+
+def test_share_in_the_right_cell(loaded, data):
+    """Each category's map on its own cell, by the class itself; of a floor, a quarter."""
+    pictures = LabelledPictures(data)
+    groups = [[(pictures.names[i], i) for i in order] for order in ([3, 0, 1, 2], [5, 4, 3, 2])]
+    found = localised.on_mosaics(loaded, ["grad_rollout", "centre_blob"], pictures, groups)
+    explain = METHODS["grad_rollout"].make(loaded.model)
+    for group, share in zip(groups, found["grad_rollout"]["cell"], strict=True):
+        names = [ROOT / "examples" / f"{PICTURES[label]}.jpg" for _, label in group]
+        canvas = mosaic([open_picture(name) for name in names], 32)
+        tensor = loaded.transform(canvas)[None]
+        shares = [cell_share(explain(tensor, c), i, 4) for i, (_, c) in enumerate(group)]
+        assert share == pytest.approx(np.mean(shares), rel=1e-4)
+    assert found["centre_blob"]["cell"] == pytest.approx([0.25, 0.25])
+
+
+def test_in_boxes(loaded, data):
+    found = localised.in_boxes(loaded, ["centre_blob"], LabelledPictures(data), 5)["centre_blob"]
+    boxes = [("koala", (150, 150, 500, 700)), ("panda", (10, 20, 200, 210))]
+    for number, (name, box) in enumerate(boxes):
+        size = open_picture(ROOT / "examples" / f"{name}.jpg").size
+        hit, energy = in_box(centre_blob(4, 4), box, *size)
+        assert found["pointing"][number] == hit
+        assert found["energy"][number] == pytest.approx(energy)
+
+
+def test_sample_is_repeatable():
+    names = [str(i) for i in range(50)]
+    assert faithfulness.sample(names, 5, 1) == faithfulness.sample(names, 5, 1)
+    assert faithfulness.sample(names, 5, 1) != faithfulness.sample(names, 5, 2)
+    assert sorted(faithfulness.sample(names, 80, 1)) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(["--data", "nowhere"], "neither a folder nor a zip"), (["--steps", "7"], "multiple of 10")],
+)
+def test_errors_are_one_line(loaded, data, monkeypatch, capsys, given, message):
+    monkeypatch.setattr(faithfulness, "load_model", lambda *_, **__: loaded)
+    assert faithfulness.main(["--data", str(data), "--pictures", "1", *given]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

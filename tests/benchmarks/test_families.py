@@ -1,0 +1,75 @@
+import re
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks import families, speed
+from benchmarks.markers import write_between
+from helpers import ROOT
+from vitexplain.attention.tokens import GLOBAL, WINDOWED
+
+
+def test_families_have_a_layout_or_a_reason():
+    names = ["test_vit", "vit_dlittle_patch16_reg1_gap_256", "cait_xxs24_224", "resnet18"]
+    found = families.walk(names)
+    assert list(found) == ["Cait", "ResNet", "VisionTransformer"]
+    vit = found["VisionTransformer"]
+    assert list(vit.sizes) == ["test_vit"]
+    assert families.try_smallest(vit) == "test_vit"
+    text = families.table(found, {"VisionTransformer": "test_vit"})
+    assert "| VisionTransformer | 1 | class token | `test_vit` |" in text
+    assert "| its talking heads are mixed after the softmax | Cait |" in text
+    assert "VisionTransformer (`vit_dlittle_patch16_reg1_gap_256`)" in text
+
+
+def test_the_readmes_table_names_what_the_code_supports():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split(families.BEGIN)[1].split(families.END)[0]
+    works = set(re.findall(r"^\| (\w+) \| \d+ \|", table, re.MULTILINE))
+    assert works - {"VisionTransformerDistilled"} == {c.__name__ for c in GLOBAL + WINDOWED}
+
+
+def test_speed_measures_and_tells(monkeypatch, capsys, tmp_path):
+    """One small case end to end: ratios and megabytes, whatever they are on this machine."""
+    monkeypatch.setitem(speed.CASES, "deit_tiny, batch 1", ("test_vit", {}, 1))
+    monkeypatch.setattr(speed, "fresh_memory", lambda *_: 3.2)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"a\n{speed.BEGIN}\nold\n{speed.END}\nz\n", encoding="utf-8")
+    given = ["--rounds", "2", "--cases", "deit_tiny, batch 1", "--write", str(readme)]
+    assert speed.main(given) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"\| deit_tiny, batch 1( \| \d+\.\d\d){2}( \| 3 MiB){4} \|", row)
+    text = readme.read_text(encoding="utf-8")
+    assert row in text
+    assert "old" not in text
+    assert text.startswith("a\n") and text.endswith("\nz\n")
+
+
+def test_baseline_gradient_reaches_the_first_attention():
+    import timm
+    import torch
+
+    model = timm.create_model("test_vit").eval()
+    gradient = speed._forward_backward(model, torch.randn(2, 3, 160, 160))
+    assert gradient.shape[:2] == (2, 101)
+    assert gradient.abs().sum() > 0
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_memory_is_measured_in_a_process_of_its_own():
+    """The matrices of a block are (1, 6, 1370, 1370): all of them at once would be 540 MB."""
+    command = [sys.executable, "-m", "benchmarks.speed", "--memory_of"]
+    case = "DINOv2-S 518 px, batch 1"
+    done = subprocess.run(
+        [*command, case, "rollout"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert 40 < float(done.stdout) < 300
+
+
+def test_missing_markers_are_an_error(tmp_path):
+    path = tmp_path / "x.md"
+    path.write_text("nothing", encoding="utf-8")
+    with pytest.raises(ValueError, match="does not hold the markers"):
+        write_between(path, "<a>", "<b>", "text")

@@ -1,0 +1,135 @@
+"""Several methods beside each other: which maps, which of them is marked, and the command."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vit_explain
+from helpers import ROOT
+from vitexplain.drawing.comparison import draw_compare
+from vitexplain.explainer import Map, most_faithful, with_faithfulness
+from vitexplain.methods.registry import METHODS
+
+DOG = {"index": 1, "name": "dog, canis", "probability": 0.5}
+CAT = {"index": 2, "name": "cat", "probability": 0.25}
+BOTH = str(ROOT / "examples" / "both.png")
+
+
+def a_map(method, category=None, faithfulness=None, mask=None):
+    mask = np.eye(4, dtype=np.float32) if mask is None else mask
+    return Map(mask, category, {"name": method}, faithfulness)
+
+
+def test_the_most_faithful_of_each_category():
+    maps = [
+        a_map("attention_rollout", None, 0.3),
+        a_map("legrad", DOG, 0.2),
+        a_map("legrad", CAT, 0.1),
+        a_map("gradcam", DOG, -0.2),
+        a_map("gradcam", CAT, 0.4),
+    ]
+    assert most_faithful(maps) == {0, 4}  # rollout stands in the first category's row
+
+
+def test_maps_of_no_category_are_held_to_the_first():
+    asked = []
+
+    def measure(mask, category):
+        asked.append(category)
+        return float(mask.sum())
+
+    maps = [a_map("attention_rollout"), a_map("legrad", CAT)]
+    assert [m.faithfulness for m in with_faithfulness(maps, measure, likeliest=7)] == [4.0, 4.0]
+    with_faithfulness(maps[:1], measure, likeliest=7)
+    assert asked == [2, 2, 7]
+
+
+def test_sheet_has_a_row_for_each_category_and_marks_the_best():
+    picture = Image.new("RGB", (100, 100))
+    white, grey = np.ones((4, 4), np.float32), np.full((4, 4), 0.5, np.float32)
+
+    def draw(mask):
+        return Image.new("RGB", (100, 100), (int(255 * mask[0, 0]),) * 3)
+
+    maps = [
+        a_map("attention_rollout", None, 0.3, white),
+        a_map("legrad", DOG, 0.2, grey),
+        a_map("legrad", CAT, 0.1, grey),
+    ]
+    sheet = np.asarray(draw_compare(picture, maps, draw))
+    height, width = sheet.shape[:2]
+    cells = [
+        [np.s_[y * height // 2 : (y + 1) * height // 2, x * width // 3 : (x + 1) * width // 3]
+         for x in range(3)] for y in range(2)
+    ]  # fmt: skip
+
+    def has(row, column, color):
+        return bool((sheet[cells[row][column]] == color).all(axis=-1).sum() > 500)
+
+    green = (0, 150, 60)
+    assert has(0, 1, green) and not has(0, 2, green) and has(1, 2, green)
+    assert has(0, 2, (127,) * 3) and has(1, 2, (127,) * 3)
+    assert not has(1, 1, green) and not has(1, 1, (127,) * 3)  # rollout: only in the first row
+
+
+def run(capsys, *arguments):
+    code = vit_explain.main(["--model", "bundled", *arguments])
+    return code, *capsys.readouterr()
+
+
+def test_compare_draws_every_method(tmp_path, capsys):
+    code, out, err = run(capsys, "--image_path", BOTH, "--compare", "--output_dir", str(tmp_path),
+                         "--json")  # fmt: skip
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert [found["method"]["name"] for found in report["maps"]] == list(METHODS)
+    best = [found for found in report["maps"] if found["most_faithful"]]
+    assert [found["faithfulness"] for found in best] == [
+        max(found["faithfulness"] for found in report["maps"])
+    ]
+    assert {f["category"]["index"] for f in report["maps"] if f["category"]} == {
+        report["top"][0]["index"]
+    }
+    with Image.open(tmp_path / "both_compare.png") as sheet:
+        assert sheet.width > 5 * 224
+
+
+def test_several_methods_of_a_folder_are_marked_in_its_results(tmp_path, capsys):
+    small = tmp_path / "in"
+    small.mkdir()
+    Image.open(BOTH).crop((0, 0, 200, 200)).save(small / "dog.png")
+    methods = ["relevance", "rollout", "gradcam"]
+    output = tmp_path / "out"
+    code, _, err = run(capsys, "--image_path", str(small), "--compare", "--method", *methods,
+                       "--top_k", "2", "--output_dir", str(output))  # fmt: skip
+    assert (code, err) == (0, "")
+    (line,) = (output / "results.jsonl").read_text().splitlines()
+    maps = json.loads(line)["maps"]
+    assert len(maps) == 5 and len({found["overlay"] for found in maps}) == 5
+    first = [m for m in maps if m["category"] in (None, json.loads(line)["top"][0])]
+    second = [m for m in maps if m not in first]
+    for several in (first, second):
+        best = max(several, key=lambda found: found["faithfulness"])
+        assert [found["most_faithful"] for found in several] == [f is best for f in several]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "rollup"], "'rollup' is none of attention_rollout"),
+        (["--method", "rollout", "--category", "pug"], "the same for every category"),
+        (["--method", "legrad", "--head", "1"], "--head means nothing to LeGrad"),
+        (["--method", "attention", "--block", "99"], "block must be from 0 to"),
+        (["--compare", "--sweep", "discard_ratio=0"], "--sweep is for one picture"),
+        (["--compare", "--head", "44"], "head must be from 0 to 3, not 44"),
+    ],
+)
+def test_wrong_requests(arguments, message, tmp_path, capsys):
+    try:
+        code, out, err = run(capsys, *arguments, "--output_dir", str(tmp_path / "out"))
+    except SystemExit as error:
+        code, (out, err) = error.code, capsys.readouterr()
+    assert code == 2 and message in err and out == "" and err.count("\n") == 1
+    assert not list(tmp_path.glob("out/*.png"))

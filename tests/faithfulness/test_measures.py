@@ -1,0 +1,344 @@
+"""Floors, randomisation, stability, the table, and all of it on pictures without labels."""
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import scipy.stats
+import timm
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from helpers import LAYOUTS, make_vit
+from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.drawing.charts import draw_randomisation
+from vitexplain.faithfulness import measures as evaluate
+from vitexplain.faithfulness.baselines import FLOORS, centre_blob
+from vitexplain.faithfulness.measures import MEASURES, evaluate_pictures
+from vitexplain.faithfulness.passes import masks_of
+from vitexplain.faithfulness.ranks import average_ranks, rank_correlation
+from vitexplain.faithfulness.removal import Removal, perturbation
+from vitexplain.faithfulness.sanity import randomisation, shuffle_, stages_of
+from vitexplain.faithfulness.stability import stability
+from vitexplain.faithfulness.table import Measure, as_json, as_markdown, bootstrap_interval, winners
+from vitexplain.methods.registry import METHODS, Method
+
+READY = {name: METHODS[name] for name in ("attention_rollout", "grad_rollout", "relevance")}
+CATEGORIES = [2, 0, 5]
+STD = (0.2, 0.25, 0.5)
+
+
+@dataclass
+class Seen:
+    """A method that remembers what it was asked, and whose map is the first channel's."""
+
+    model: torch.nn.Module
+
+    calls = []  # noqa: RUF012
+
+    def explain(self, pictures, categories=None):
+        self.calls.append((pictures.clone(), categories))
+        return FLOORS["centre_blob"].make(self.model).explain(pictures)
+
+
+class Refuses:
+    def __init__(self, model):
+        raise UnsupportedModel(model, "it is a test")
+
+
+class Fails(Seen):
+    def explain(self, pictures, categories=None):
+        if self.calls:
+            raise RuntimeError("on purpose")
+        return super().explain(pictures, categories)
+
+
+def method(name):
+    Seen.calls.clear()
+    return Method(name.lower(), name, "", True, (__name__, name))
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(state, other):
+    return all(torch.equal(state[name], other[name]) for name in state)
+
+
+def test_centre_blob():
+    blob = centre_blob(5, 7)
+    assert np.unravel_index(blob.argmax(), blob.shape) == (2, 3)
+    assert np.allclose(blob, blob[::-1, ::-1])
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_floors_explain_as_methods_do(name, pictures):
+    model = make_vit(proj_drop_rate=0.5)
+    expected = model(pictures)
+    model.train()
+    explained = FLOORS[name].make(model).explain(pictures)
+    assert model.training
+    torch.testing.assert_close(explained.logits, expected.detach())
+    assert explained.masks.shape == (3, *explained.layout.grid) == (3, 4, 4)
+    assert explained.masks.max(axis=(1, 2)) == pytest.approx(1)
+    assert explained.masks.min() >= 0
+
+
+def test_random_map_is_the_pictures_own(pictures):
+    explain = FLOORS["random"].make(make_vit()).explain
+    masks = explain(pictures).masks
+    assert np.array_equal(explain(pictures[1:2]).masks[0], masks[1])
+    assert np.abs(rank_correlation(masks, masks[[1, 2, 0]])).max() < 0.9
+    other = explain(pictures + 1e-6).masks
+    assert not np.array_equal(other, masks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    arrays(np.float32, (3, 4), elements=st.sampled_from([0, 0.25, 0.5, 1])),
+    arrays(np.float32, (3, 4), elements=st.floats(0, 1, width=32)),
+)
+def test_rank_correlation_equals_scipys(mask, other):
+    assert np.array_equal(average_ranks(mask).ravel(), scipy.stats.rankdata(mask))
+    (found,) = rank_correlation(mask[None], other[None])
+    if np.ptp(mask) and np.ptp(other):
+        expected = scipy.stats.spearmanr(mask, other, axis=None).statistic
+        assert found == pytest.approx(expected, abs=1e-12)
+    else:
+        assert found == float(np.ptp(mask) == np.ptp(other))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_stages_hold_every_weight_once_from_head_to_embedding(layout):
+    model = make_vit(**LAYOUTS[layout][0])
+    stages = stages_of(model)
+    assert list(stages) == ["head", "norm", "block 3", "block 2", "block 1", "embedding"]
+    found = [id(parameter) for stage in stages.values() for parameter in stage]
+    assert sorted(found) == sorted(map(id, model.parameters()))
+    assert any(p is model.head.weight for p in stages["head"])
+    assert any(p is model.blocks[2].attn.qkv.weight for p in stages["block 3"])
+    assert any(p is model.patch_embed.proj.weight for p in stages["embedding"])
+
+
+def test_stages_of_windows():
+    with torch.device("meta"):
+        model = timm.create_model("swin_tiny_patch4_window7_224")
+    stages = stages_of(model)
+    assert list(stages)[:3] == ["head", "norm", "block 12"]
+    assert sum(map(len, stages.values())) == len(list(model.parameters()))
+    assert any(p is model.layers[3].blocks[1].attn.qkv.weight for p in stages["block 12"])
+
+
+def test_shuffled_weights_keep_their_values():
+    model = make_vit()
+    before = weights(model)
+    shuffle_(list(model.parameters()), torch.Generator().manual_seed(0))
+    for name, value in model.named_parameters():
+        assert torch.equal(value.flatten().sort().values, before[name].flatten().sort().values)
+        constant = bool((before[name] == before[name].flatten()[0]).all())
+        assert constant or not torch.equal(value, before[name]), name
+
+
+def test_randomisation_is_the_map_of_a_shuffled_copy(pictures):
+    model = make_vit()
+    stages, alike = randomisation(model, pictures, CATEGORIES, READY, seed=4)
+    copied = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(4)
+    for number, (stage, parameters) in enumerate(stages_of(copied).items()):
+        assert stages[number] == stage
+        shuffle_(parameters, generator)
+        for name, method_ in READY.items():
+            whole = masks_of(method_, model, pictures, CATEGORIES)
+            expected = rank_correlation(whole, masks_of(method_, copied, pictures, CATEGORIES))
+            np.testing.assert_allclose(alike[name][:, number], expected)
+    last, only = randomisation(model, pictures, CATEGORIES, READY, seed=4, only_last=True)
+    assert last == ["embedding"]
+    for name in READY:
+        np.testing.assert_allclose(only[name][:, 0], alike[name][:, -1])
+
+
+def test_maps_of_a_random_model_are_others_and_the_floors_are_not(pictures):
+    pictures = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(8))
+    categories = [i % 7 for i in range(12)]
+    _, alike = randomisation(make_vit(), pictures, categories, READY | FLOORS)
+    for name in READY:
+        assert abs(alike[name][:, -1].mean()) < 0.4, name
+    for name in FLOORS:
+        assert (alike[name] == 1).all()
+    # rollout does not see the head, whose weights the gradient passes
+    assert (alike["attention_rollout"][:, :2] == 1).all()
+    assert alike["grad_rollout"][:, 0].mean() < 0.95
+
+
+def test_weights_are_restored_bit_for_bit(pictures):
+    model = make_vit()
+    before = weights(model)
+    randomisation(model, pictures, CATEGORIES, READY)
+    assert same(before, model.state_dict())
+    with pytest.raises(RuntimeError, match="on purpose"):
+        randomisation(model, pictures, CATEGORIES, {"fails": method("Fails")})
+    assert same(before, model.state_dict())
+    assert len(Seen.calls) == 1
+
+
+def test_the_same_categories_are_explained_throughout(pictures):
+    randomisation(make_vit(), pictures, CATEGORIES, {"seen": method("Seen")})
+    assert [categories for _, categories in Seen.calls] == [CATEGORIES] * 7
+
+
+def test_figure_shows_a_line_for_each_method():
+    alike = {"a": np.array([[0.8, 0.1]]), "b": np.array([[1.0, 1.0]])}
+    titles = {"a": "first", "b": "second"}
+    both = draw_randomisation(["head", "norm"], alike, titles)
+    one = draw_randomisation(["head", "norm"], {"a": alike["a"]}, titles)
+    orange = [(np.asarray(p) == (255, 127, 14)).all(axis=-1).sum() for p in (both, one)]
+    assert orange[0] > 100
+    assert orange[1] == 0
+
+
+def test_noise_has_its_size_in_units_of_the_picture(pictures):
+    pictures = torch.randn(2, 3, 128, 128)
+    model = make_vit(img_size=128, patch_size=32)
+    seen = method("Seen")
+    assert stability(seen, model, pictures, [1, 2], STD, sigma=0.1, draws=2).tolist() == [1, 1]
+    (plain, _), *noisy = Seen.calls
+    noise = [(other - plain) * torch.tensor(STD)[:, None, None] for other, _ in noisy]
+    for found in noise:
+        assert found.std(dim=(0, 2, 3)).tolist() == pytest.approx([0.1] * 3, rel=0.05)
+        torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+    assert (noise[0] - noise[1]).abs().max() > 0.1
+    assert all(categories == [1, 2] for _, categories in Seen.calls)
+
+
+def test_stability(pictures):
+    model = make_vit()
+    for name in READY:
+        arguments = (READY[name], model, pictures, CATEGORIES, STD)
+        assert (stability(*arguments, sigma=0) == 1).all()
+        little, much = (stability(*arguments, sigma=s).mean() for s in (0.001, 0.5))
+        assert little > 0.9 > much, name
+        masks = masks_of(READY[name], model, pictures, CATEGORIES)
+        np.testing.assert_allclose(stability(*arguments, masks=masks), stability(*arguments))
+    assert (stability(FLOORS["centre_blob"], model, pictures, CATEGORIES, STD) == 1).all()
+    random = stability(FLOORS["random"], model, pictures, CATEGORIES, STD, draws=40)
+    assert np.abs(random).max() < 0.3
+
+
+def test_bootstrap_interval_covers_the_mean():
+    values = np.random.default_rng(1).normal(3, 1, 400)
+    low, high = bootstrap_interval(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+
+
+TABLE = {
+    "spot": {"deletion": np.array([0.0, 0.0]), "sanity": np.array([0.0, 0.0])},
+    "a": {"deletion": np.array([0.2, 0.2]), "sanity": np.array([-0.3]), "time": np.array([1.5])},
+    "b": {"deletion": np.array([0.4, 0.2]), "sanity": np.array([0.2]), "time": np.array([1.5])},
+}
+COLUMNS = (
+    Measure("deletion", "deletion", "lower"),
+    Measure("nowhere", "nowhere", "higher"),
+    Measure("sanity", "sanity", "nearer to 0"),
+    Measure("time", "time", "lower"),
+)
+
+
+def test_table_says_which_way_is_better_and_who_is_best():
+    text = as_markdown(TABLE, COLUMNS, {"spot": "spot", "a": "A", "b": "B"}, {"spot"})
+    assert text == (
+        "| method | deletion (lower is better), n = 2 | sanity (nearer to 0 is better), n = 2 "
+        "| time (lower is better) |\n"
+        "|---|---|---|---|\n"
+        "| A | **0.200 (0.20 to 0.20)** | -0.300 | **1.500** |\n"
+        "| B | 0.300 (0.20 to 0.40) | **0.200** | **1.500** |\n"
+        "| *spot* | 0.000 (0.00 to 0.00) | 0.000 (0.00 to 0.00) |  |"
+    )
+
+
+def test_winners_where_higher_is_better():
+    column = [Measure("deletion", "deletion", "higher")]
+    assert winners(TABLE, column, {"spot"}) == {"deletion": ["b"]}
+
+
+def test_table_as_json():
+    described = as_json(TABLE, COLUMNS)
+    assert described["b"]["deletion"] == {
+        "mean": pytest.approx(0.3),
+        "interval": pytest.approx((0.2, 0.4)),
+        "n": 2,
+        "better": "lower",
+    }
+    assert "time" not in described["spot"]
+
+
+@pytest.fixture
+def model():
+    return make_vit()
+
+
+def named(*names):
+    return {name: evaluate.ALL[name] for name in names}
+
+
+def test_evaluation_measures_what_the_modules_do(model, pictures):
+    before = weights(model)
+    names = ["grad_rollout", "centre_blob"]
+    found = evaluate_pictures(
+        model, pictures, STD, named(*names), steps=20, few=2, batch_size=2, seed=3
+    )
+    assert same(before, model.state_dict())
+    assert list(found.values) == names
+    assert not found.left_out
+    with torch.no_grad():
+        categories = model(pictures).argmax(dim=1).tolist()
+    values = found.values["grad_rollout"]
+    assert set(values) == {measure.key for measure in MEASURES}
+    masks = masks_of(READY["grad_rollout"], model, pictures, categories)
+    removal = Removal(model, pictures, categories, "mean", 20, seed=3)
+    deletion, insertion = removal.deletion(masks), removal.insertion(masks)
+    np.testing.assert_allclose(values["deletion_mean"], deletion.areas, atol=1e-5)
+    np.testing.assert_allclose(values["insertion_mean"], insertion.areas, atol=1e-5)
+    for key, expected in zip(
+        ("positive", "negative"), perturbation(deletion, insertion), strict=True
+    ):
+        np.testing.assert_allclose(values[key], expected)
+    blurred = Removal(model, pictures, categories, "blur", 20, seed=3)
+    np.testing.assert_allclose(values["deletion_blur"], blurred.deletion(masks).areas, atol=1e-5)
+    np.testing.assert_allclose(values["insertion_blur"], blurred.insertion(masks).areas, atol=1e-5)
+    few = pictures[:2], categories[:2]
+    _, alike = randomisation(model, *few, READY, seed=3)
+    np.testing.assert_allclose(values["sanity"], alike["grad_rollout"][:, -1])
+    stable = stability(READY["grad_rollout"], model, *few, STD, seed=3)
+    np.testing.assert_allclose(values["stability"], stable)
+    assert values["time"].shape == (1,) and values["time"][0] > 0
+
+
+def test_evaluation_of_given_categories(model, pictures):
+    found = evaluate_pictures(model, pictures, STD, named("relevance"), CATEGORIES).values[
+        "relevance"
+    ]
+    masks = masks_of(READY["relevance"], model, pictures, CATEGORIES)
+    deletion = Removal(model, pictures, CATEGORIES, "blur", 10).deletion(masks)
+    np.testing.assert_allclose(found["deletion_blur"], deletion.areas, atol=1e-5)
+
+
+def test_methods_that_refuse_the_model_are_left_out(model, pictures, monkeypatch):
+    monkeypatch.setitem(evaluate.ALL, "refuses", method("Refuses"))
+    found = evaluate_pictures(model, pictures, STD, named("refuses", "random"), few=1)
+    assert found.left_out == {"refuses": "it is a test"}
+    assert list(found.values) == ["random"]
+
+
+def test_evaluation_refuses_what_it_cant_do(model, pictures):
+    with pytest.raises(ValueError, match="multiple of 10"):
+        evaluate_pictures(model, pictures, STD, named("random"), steps=15)
+    with pytest.raises(ValueError, match="as many categories"):
+        evaluate_pictures(model, pictures, STD, named("random"), [0])
+    model = make_vit(num_classes=0)
+    with pytest.raises(ValueError, match="without categories"):
+        evaluate_pictures(model, pictures, STD, named("random"))

@@ -1,0 +1,231 @@
+"""The methods against the authors' formulas, written out slowly, and other libraries."""
+
+import cv2
+import numpy as np
+import pytest
+import timm
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+import reference
+from families import make
+from helpers import LAYOUTS, expected_readout, make_vit
+from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.drawing.heatmap import stretch
+from vitexplain.methods.registry import METHODS
+
+CATEGORIES = [2, 5, 0]
+OWN = ("attention", "relevance", "legrad", "gradcam")
+OF_CATEGORY = OWN[1:]
+
+
+def slow_relevance(model, pictures, categories, prefix, read, start=0):
+    """Equations 5 and 6 of Chefer et al. 2021, R as a whole matrix."""
+    attentions, gradients = reference.gradients(model, pictures, categories)
+    masks = []
+    for b in range(len(pictures)):
+        blocks = zip(
+            reference.of_picture(attentions, b), reference.of_picture(gradients, b), strict=True
+        )
+        weighted = [reference.weighted(a, g, "mean") for a, g in blocks][start:]
+        relevance = np.eye(len(weighted[0]))
+        for matrix in weighted:
+            relevance = relevance + reference.multiply(matrix, relevance)
+        row = np.array(read) @ relevance
+        masks.append(row[prefix:])
+    return np.array(masks)
+
+
+def slow_legrad(model, picture, category, prefix):
+    """One picture's (N - P,): each block's score differentiated on its own, loops for the means."""
+    tokens = model.norm_pre(model._pos_embed(model.patch_embed(picture)))
+    maps = []
+    for block in model.blocks:
+        read = block.norm1(tokens)
+        _, attention = reference.attend(block.attn, read)
+        attention = attention.detach().requires_grad_()
+        b, n, c = read.shape
+        value = block.attn.qkv(read).reshape(b, n, 3, 3, c // 3).permute(2, 0, 3, 1, 4)[2]
+        out = block.attn.proj((attention @ value).transpose(1, 2).reshape(b, n, c))
+        tokens = tokens + block.ls1(out)
+        tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
+        pooled = model.fc_norm(model.norm(tokens.mean(dim=1)))
+        logits = model.head(pooled)
+        if hasattr(model, "head_dist"):
+            logits = (logits + model.head_dist(pooled)) / 2
+        (gradient,) = torch.autograd.grad(logits[0, category], attention)
+        tokens = tokens.detach()
+        columns = np.zeros(n)
+        for head in gradient[0].double().numpy():
+            for row in head:
+                columns += np.maximum(row, 0) / (len(gradient[0]) * n)
+        maps.append(columns)
+    return np.mean(maps, axis=0)[prefix:]
+
+
+def as_masks(rows):
+    rows = np.asarray(rows)
+    return (rows / rows.max(axis=1, keepdims=True)).reshape(len(rows), 4, 4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_relevance_is_the_papers_recursion(layout, pictures):
+    changes, prefix, _ = LAYOUTS[layout]
+    model = make_vit(**changes)
+    read = expected_readout(layout, prefix)
+    expected = slow_relevance(model, pictures, CATEGORIES, prefix, read)
+    found = METHODS["relevance"].make(model).explain(pictures, CATEGORIES)
+    np.testing.assert_allclose(found.masks, as_masks(expected), rtol=1e-4, atol=1e-6)
+    assert found.categories == CATEGORIES
+
+
+def test_relevance_begins_at_the_start_block(pictures):
+    model = make_vit()
+    read = expected_readout("class token", 1)
+    expected = slow_relevance(model, pictures, CATEGORIES, 1, read, start=2)
+    found = METHODS["relevance"].make(model, start_block=2).batch(pictures, CATEGORIES)
+    np.testing.assert_allclose(found, as_masks(expected), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_legrad_is_the_papers_mean_of_gradients(layout, pictures):
+    changes, prefix, _ = LAYOUTS[layout]
+    model = make_vit(**changes)
+    expected = [
+        slow_legrad(model, picture[None], category, prefix)
+        for picture, category in zip(pictures, CATEGORIES, strict=True)
+    ]
+    found = METHODS["legrad"].make(model).explain(pictures, CATEGORIES)
+    np.testing.assert_allclose(found.masks, as_masks(expected), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.logits, reference.forward(model, pictures)[0].detach())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_attention_is_the_row_that_the_classifier_reads(layout, pictures):
+    changes, prefix, _ = LAYOUTS[layout]
+    model = make_vit(**changes)
+    read = np.array(expected_readout(layout, prefix))
+    _, attentions = reference.forward(model, pictures)
+    for block, head in ((-1, None), (0, None), (1, 2)):
+        matrices = attentions[block].detach().double().numpy()
+        fused = matrices.mean(axis=1) if head is None else matrices[:, head]
+        expected = as_masks([(read @ matrix)[prefix:] for matrix in fused])
+        found = METHODS["attention"].make(model, block=block, head=head).batch(pictures)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def enlarged(mask, side):
+    return stretch(cv2.resize(mask, (side, side)))
+
+
+def theirs(model, layer, picture, category, reshape):
+    """pytorch-grad-cam's map of one picture, at its size.
+
+    It divides by the largest value plus 1e-7, which on random models is not nothing: undone here.
+    """
+    with GradCAM(model, [layer], reshape_transform=reshape) as cam:
+        return stretch(cam(picture, [ClassifierOutputTarget(category)])[0])
+
+
+@pytest.mark.parametrize("layout", ["class token", "4 registers", "no prefix, average"])
+def test_gradcam_is_that_of_pytorch_grad_cam(layout, pictures):
+    changes, prefix, _ = LAYOUTS[layout]
+    model = make_vit(**changes)
+
+    def reshape(tokens):
+        return tokens[:, prefix:].reshape(-1, 4, 4, tokens.shape[-1]).permute(0, 3, 1, 2)
+
+    masks = METHODS["gradcam"].make(model).batch(pictures, CATEGORIES)
+    for mask, picture, category in zip(masks, pictures, CATEGORIES, strict=True):
+        expected = theirs(model, model.blocks[-1].norm1, picture[None], category, reshape)
+        np.testing.assert_allclose(enlarged(mask, 32), expected, atol=1e-4)
+
+
+def test_gradcam_of_swin_is_that_of_pytorch_grad_cam():
+    torch.manual_seed(0)
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=112, num_classes=5).eval()
+    picture = torch.randn(1, 3, 112, 112)
+    expected = theirs(
+        model, model.layers[-1].blocks[-1].norm1, picture, 3, lambda t: t.permute(0, 3, 1, 2)
+    )
+    mask = METHODS["gradcam"].make(model)(picture, 3)
+    assert mask.shape == (4, 4)
+    np.testing.assert_allclose(enlarged(mask, 112), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OF_CATEGORY)
+def test_several_categories_are_the_same_as_one_by_one(name, pictures):
+    method = METHODS[name].make(make_vit())
+    several = method.explain_several(pictures, [[0, 3], [1, 1], [6, 2]])
+    for found, categories in zip(several, ([0, 1, 6], [3, 1, 2]), strict=True):
+        assert found.categories == categories
+        np.testing.assert_allclose(found.masks, method.batch(pictures, categories), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_batch_is_the_same_as_one_by_one(name, pictures):
+    method = METHODS[name].make(make_vit())
+    batch = method.batch(pictures)
+    for picture, mask in zip(pictures, batch, strict=True):
+        np.testing.assert_allclose(method(picture[None]), mask, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_model_is_left_as_it_was(name, pictures):
+    model = make_vit().train()
+    model.head.weight.requires_grad_(False)
+
+    def state():
+        return [
+            (m.training, getattr(m, "fused_attn", None), len(m._forward_hooks),
+             len(m._forward_pre_hooks))
+            for m in model.modules()
+        ] + [(p.requires_grad, p.grad) for p in model.parameters()]  # fmt: skip
+
+    before = state()
+    METHODS[name].make(model).explain(pictures)
+    assert state() == before
+    with pytest.raises(ValueError, match="does not take"):
+        METHODS[name].make(model).explain(torch.zeros(1, 3, 40, 40))
+    assert state() == before
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize(
+    "family",
+    [
+        "vit_small_patch14_reg4_dinov2",
+        "eva02_tiny_patch14_224",
+        "beit_base_patch16_224",
+        "vit_relpos_small_patch16_224",
+        "vit_base_patch16_siglip_224",
+        "vit_pwee_patch16_reg1_gap_256",
+        "vit_tiny_r_s16_p8_224",
+    ],
+)
+def test_families(name, family):
+    """Whatever the tokens are: a map that follows the picture."""
+    model = make(family)
+    height = 56 if model.patch_embed.patch_size[0] == 14 else 64
+    height = 128 if "r_s16" in family else height
+    pictures = torch.randn(2, 3, height, height, generator=torch.Generator().manual_seed(0))
+    masks = METHODS[name].make(model).batch(pictures)
+    assert np.isfinite(masks).all() and masks.min() >= 0
+    assert not np.allclose(masks[0], masks[1], atol=1e-3)
+
+
+def test_what_cant_be_explained_is_refused():
+    swin = timm.create_model("swin_tiny_patch4_window7_224", img_size=112, num_classes=5)
+    for name in ("attention", "legrad"):
+        with pytest.raises(UnsupportedModel, match="Swin"):
+            METHODS[name].make(swin)
+    branches = timm.create_model("vit_small_patch16_18x2_224", img_size=32, depth=1, embed_dim=48)
+    with pytest.raises(UnsupportedModel, match="reads no single input"):
+        METHODS["gradcam"].make(branches)
+    with pytest.raises(ValueError, match="block must be from 0 to 2, not 3"):
+        METHODS["attention"].make(make_vit(), block=3)
+    with pytest.raises(ValueError, match="head must be from 0 to 2, not 3"):
+        METHODS["attention"].make(make_vit(), head=3).batch(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="no categories"):
+        METHODS["relevance"].make(make_vit(num_classes=0)).batch(torch.zeros(1, 3, 32, 32))

@@ -1,0 +1,116 @@
+"""`--evaluate`: the faithfulness measures on the user's own pictures, and its table."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vit_explain
+from helpers import ROOT
+from vitexplain.drawing.charts import draw_measures
+from vitexplain.faithfulness.measures import MEASURES, evaluate_pictures
+from vitexplain.faithfulness.table import Measure, as_text
+from vitexplain.images.reading import open_picture
+from vitexplain.methods.registry import METHODS
+from vitexplain.models.loading import load_model
+
+EXAMPLES = ROOT / "examples"
+
+
+def run(capsys, *arguments):
+    code = vit_explain.main(["--model", "bundled", "--device", "cpu", "--evaluate", *arguments])
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in ("cat.jpg", "dog.jpg"):
+        (folder / name).write_bytes((EXAMPLES / name).read_bytes())
+    (folder / "broken.jpg").write_bytes((EXAMPLES / "cat.jpg").read_bytes()[:999])
+    return folder
+
+
+def test_figures_are_those_of_the_measures(folder, tmp_path, capsys):
+    """For the category that is asked for, with the settings that are asked for."""
+    code, out, err = run(
+        capsys, "--image_path", str(folder), "--method", "rollout", "--head_fusion", "mean",
+        "--category", "Pekinese", "--method", "rollout", "relevance", "--output_dir", str(tmp_path),
+        "--json",
+    )  # fmt: skip
+    assert code == 3 and "broken.jpg" in err  # the others were measured
+    report = json.loads(out)
+    assert (report["pictures"], report["failed"]) == (2, 1)
+    assert set(report["methods"]) == {"attention_rollout", "relevance", "random", "centre_blob"}
+    loaded = load_model("bundled")
+    pictures = torch.stack(
+        [loaded.transform(open_picture(folder / name)) for name in ("cat.jpg", "dog.jpg")]
+    )
+    methods = {"relevance": METHODS["relevance"]}
+    model, std = loaded.model, loaded.transform.std
+    values = evaluate_pictures(model, pictures, std, methods, [154, 154]).values["relevance"]
+    for measure in MEASURES:
+        found = report["methods"]["relevance"][measure.key]
+        assert found["better"] == measure.better
+        if measure.key != "time":
+            assert found["mean"] == pytest.approx(values[measure.key].mean(), abs=1e-4)
+    assert "(lower is better)" in (tmp_path / "evaluation.md").read_text()
+    assert json.loads((tmp_path / "evaluation.json").read_text())["pictures"] == 2
+    assert Image.open(tmp_path / "evaluation.png").width == 1300
+
+
+def test_table_for_a_terminal():
+    measures = [Measure("a", "area of it", "lower"), Measure("t", "time", "higher")]
+    values = {
+        "one": {"a": np.array([0.25, 0.75]), "t": np.array([1.5])},
+        "floor": {"a": np.array([0.1])},
+        "two": {"a": np.array([0.25]), "t": np.array([1.0])},
+    }
+    titles = {"one": "method one", "two": "method two", "floor": "noise"}
+    lines = as_text(values, measures, titles, floors=["floor"]).splitlines()
+    *_, one, two, floor = (line.split() for line in lines)
+    assert one == ["method", "one", "0.500", "1.500*"]
+    assert two == ["method", "two", "0.250*", "1.000"]
+    assert floor == ["noise", "0.100"]
+    start, width = len("method one "), 14
+    heads = [
+        " ".join(line[start + n * width :][:width].strip() for line in lines[:-3]).split()
+        for n in range(2)
+    ]
+    assert [" ".join(head) for head in heads] == [str(measure) for measure in measures]
+
+
+def test_figure_shows_the_best_in_green_and_floors_in_grey():
+    """Methods from above to below; the interval of equal values is a point at their mean."""
+    measures = [Measure("a", "area", "lower"), Measure("b", "other area", "higher")]
+    values = {
+        "high": {"a": np.full(9, 0.75), "b": np.full(9, 0.75)},
+        "floor": {"a": np.zeros(9), "b": np.ones(9)},
+        "low": {"a": np.full(9, 0.25), "b": np.full(9, 0.25)},
+    }
+    titles = {name: name for name in values}
+    figure = np.asarray(draw_measures(values, measures, titles, floors=["floor"])).astype(int)
+    panels = np.array_split(figure, 3, axis=1)
+    rows = []
+    for panel in panels:
+        green = np.abs(panel - [0, 0x96, 0x3C]).sum(axis=-1) < 30
+        rows.append(np.flatnonzero(green.any(axis=1)).mean() if green.any() else None)
+    assert rows[2] is None  # two measures
+    assert rows[0] > rows[1]  # "low" wins where lower is better, and stands below "high"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--report"], "leave out --report"),
+        (["--image_path", "nowhere.png"], "nowhere.png"),
+        (["--method", "legrad", "--block", "1"], "--block means nothing to LeGrad"),
+        (["--category", "no such thing"], "no such thing"),
+    ],
+)
+def test_wrong_requests(arguments, message, tmp_path, capsys):
+    code, out, err = run(capsys, *arguments, "--output_dir", str(tmp_path / "out"))
+    assert code == 2 and message in err and out == "" and err.count("\n") == 1
+    assert not list(tmp_path.glob("out/evaluation*"))

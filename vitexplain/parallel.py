@@ -1,0 +1,72 @@
+"""How worker processes are started, and how what they do comes back in order.
+
+Imports nothing heavy, so that it can be asked for first.
+"""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
+from pathlib import Path
+from typing import TypeVar
+
+Given = TypeVar("Given")
+
+HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
+
+
+def begin() -> BaseContext:
+    """The context to start workers in; torch and timm begin to load for them in the background.
+
+    Never a fork of this process: it runs torch's threads, and perhaps CUDA.
+    """
+    if not HAS_SERVER:
+        return multiprocessing.get_context("spawn")
+    # they take seconds to import: once for all workers
+    forkserver.set_forkserver_preload(["vitexplain.runs.workers"])
+    with _found_here():
+        forkserver.ensure_running()
+    return multiprocessing.get_context("forkserver")
+
+
+@contextmanager
+def _found_here() -> Iterator[None]:
+    """Processes that are started in it find this package, wherever they run.
+
+    In Python 3.11 the server does not get this process's sys.path; what it can't import it
+    passes over in silence, and each worker imports it for itself.
+    """
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).resolve().parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, before] if before else [here])
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def in_order(
+    submitted: Iterable[tuple[Given, Future | None]], ahead: int, *, prompt: bool = False
+) -> Iterator[tuple[Given, Future | None]]:
+    """The same pairs in their order, `ahead` of them being worked on meanwhile.
+
+    Args:
+        prompt: hand on what is done at once; else as many stay submitted as may be.
+    """
+    waiting: deque[tuple[Given, Future | None]] = deque()
+    for pair in submitted:
+        waiting.append(pair)
+        while len(waiting) > ahead or (prompt and waiting and _is_done(waiting[0][1])):
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _is_done(future: Future | None) -> bool:
+    return future is None or future.done()
