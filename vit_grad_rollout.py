@@ -29,7 +29,7 @@ from vitexplain.methods.base import Choose, OfCategory, scores
 
 
 class VITAttentionGradRollout(OfCategory, VITAttentionRollout):
-    """Gradient attention rollout of a timm ViT, for one category of each picture.
+    """Gradient attention rollout of a timm ViT, for one category of each image.
 
     Only gradients with respect to the attention matrices are taken: the model may be frozen, and
     no `.grad` appears anywhere.
@@ -54,14 +54,14 @@ class VITAttentionGradRollout(OfCategory, VITAttentionRollout):
         )
         self.exact = exact
 
-    def _maps(self, pictures: Tensor, layout: TokenLayout, choose: Choose):
+    def _maps(self, images: Tensor, layout: TokenLayout, choose: Choose):
         run = self._weigh_fused if self._can_fuse() else self._weigh_hooked
-        return run(pictures, layout, choose)
+        return run(images, layout, choose)
 
-    def _weigh_fused(self, pictures: Tensor, layout: TokenLayout, choose: Choose):
+    def _weigh_fused(self, images: Tensor, layout: TokenLayout, choose: Choose):
         passed = WeightedPass(self.model, layout, self.head_fusion, exact=self.exact)
         with passed.recording():
-            logits = forward(self.model, pictures)
+            logits = forward(self.model, images)
         categories = choose(logits.detach())
         masks = []
         for score, again in scores(logits, categories):
@@ -69,11 +69,11 @@ class VITAttentionGradRollout(OfCategory, VITAttentionRollout):
             masks.append(self._masks(found.factors(self.start_block), layout, found.pool))
         return masks, logits, categories
 
-    def _weigh_hooked(self, pictures: Tensor, layout: TokenLayout, choose: Choose):
+    def _weigh_hooked(self, images: Tensor, layout: TokenLayout, choose: Choose):
         with capture_attention(
             self.model, layout, self.attention_layer_name, track_gradient=True
         ) as captured:
-            logits = forward(self.model, pictures)
+            logits = forward(self.model, images)
         categories = choose(logits.detach())
         masks = [
             self._category_masks(*_with_gradients(captured, score, again), captured)
@@ -117,11 +117,11 @@ def grad_rollout(
 
     Args:
         attentions: softmaxed attention of each block, (B, H, N, N), block 1 first.
-        gradients: of each picture's logit with respect to these, in the same order.
+        gradients: of each image's logit with respect to these, in the same order.
         Others as for vit_rollout.rollout.
 
     Returns:
-        (B, h, w) float32, the largest value of each picture 1.
+        (B, h, w) float32, the largest value of each image 1.
 
     Raises:
         ValueError: if an argument is out of range or the shapes do not fit together.

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from vitexplain.attention.capture import Factor, capture_attention, forward
 from vitexplain.attention.checks import (
     check_matrices,
-    check_one_picture,
+    check_one_image,
     check_settings,
-    pictures_for,
+    images_for,
 )
 from vitexplain.attention.fused import Enough, can_fuse, fuse_attention
 from vitexplain.attention.tokens import TokenLayout, blocks_of, check_supported, token_layout
@@ -40,13 +40,13 @@ SAMPLED = 43  # one of so many entries; prime, lest rows of a matrix give always
 
 @dataclass(frozen=True)
 class Explanation:
-    """What one forward pass told of B pictures.
+    """What one forward pass told of B images.
 
     Attributes:
         masks: (B, h, w) float32 numpy, the largest value of each 1 (all 0 where no patch counts).
         logits: (B, categories) on the CPU; (B, features) for a model without a classifier.
         layout: the tokens of this input, and which of them the classifier reads.
-        categories: the category explained, for each picture; None if the method has none.
+        categories: the category explained, for each image; None if the method has none.
     """
 
     masks: np.ndarray
@@ -91,23 +91,23 @@ class VITAttentionRollout:
         self.as_published = as_published
 
     def __call__(self, input_tensor: Tensor) -> np.ndarray:
-        """The mask (h, w) of one picture (1, 3, H, W): float32, largest value 1."""
-        check_one_picture(input_tensor)
+        """The mask (h, w) of one image (1, 3, H, W): float32, largest value 1."""
+        check_one_image(input_tensor)
         return self.batch(input_tensor)[0]
 
     def batch(self, input_tensor: Tensor) -> np.ndarray:
-        """The masks (B, h, w) of B pictures (B, 3, H, W): float32, largest value of each 1.
+        """The masks (B, h, w) of B images (B, 3, H, W): float32, largest value of each 1.
 
         Nothing behind the last attention is computed.
         """
         return self._run(input_tensor, only_attention=True)[0]
 
     def explain(self, input_tensor: Tensor) -> Explanation:
-        """Masks and logits of B pictures (B, 3, H, W), from one forward pass.
+        """Masks and logits of B images (B, 3, H, W), from one forward pass.
 
         Raises:
             UnsupportedModel: if what passes the hooks is not attention over the input's tokens.
-            ValueError: if the input is not a batch of pictures of a size that the model takes.
+            ValueError: if the input is not a batch of images of a size that the model takes.
         """
         masks, layout, logits = self._run(input_tensor, only_attention=False)
         return Explanation(masks, logits, layout)
@@ -115,18 +115,18 @@ class VITAttentionRollout:
     def _run(
         self, input_tensor: Tensor, *, only_attention: bool
     ) -> tuple[np.ndarray, TokenLayout, Tensor | None]:
-        pictures = pictures_for(self.model, input_tensor)
-        layout = token_layout(self.model, *pictures.shape[2:])
+        images = images_for(self.model, input_tensor)
+        layout = token_layout(self.model, *images.shape[2:])
         run = self._run_fused if self._can_fuse() else self._run_hooked
         with torch.inference_mode():
-            masks, logits = run(pictures, layout, only_attention)
+            masks, logits = run(images, layout, only_attention)
         return masks, layout, None if logits is None else logits.float().cpu().clone()
 
     def _can_fuse(self) -> bool:
         return not self.as_published and can_fuse(self.model, self.attention_layer_name)
 
     def _run_fused(
-        self, pictures: Tensor, layout: TokenLayout, only_attention: bool
+        self, images: Tensor, layout: TokenLayout, only_attention: bool
     ) -> tuple[np.ndarray, Tensor | None]:
         logits = None
         with (
@@ -135,11 +135,11 @@ class VITAttentionRollout:
             ) as found,
             suppress(Enough),
         ):
-            logits = forward(self.model, pictures)
+            logits = forward(self.model, images)
         return self._masks(found.factors(self.start_block), layout, found.pool), logits
 
     def _run_hooked(
-        self, pictures: Tensor, layout: TokenLayout, _only_attention: bool
+        self, images: Tensor, layout: TokenLayout, _only_attention: bool
     ) -> tuple[np.ndarray, Tensor]:
         def fuse(attention: Tensor) -> Tensor:
             return fuse_heads(attention, self.head_fusion)
@@ -147,7 +147,7 @@ class VITAttentionRollout:
         with capture_attention(
             self.model, layout, self.attention_layer_name, reduce=fuse
         ) as captured:
-            logits = forward(self.model, pictures)
+            logits = forward(self.model, images)
         # parallel branches are summed in the residual stream, so their attention is too
         fused = [sum(branches) for branches in captured.blocks()]
         if self.as_published:
@@ -184,10 +184,10 @@ def rollout(
         readout: (B, N), how much the classifier reads each token. By default the first token's
             row; without prefix tokens, the mean over the patches' rows.
         start_block: first block of the product, 0 for all of them.
-        as_published: the arithmetic of the older script; one picture, one prefix token.
+        as_published: the arithmetic of the older script; one image, one prefix token.
 
     Returns:
-        (B, h, w) float32, the largest value of each picture 1.
+        (B, h, w) float32, the largest value of each image 1.
 
     Raises:
         ValueError: if an argument is out of range or the shapes do not fit together.
@@ -239,7 +239,7 @@ def largest_is_one(patches: Tensor, grid: tuple[int, int]) -> np.ndarray:
 def discard_weakest_(
     fused: Tensor, discard_ratio: float, prefix_tokens: int, paths: int | None = None
 ) -> Tensor:
-    """Sets the weakest entries of each picture of fused (B, N, N) to 0, in place.
+    """Sets the weakest entries of each image of fused (B, N, N) to 0, in place.
 
     Of the N * (N - P) entries in patch columns, those below the value at rank
     floor(discard_ratio * N * (N - P)) go: exactly that many, unless values tie at the threshold.

@@ -1,9 +1,9 @@
 """Which map is faithful to its model: `python -m benchmarks.faithfulness --data photos.zip`.
 
-All methods, and two floors that know nothing of the model, on labelled pictures; the category is
+All methods, and two floors that know nothing of the model, on labelled images; the category is
 the label. What is measured, and why, stands in vitexplain.faithfulness; with labels come two more
 measures: the grid pointing game (Böhle, Fritz & Schiele 2021) on mosaics of four confidently and
-rightly classified pictures, and, on data with boxes, how much of a map is in the object's box.
+rightly classified images, and, on data with boxes, how much of a map is in the object's box.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from vitexplain.attention.capture import forward
 from vitexplain.device import choose_device
 from vitexplain.drawing.charts import draw_randomisation
 from vitexplain.faithfulness.baselines import FLOORS
-from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_pictures
+from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_images
 from vitexplain.faithfulness.passes import BATCH, masks_of
 from vitexplain.faithfulness.removal import Removal
 from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.table import as_json, as_markdown
 from vitexplain.faithfulness.timing import alternating_medians
 from vitexplain.models.loading import LoadedModel, load_model
-from vitexplain.training.data import LabelledPictures
+from vitexplain.training.data import LabelledImages
 from vitexplain.training.evaluate import classify, confident
 from vitexplain.training.localisation import groups
 
 CONFIDENCE = 0.5  # least probability for a mosaic
-CANDIDATES = 200  # pictures that are classified, to find those for the mosaics
+CANDIDATES = 200  # images that are classified, to find those for the mosaics
 TITLES = {name: method.title for name, method in ALL.items()}
-TIMED_STEPS, TIMED_PICTURES = 20, 2
+TIMED_STEPS, TIMED_IMAGES = 20, 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,15 +70,15 @@ def markers(model: str) -> tuple[str, str]:
 
 def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
     """The report, table included; and the figure, if one is wanted."""
-    data = LabelledPictures(options.data)
+    data = LabelledImages(options.data)
     names, labels, probabilities = classify(
         loaded, data, sample(data.names, max(options.pictures, CANDIDATES), options.seed), BATCH
     )
     chosen, categories = names[: options.pictures], labels[: options.pictures].tolist()
-    pictures = torch.stack([loaded.transform(data.read(name)) for name in chosen])
-    found = evaluate_pictures(
+    images = torch.stack([loaded.transform(data.read(name)) for name in chosen])
+    found = evaluate_images(
         loaded.model,
-        pictures,
+        images,
         loaded.transform.std,
         {name: ALL[name] for name in options.methods},
         categories,
@@ -92,13 +92,13 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
     of_four = [[(names[sure[i]], int(labels[sure[i]])) for i in group] for group in mosaics]
     localised = [on_mosaics(loaded, methods, data, of_four)]
     if options.boxes:
-        boxes = LabelledPictures(options.boxes)
+        boxes = LabelledImages(options.boxes)
         localised.append(in_boxes(loaded, methods, boxes, options.boxed))
     for part in localised:
         for name, columns in part.items():
             values[name] |= columns
     if options.figure:
-        few = pictures[: options.few], categories[: options.few]
+        few = images[: options.few], categories[: options.few]
         # floors do not change with the model: their lines would only hide others
         drawn = [name for name in methods if name not in FLOORS]
         draw(loaded, *few, drawn, options.figure, options.seed)
@@ -110,7 +110,7 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
         "steps": options.steps,
         "machine": machine(str(next(loaded.model.parameters()).device)),
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
-        "deletion_cost": deletion_cost(loaded, pictures, categories),
+        "deletion_cost": deletion_cost(loaded, images, categories),
         "left_out": found.left_out,
         "methods": as_json(values, (*REMOVED, *LOCALISED, *OTHERS)),
     }
@@ -125,7 +125,7 @@ def sample(names: Sequence[str], count: int, seed: int) -> list[str]:
 
 def draw(
     loaded: LoadedModel,
-    pictures: Tensor,
+    images: Tensor,
     categories: Sequence[int],
     methods: Sequence[str],
     path: str,
@@ -133,26 +133,26 @@ def draw(
 ) -> None:
     """The figure of the whole way from the model to random weights."""
     stages, alike = randomisation(
-        loaded.model, pictures, categories, {name: ALL[name] for name in methods}, seed=seed
+        loaded.model, images, categories, {name: ALL[name] for name in methods}, seed=seed
     )
     draw_randomisation(stages, alike, TITLES).save(path)
 
 
-def deletion_cost(loaded: LoadedModel, pictures: Tensor, categories: Sequence[int]) -> float:
+def deletion_cost(loaded: LoadedModel, images: Tensor, categories: Sequence[int]) -> float:
     """Seconds of a deletion curve ÷ those of as many plain forward passes as it has steps."""
     device = next(loaded.model.parameters()).device
-    pictures, categories = pictures[:TIMED_PICTURES].to(device), categories[:TIMED_PICTURES]
-    masks = masks_of(FLOORS["random"], loaded.model, pictures, categories)
+    images, categories = images[:TIMED_IMAGES].to(device), categories[:TIMED_IMAGES]
+    masks = masks_of(FLOORS["random"], loaded.model, images, categories)
 
     @torch.inference_mode()
     def passes() -> None:
         for _ in range(TIMED_STEPS):
-            forward(loaded.model, pictures)
+            forward(loaded.model, images)
 
     def deletion() -> None:
         # in batches of the same size as the plain passes
         removal = Removal(
-            loaded.model, pictures, categories, "mean", TIMED_STEPS, batch_size=len(pictures)
+            loaded.model, images, categories, "mean", TIMED_STEPS, batch_size=len(images)
         )
         removal.deletion(masks)
 
@@ -164,7 +164,7 @@ def as_text(report: dict, values: dict) -> str:
     """Markdown: what was measured on what, and two tables, which would be too wide as one."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
-        f"{report['model']} on {report['pictures']} pictures of {' and '.join(report['data'])}, "
+        f"{report['model']} on {report['pictures']} images of {' and '.join(report['data'])}, "
         f"{report['rightly_classified']} of them rightly classified; curves of {report['steps']} "
         f"steps; {report['machine']}; {versions}. Means with 95 % intervals (bootstrap); the best "
         "method of each column is bold; floors, which know nothing of the model, are in italics.",
@@ -186,16 +186,16 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--data", required=True, help="folder of folders, or a zip file of the same layout")
-    add("--boxes", help="the same, small pictures with a boxes.csv")
+    add("--boxes", help="the same, small images with a boxes.csv")
     add("--model", default="bundled", help="as for vit_explain.py")
     add("--checkpoint", help="as for vit_explain.py")
     add("--device", default="cpu", help="auto, cpu, cuda or mps")
     add("--methods", nargs="+", choices=ALL, default=list(ALL), metavar="METHOD")
     add("--pictures", type=int, default=30, help="for insertion, deletion and perturbation")
     add("--steps", type=int, default=STEPS, help="of the curves, a multiple of 10")
-    add("--few", type=int, default=FEW, help="pictures for randomisation, noise and the figure")
-    add("--mosaics", type=int, default=10, help="of four pictures each")
-    add("--boxed", type=int, default=24, help="pictures with boxes")
+    add("--few", type=int, default=FEW, help="images for randomisation, noise and the figure")
+    add("--mosaics", type=int, default=10, help="of four images each")
+    add("--boxed", type=int, default=24, help="images with boxes")
     add("--seed", type=int, default=0)
     add("--write", metavar="README", help="put the table between the model's markers")
     add("--json", metavar="FILE", help="write everything as JSON, too")

@@ -73,11 +73,11 @@ def try_smallest(family: Family) -> str:
     name = min(family.sizes, key=family.sizes.__getitem__)
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).eval()
-    picture = torch.randn(1, *model.pretrained_cfg["input_size"])
-    grid = token_layout(model, *picture.shape[2:]).grid
+    image = torch.randn(1, *model.pretrained_cfg["input_size"])
+    grid = token_layout(model, *image.shape[2:]).grid
     masks = [
-        VITAttentionRollout(model, discard_ratio=0.5).batch(picture)[0],
-        VITAttentionGradRollout(model, discard_ratio=0.5).batch(picture, [3])[0],
+        VITAttentionRollout(model, discard_ratio=0.5).batch(image)[0],
+        VITAttentionGradRollout(model, discard_ratio=0.5).batch(image, [3])[0],
     ]
     for mask in masks:
         if mask.shape != grid or not np.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:

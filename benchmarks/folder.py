@@ -41,8 +41,8 @@ class Row:
     """What one run over a folder took."""
 
     model: str
-    pictures: str
-    forward_rate: float  # pictures a second
+    images: str
+    forward_rate: float  # images a second
     rate: float
     mebibytes: float
 
@@ -70,20 +70,20 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
         arguments = model_arguments(model, scratch)
         for count, size, folder in folders:
             if count:
-                pictures = f"{count} of {size[0]}x{size[1]}"
-                rows.append(measured(model, pictures, folder, arguments, options))
+                images = f"{count} of {size[0]}x{size[1]}"
+                rows.append(measured(model, images, folder, arguments, options))
     if options.ray:
         make_photographs(scratch / "ray", options.ray, SMALL)
         for workers in ("1", "2"):
             arguments = ["--model", "bundled", "--engine", "ray", "--workers", workers]
-            pictures = f"{options.ray} of {SMALL[0]}x{SMALL[1]}, Ray, {workers} of its actors"
-            rows.append(measured("bundled", pictures, scratch / "ray", arguments, options))
+            images = f"{options.ray} of {SMALL[0]}x{SMALL[1]}, Ray, {workers} of its actors"
+            rows.append(measured("bundled", images, scratch / "ray", arguments, options))
     return rows
 
 
 def measured(
     model: str,
-    pictures: str,
+    images: str,
     folder: Path,
     arguments: Sequence[str],
     options: argparse.Namespace,
@@ -93,7 +93,7 @@ def measured(
     seconds, mebibytes = explain(folder, folder.parent / "output", arguments)
     after = forward_seconds(model, options.rounds)
     forward_rate = BATCH / statistics.median(before + after)
-    row = Row(model, pictures, forward_rate, len(list(folder.iterdir())) / seconds, mebibytes)
+    row = Row(model, images, forward_rate, len(list(folder.iterdir())) / seconds, mebibytes)
     print(row, file=sys.stderr, flush=True)
     return row
 
@@ -123,13 +123,13 @@ def model_arguments(model: str, scratch: Path) -> list[str]:
 
 @torch.inference_mode()
 def forward_seconds(model: str, rounds: int) -> list[float]:
-    """Seconds of a plain forward pass on BATCH pictures, each time."""
+    """Seconds of a plain forward pass on BATCH images, each time."""
     network = load_model(model).model if model == "bundled" else timm.create_model(model).eval()
-    pictures = torch.randn(BATCH, 3, 224, 224)
+    images = torch.randn(BATCH, 3, 224, 224)
     seconds = []
     for _ in range(rounds + 2):
         started = time.perf_counter()
-        network(pictures)
+        network(images)
         seconds.append(time.perf_counter() - started)
     return seconds[2:]
 
@@ -181,12 +181,12 @@ def table(rows: Sequence[Row]) -> str:
     lines = [
         f"{machine('cpu')}; torch {torch.__version__}, timm {timm.__version__}.",
         "",
-        "| model | pictures | share of the forward pass's rate | peak memory |",
+        "| model | images | share of the forward pass's rate | peak memory |",
         "|---|---|---|---|",
     ]
     for row in rows:
         share = row.rate / row.forward_rate
-        lines.append(f"| {row.model} | {row.pictures} | {share:.2f} | {row.mebibytes:.0f} MiB |")
+        lines.append(f"| {row.model} | {row.images} | {share:.2f} | {row.mebibytes:.0f} MiB |")
     return "\n".join(lines)
 
 
@@ -198,7 +198,7 @@ def parser() -> argparse.ArgumentParser:
     add("--large", type=int, default=500, help="photographs of 4000x3000")
     add("--ray", type=int, default=0, help="small photographs for --engine ray; 0: without")
     add("--rounds", type=int, default=20, help="forward passes before and after each folder")
-    add("--scratch", help="folder for pictures and overlays, which take a few gigabytes")
+    add("--scratch", help="folder for images and overlays, which take a few gigabytes")
     add("--write", metavar="README", help="put the table between its markers")
     return parser
 

@@ -1,4 +1,4 @@
-"""Do the methods' maps fall on what they are about: for each picture, on mosaics and in boxes."""
+"""Do the methods' maps fall on what they are about: for each image, on mosaics and in boxes."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from vitexplain.faithfulness.measures import ALL
 from vitexplain.faithfulness.passes import masks_of
 from vitexplain.faithfulness.table import Measure
 from vitexplain.models.loading import LoadedModel
-from vitexplain.training.data import LabelledPictures, category_of
+from vitexplain.training.data import LabelledImages, category_of
 from vitexplain.training.evaluate import label_of
 from vitexplain.training.localisation import cell_share, in_box, mosaic, read_boxes, seen_box
 
@@ -24,17 +24,17 @@ MEASURES = (
 def on_mosaics(
     loaded: LoadedModel,
     names: Sequence[str],
-    data: LabelledPictures,
+    data: LabelledImages,
     groups: Sequence[Sequence[tuple[str, int]]],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Method -> "cell" -> for each mosaic, the mean over its four categories (chance: 0.25).
 
     Args:
-        groups: for each mosaic (name of picture, label) of its four cells.
+        groups: for each mosaic (name of image, label) of its four cells.
     """
     shares: dict[str, list[float]] = {name: [] for name in names}
     for group in groups:
-        canvas = mosaic([data.read(picture) for picture, _ in group], max(loaded.transform.size))
+        canvas = mosaic([data.read(image) for image, _ in group], max(loaded.transform.size))
         tensor = loaded.transform(canvas)[None]
         for name, found in shares.items():
             masks = _of_categories(name, loaded, tensor, [label for _, label in group])
@@ -43,9 +43,9 @@ def on_mosaics(
 
 
 def in_boxes(
-    loaded: LoadedModel, names: Sequence[str], data: LabelledPictures, count: int
+    loaded: LoadedModel, names: Sequence[str], data: LabelledImages, count: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Method -> "pointing", "energy" -> for each of `count` pictures that have a box.
+    """Method -> "pointing", "energy" -> for each of `count` images that have a box.
 
     Raises:
         ValueError: if the data have no boxes.csv.
@@ -57,11 +57,11 @@ def in_boxes(
     chosen = [name for name in data.names if name in boxes]
     chosen = chosen[:: max(1, len(chosen) // max(1, count))][:count]
     found: dict[str, list[tuple[bool, float]]] = {name: [] for name in names}
-    for picture_name in chosen:
-        picture = data.read(picture_name)
-        tensor = loaded.transform(picture)[None]
-        label = label_of(loaded, category_of(picture_name))
-        seen = seen_box(loaded.transform, picture.size, boxes[picture_name])
+    for image_name in chosen:
+        image = data.read(image_name)
+        tensor = loaded.transform(image)[None]
+        label = label_of(loaded, category_of(image_name))
+        seen = seen_box(loaded.transform, image.size, boxes[image_name])
         for name in names:
             (mask,) = masks_of(ALL[name], loaded.model, tensor, [label])
             found[name].append(in_box(mask, *seen))
@@ -76,7 +76,7 @@ def _columns(values: list[tuple[bool, float]]) -> dict[str, np.ndarray]:
 def _of_categories(
     name: str, loaded: LoadedModel, tensor: Tensor, categories: list[int]
 ) -> np.ndarray:
-    """(K, h, w): the maps of one picture (1, 3, H, W) for each of K categories."""
+    """(K, h, w): the maps of one image (1, 3, H, W) for each of K categories."""
     method = ALL[name].make(loaded.model)
     if ALL[name].of_category:
         return np.concatenate([e.masks for e in method.explain_several(tensor, [categories])])

@@ -5,8 +5,8 @@ with one backward pass to the first attention, parameters frozen; rollout; gradi
 memory that each adds at its peak is measured in a fresh process of its own. Weights are random:
 they don't change the work.
 
-A peer can be measured too, a Python file with `rollout(model, pictures)` and
-`grad_rollout(model, pictures, category)`: --peer FILE.
+A peer can be measured too, a Python file with `rollout(model, images)` and
+`grad_rollout(model, images, category)`: --peer FILE.
 """
 
 import argparse
@@ -69,28 +69,28 @@ def runs(case: str, options: argparse.Namespace) -> dict[str, Callable[[], objec
     torch.manual_seed(0)
     model = timm.create_model(name, **changes).eval().to(options.device)
     size = model.pretrained_cfg["input_size"]
-    pictures = torch.randn(batch, *size, device=options.device)
+    images = torch.randn(batch, *size, device=options.device)
     categories = [0] * batch
     rollout, graded = VITAttentionRollout(model), VITAttentionGradRollout(model)
     found = {
-        "forward": lambda: _forward(model, pictures),
-        "forward_backward": lambda: _forward_backward(model, pictures),
-        "rollout": lambda: rollout.batch(pictures),
-        "grad_rollout": lambda: graded.batch(pictures, categories),
+        "forward": lambda: _forward(model, images),
+        "forward_backward": lambda: _forward_backward(model, images),
+        "rollout": lambda: rollout.batch(images),
+        "grad_rollout": lambda: graded.batch(images, categories),
     }
     if options.peer:
         peer = _module(options.peer)
-        found["peer_rollout"] = lambda: peer.rollout(model, pictures)
-        found["peer_grad_rollout"] = lambda: peer.grad_rollout(model, pictures, 0)
+        found["peer_rollout"] = lambda: peer.rollout(model, images)
+        found["peer_grad_rollout"] = lambda: peer.grad_rollout(model, images, 0)
     return found
 
 
 @torch.inference_mode()
-def _forward(model: nn.Module, pictures: Tensor) -> Tensor:
-    return model(pictures)
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images)
 
 
-def _forward_backward(model: nn.Module, pictures: Tensor) -> Tensor:
+def _forward_backward(model: nn.Module, images: Tensor) -> Tensor:
     """Forward, and one logit's gradient back to what the first attention gets."""
     start = []
 
@@ -103,7 +103,7 @@ def _forward_backward(model: nn.Module, pictures: Tensor) -> Tensor:
         parameter.requires_grad_(False)
     hook = model.blocks[0].attn.qkv.register_forward_hook(begin_here)
     try:
-        (gradient,) = torch.autograd.grad(model(pictures)[:, 0].sum(), start)
+        (gradient,) = torch.autograd.grad(model(images)[:, 0].sum(), start)
     finally:
         hook.remove()
         for parameter in frozen:

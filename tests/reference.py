@@ -129,13 +129,13 @@ def attend(attn, tokens, change=None):
     return attn.proj((attention @ v).transpose(1, 2).reshape(b, n, c)), attention
 
 
-def forward(model, pictures, changes=None):
+def forward(model, images, changes=None):
     """The whole network by hand: (logits, attention of each block).
 
     `changes` maps a block's number to what is added to its attention matrix.
     """
     changes = changes or {}
-    tokens = model.norm_pre(model._pos_embed(model.patch_embed(pictures)))
+    tokens = model.norm_pre(model._pos_embed(model.patch_embed(images)))
     attentions = []
     for number, block in enumerate(model.blocks):
         out, attention = attend(block.attn, block.norm1(tokens), changes.get(number))
@@ -145,16 +145,16 @@ def forward(model, pictures, changes=None):
     return model.forward_head(model.norm(tokens)), attentions
 
 
-def gradients(model, pictures, categories):
-    """(attentions, gradients of each picture's logit with respect to them), by autograd."""
+def gradients(model, images, categories):
+    """(attentions, gradients of each image's logit with respect to them), by autograd."""
     with torch.enable_grad():
-        logits, attentions = forward(model, pictures)
+        logits, attentions = forward(model, images)
         score = sum(logits[i, c] for i, c in enumerate(categories))
         return attentions, torch.autograd.grad(score, attentions)
 
 
-def of_picture(tensors, index):
-    """[(B, H, N, N)] -> [(H, N, N)] of one picture, numpy in double precision."""
+def of_image(tensors, index):
+    """[(B, H, N, N)] -> [(H, N, N)] of one image, numpy in double precision."""
     return [tensor[index].detach().double().numpy() for tensor in tensors]
 
 
@@ -176,13 +176,13 @@ class Softmaxes(TorchFunctionMode):
         return result
 
 
-def softmaxes(model, pictures, categories):
-    """(attentions, gradients of each picture's logit, logits) of a model of any family."""
+def softmaxes(model, images, categories):
+    """(attentions, gradients of each image's logit, logits) of a model of any family."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
     with torch.enable_grad(), Softmaxes() as recorded:
-        logits = model(pictures)
+        logits = model(images)
         score = sum(logits[i, c] for i, c in enumerate(categories))
         gradients = torch.autograd.grad(score, recorded.seen)
     return recorded.seen, gradients, logits.detach()

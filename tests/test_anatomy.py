@@ -1,4 +1,4 @@
-"""The anatomy of a picture, against forward passes by hand, loops and the slow product."""
+"""The anatomy of an image, against forward passes by hand, loops and the slow product."""
 
 import dataclasses
 import json
@@ -25,10 +25,10 @@ from vitexplain.drawing.heatmap import colored
 GREY = Image.new("RGB", (32, 32), (128, 128, 128))
 
 
-def by_hand(model, picture):
+def by_hand(model, image):
     """(attention of each block (H, N, N), tokens behind each block (N, C)), double precision."""
     with torch.no_grad():
-        tokens = model.norm_pre(model._pos_embed(model.patch_embed(picture)))
+        tokens = model.norm_pre(model._pos_embed(model.patch_embed(image)))
         attentions, behind = [], []
         for block in model.blocks:
             out, attention = reference.attend(block.attn, block.norm1(tokens))
@@ -55,12 +55,12 @@ def cosine(a, b):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_attention_norms_and_growth(layout, pictures):
+def test_attention_norms_and_growth(layout, images):
     changes, prefix, words = LAYOUTS[layout]
     model = make_vit(**changes)
-    picture = pictures[:1]
-    found = anatomy(model, picture, "mean", 0.5)
-    attentions, behind = by_hand(model, picture)
+    image = images[:1]
+    found = anatomy(model, image, "mean", 0.5)
+    attentions, behind = by_hand(model, image)
     read = expected_readout(layout, prefix)
     fused = [reference.fuse(attention, "mean") for attention in attentions]
     assert found.layout.readout == words
@@ -91,12 +91,12 @@ def test_names_of_prefix_tokens():
 
 @pytest.mark.parametrize("start", [0, 1, 2])
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
-def test_grown_it_is_the_rollout(pictures, fusion, start):
+def test_grown_it_is_the_rollout(images, fusion, start):
     model = make_vit(reg_tokens=2)
-    picture = pictures[:1]
-    found = anatomy(model, picture, fusion, 0.3, start)
+    image = images[:1]
+    found = anatomy(model, image, fusion, 0.3, start)
     mask = VITAttentionRollout(model, head_fusion=fusion, discard_ratio=0.3, start_block=start)
-    np.testing.assert_allclose(found.rollout, mask(picture), atol=1e-5)
+    np.testing.assert_allclose(found.rollout, mask(image), atol=1e-5)
     assert len(found.growth) == 3 - start
     assert len(found.blocks) == 3  # all are shown, whatever rollout leaves out
 
@@ -110,11 +110,11 @@ def test_attention_pooling():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
-    picture = torch.randn(1, 3, 64, 64)
-    found = anatomy(model, picture, "max", 0.4)
-    mask = VITAttentionRollout(model, head_fusion="max", discard_ratio=0.4)(picture)
+    image = torch.randn(1, 3, 64, 64)
+    found = anatomy(model, image, "max", 0.4)
+    mask = VITAttentionRollout(model, head_fusion="max", discard_ratio=0.4)(image)
     np.testing.assert_allclose(found.rollout, mask, atol=1e-5)
-    recorded = [a[0].detach().double().numpy() for a in reference.softmaxes(model, picture, [0])[0]]
+    recorded = [a[0].detach().double().numpy() for a in reference.softmaxes(model, image, [0])[0]]
     pool = recorded.pop()[:, 0]
     np.testing.assert_allclose(found.pool, pool.reshape(-1, 4, 4), atol=1e-5)
     for block, attention in zip(found.blocks, recorded, strict=True):
@@ -122,10 +122,10 @@ def test_attention_pooling():
         np.testing.assert_allclose(block.attention, seen, atol=1e-5)
 
 
-def test_heads_of_parallel_branches_follow_one_another(pictures):
+def test_heads_of_parallel_branches_follow_one_another(images):
     model = make_vit(block_fn=ParallelThingsBlock, depth=2)
-    found = anatomy(model, pictures[:1])
-    recorded = reference.softmaxes(model, pictures[:1], [0])[0]
+    found = anatomy(model, images[:1])
+    recorded = reference.softmaxes(model, images[:1], [0])[0]
     rows = [attention[0, :, 0, 1:].detach().numpy() for attention in recorded]
     assert len(rows) == 4
     for number, block in enumerate(found.blocks):
@@ -151,11 +151,11 @@ def test_windows(size):
     """Each block on a grid of its own; the heads as in the matrix over all its tokens."""
     height, width, window = size
     model = small_swin(height, width, window)
-    picture = torch.randn(1, 3, height, width)
-    found = anatomy(model, picture, "mean", 0.0)
+    image = torch.randn(1, 3, height, width)
+    found = anatomy(model, image, "mean", 0.0)
     layout = token_layout(model, height, width)
     with torch.no_grad(), capture_attention(model, layout) as captured:
-        model(picture)
+        model(image)
     whole = []
     for block, grid, (attention,), shown in zip(
         blocks_of(model), captured.grids, captured.blocks(), found.blocks, strict=True
@@ -174,7 +174,7 @@ def test_windows(size):
         product = step / step.sum(axis=1, keepdims=True) @ product
         seen = product.mean(axis=0).reshape(layout.grid)
         np.testing.assert_allclose(found.growth[number], seen / seen.max(), atol=1e-5)
-    mask = VITAttentionRollout(model, head_fusion="mean", discard_ratio=0)(picture)
+    mask = VITAttentionRollout(model, head_fusion="mean", discard_ratio=0)(image)
     np.testing.assert_allclose(found.rollout, mask, atol=1e-5)
     assert (found.positions, found.prefix_names) == (None, ())
     assert found.position_kind.startswith("relative positions")
@@ -245,21 +245,21 @@ def state_of(model):
     ] + [(parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
 
 
-def test_the_model_is_left_as_it_was_found(pictures):
+def test_the_model_is_left_as_it_was_found(images):
     model = make_vit().train()
     before = state_of(model)
-    first = anatomy(model, pictures[:1])
+    first = anatomy(model, images[:1])
     assert state_of(model) == before
-    np.testing.assert_array_equal(anatomy(model, pictures[:1]).growth, first.growth)
+    np.testing.assert_array_equal(anatomy(model, images[:1]).growth, first.growth)
 
 
-def test_also_after_an_error(pictures, monkeypatch):
+def test_also_after_an_error(images, monkeypatch):
     model = make_vit()
     before = state_of(model)
     with monkeypatch.context() as patch:
         patch.setattr(model.blocks[2].mlp, "forward", lambda _: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            anatomy(model, pictures[:1])
+            anatomy(model, images[:1])
     assert state_of(model) == before
     with pytest.raises(ValueError, match="does not take 48x48"):
         anatomy(model, torch.zeros(1, 3, 48, 48))
@@ -274,16 +274,16 @@ def test_also_after_an_error(pictures, monkeypatch):
         (("max", 0.9, 3), "start_block must be from 0 to 2"),
     ],
 )
-def test_wrong_arguments(pictures, arguments, message):
+def test_wrong_arguments(images, arguments, message):
     with pytest.raises(ValueError, match=message):
-        anatomy(make_vit(), pictures[:1], *arguments)
+        anatomy(make_vit(), images[:1], *arguments)
 
 
-def test_what_has_no_anatomy(pictures):
-    with pytest.raises(ValueError, match="3 pictures, not one"):
-        anatomy(make_vit(), pictures)
+def test_what_has_no_anatomy(images):
+    with pytest.raises(ValueError, match="3 images, not one"):
+        anatomy(make_vit(), images)
     with pytest.raises(UnsupportedModel, match="its layers are not"):
-        anatomy(timm.create_model("resnet10t"), pictures[:1])
+        anatomy(timm.create_model("resnet10t"), images[:1])
 
 
 # the figure
@@ -317,8 +317,8 @@ def patch_lit(figure, colour, white=(255, 255, 255)):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_bright_patch_is_where_it_should_be(layout, pictures):
-    found = dark(anatomy(make_vit(**LAYOUTS[layout][0]), pictures[:1]))
+def test_a_bright_patch_is_where_it_should_be(layout, images):
+    found = dark(anatomy(make_vit(**LAYOUTS[layout][0]), images[:1]))
     brightest = colored(np.full((1, 1), 255, np.uint8), MAP)[0, 0]
     for row, column in ((0, 3), (2, 1)):
         for field, place in (("norms", (row, column)), ("attention", (2, row, column))):
@@ -331,8 +331,8 @@ def test_a_bright_patch_is_where_it_should_be(layout, pictures):
             assert patch_lit(figure, brightest) == (row, column)
 
 
-def test_the_rollout_is_where_it_should_be(pictures):
-    found = dark(anatomy(make_vit(), pictures[:1]))
+def test_the_rollout_is_where_it_should_be(images):
+    found = dark(anatomy(make_vit(), images[:1]))
     growth = found.growth.copy()
     growth[-1, 3, 2] = 1
     figure = draw_anatomy(dataclasses.replace(found, growth=growth), GREY, "", colormap="jet")
@@ -344,8 +344,8 @@ def test_the_rollout_is_where_it_should_be(pictures):
     ("blocks", "heads", "grid"),
     [(40, 20, (4, 4)), (24, 16, (3, 9)), (1, 1, (9, 2)), (1, 1, (1, 1))],
 )
-def test_any_number_of_blocks_and_heads_is_drawn(pictures, blocks, heads, grid):
-    found = anatomy(make_vit(), pictures[:1])
+def test_any_number_of_blocks_and_heads_is_drawn(images, blocks, heads, grid):
+    found = anatomy(make_vit(), images[:1])
     noise = np.random.default_rng(0)
     block = BlockAnatomy(noise.random((heads, *grid)), noise.random(grid), noise.random(1))
     layout = dataclasses.replace(found.layout, grid=grid)
@@ -388,8 +388,8 @@ def test_command(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--image_path", str(ROOT / "examples")], "--anatomy is for one picture, without"),
-        (["--report"], "--anatomy is for one picture, without"),
+        (["--image_path", str(ROOT / "examples")], "--anatomy is for one image, without"),
+        (["--report"], "--anatomy is for one image, without"),
         (["--category", "top"], "leave out --category, --method"),
         (
             ["--sweep", "head_fusion=max"],

@@ -98,14 +98,14 @@ def test_one_that_does_not_fit_and_other_errors_are_not_swallowed():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA, which is not here")
 @pytest.mark.parametrize("pool", ["token", "map"])
-def test_cuda_gives_the_masks_of_the_cpu(pool, pictures):
+def test_cuda_gives_the_masks_of_the_cpu(pool, images):
     model = make_vit(global_pool=pool, class_token=pool == "token")
     found = {}
     for device in ("cpu", "cuda"):
         model.to(device)
         found[device] = [
-            VITAttentionRollout(model).batch(pictures),
-            VITAttentionGradRollout(model).batch(pictures, [0, 1, 2]),
+            VITAttentionRollout(model).batch(images),
+            VITAttentionGradRollout(model).batch(images, [0, 1, 2]),
         ]
     for on_cpu, on_cuda in zip(*found.values(), strict=True):
         np.testing.assert_allclose(on_cuda, on_cpu, atol=1e-4)

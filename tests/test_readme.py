@@ -31,10 +31,10 @@ def test_commands_run(command, tmp_path):
     command = [sys.executable, *command[1:], "--output_dir", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     if "examples" in command:
-        expected = 28  # of 12 pictures two overlays each, and the run's four files
+        expected = 28  # of 12 images two overlays each, and the run's four files
     elif "--evaluate" in command:
         expected = 3  # table, numbers, figure
-    else:  # one sheet, or a picture's overlay and input
+    else:  # one sheet, or an image's overlay and input
         expected = 1 if {"--sweep", "--anatomy", "--compare"} & {*command} else 2
     assert len(list(tmp_path.iterdir())) == expected
 
@@ -55,7 +55,7 @@ def test_every_option_is_in_the_table():
         assert f"`{option}" in README, option
 
 
-def test_links_and_pictures_exist():
+def test_links_and_images_exist():
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
         assert (ROOT / target).is_file(), target
 

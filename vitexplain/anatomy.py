@@ -1,4 +1,4 @@
-"""What a transformer makes of one picture, block by block: vitexplain.drawing.anatomy draws it.
+"""What a transformer makes of one image, block by block: vitexplain.drawing.anatomy draws it.
 
 - Position embeddings: the cosine similarity of each patch's with those of all patches
   (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", figure 7).
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from vit_rollout import discard_weakest_, fuse_heads, largest_is_one, propagate
 from vitexplain.attention.capture import CapturedAttention, capture_attention, forward
-from vitexplain.attention.checks import check_one_picture, check_settings, pictures_for
+from vitexplain.attention.checks import check_one_image, check_settings, images_for
 from vitexplain.attention.tokens import (
     WINDOWED,
     TokenLayout,
@@ -72,7 +72,7 @@ class BlockAnatomy:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the model made of one picture; h x w is the patch grid of the input.
+    """What the model made of one image; h x w is the patch grid of the input.
 
     Attributes:
         layout: the tokens of this input, and which of them the classifier reads.
@@ -110,7 +110,7 @@ def anatomy(
     discard_ratio: float = 0.9,
     start_block: int = 0,
 ) -> Anatomy:
-    """Look into a timm ViT at one picture (1, 3, H, W); it is left as it was found.
+    """Look into a timm ViT at one image (1, 3, H, W); it is left as it was found.
 
     Args:
         head_fusion: "mean", "max" or "min", for rollout and for an attention pool's heads.
@@ -119,19 +119,19 @@ def anatomy(
 
     Raises:
         UnsupportedModel: if the model's attention can't be rolled out.
-        ValueError: if an argument is out of range, or the input is not one picture of a size that
+        ValueError: if an argument is out of range, or the input is not one image of a size that
             the model takes.
     """
     check_supported(model)
     check_settings(discard_ratio, head_fusion, start_block, False, len(blocks_of(model)))
-    pictures = pictures_for(model, tensor)
-    check_one_picture(pictures)
-    layout = token_layout(model, *pictures.shape[2:])
+    images = images_for(model, tensor)
+    check_one_image(images)
+    layout = token_layout(model, *images.shape[2:])
     with torch.inference_mode():
         # twice, for a pooling query is known only in the end, and all heads take too much memory
-        captured, norms = _first_pass(model, pictures, layout, head_fusion)
+        captured, norms = _first_pass(model, images, layout, head_fusion)
         pooled = None if captured.pool is None else fuse_heads(captured.pool, head_fusion)
-        attention = _readout_attention(model, pictures, layout, pooled)
+        attention = _readout_attention(model, images, layout, pooled)
         growth = _growth(captured, pooled, discard_ratio, start_block)
     grids = captured.grids or [layout.grid] * len(norms)
     blocks = [
@@ -153,7 +153,7 @@ def anatomy(
 
 
 def _first_pass(
-    model: nn.Module, pictures: Tensor, layout: TokenLayout, head_fusion: str
+    model: nn.Module, images: Tensor, layout: TokenLayout, head_fusion: str
 ) -> tuple[CapturedAttention, list[Tensor]]:
     """Attention (1, N, N) of every block with its heads fused, and all tokens' norms (N,)."""
     norms: list[Tensor] = []
@@ -167,12 +167,12 @@ def _first_pass(
     ):
         for block in blocks_of(model):
             undo.callback(block.register_forward_hook(measure).remove)
-        forward(model, pictures)
+        forward(model, images)
     return captured, norms
 
 
 def _readout_attention(
-    model: nn.Module, pictures: Tensor, layout: TokenLayout, pooled: Tensor | None
+    model: nn.Module, images: Tensor, layout: TokenLayout, pooled: Tensor | None
 ) -> list[Tensor]:
     """(H, N) of each block: what the read-out attends to in each of its heads."""
 
@@ -183,7 +183,7 @@ def _readout_attention(
     windowed = isinstance(model, WINDOWED)
     reduce = (lambda attention: attention) if windowed else read
     with capture_attention(model, layout, reduce=reduce) as captured:
-        forward(model, pictures)
+        forward(model, images)
     if not windowed:
         return [torch.cat(branches) for branches in captured.blocks()]
     return [

@@ -74,7 +74,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep what is freed for the next tensors; only GNU's has to be told.
 
     It would give most of it back after each layer of a pass, and have every page zeroed anew:
-    some 900 page faults a picture for a small ViT, a twentieth of the time.
+    some 900 page faults an image for a small ViT, a twentieth of the time.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

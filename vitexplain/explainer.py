@@ -1,4 +1,4 @@
-"""The methods that the settings ask for, on batches of pictures, and what they found in words."""
+"""The methods that the settings ask for, on batches of images, and what they found in words."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -20,7 +20,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Map:
-    """One map of one picture.
+    """One map of one image.
 
     Attributes:
         mask: (h, w) float32, largest value 1.
@@ -37,7 +37,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Explained:
-    """What was found in one picture: its likeliest categories, and its maps."""
+    """What was found in one image: its most likely categories, and its maps."""
 
     top: list[dict]
     maps: list[Map]
@@ -93,12 +93,12 @@ class Explainer:
         return lambda x: [made.explain(x, [index] * len(x))]
 
     def __call__(self, tensors: Tensor) -> list[Explained]:
-        """Of each of B pictures (B, 3, H, W) its maps: of each method, of each category."""
+        """Of each of B images (B, 3, H, W) its maps: of each method, of each category."""
         found = [run(tensors) for run in self._runs]
         probabilities = found[0][0].logits.softmax(dim=1)
         return [
             Explained(
-                self._likeliest(shares),
+                self._top1(shares),
                 self._measured(
                     tensors[place],
                     [
@@ -121,26 +121,26 @@ class Explainer:
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
         return Explainer(self.settings, replace(self.loaded, model=deepcopy(model, shared)))
 
-    def _measured(self, tensor: Tensor, maps: list[Map], likeliest: int) -> list[Map]:
+    def _measured(self, tensor: Tensor, maps: list[Map], top1: int) -> list[Map]:
         """With their faithfulness, where maps are compared."""
         if not self.settings.compare:
             return maps
-        return with_faithfulness(maps, partial(faithfulness, self.loaded.model, tensor), likeliest)
+        return with_faithfulness(maps, partial(faithfulness, self.loaded.model, tensor), top1)
 
     def _map(self, method: dict, found: Explanation, place: int, probabilities: Tensor) -> Map:
         categories = found.categories
         category = None if categories is None else self._category(categories[place], probabilities)
         return Map(found.masks[place], category, method)
 
-    def _likeliest(self, probabilities: Tensor) -> list[dict]:
-        """The TOP likeliest categories of one picture, from all its probabilities."""
+    def _top1(self, probabilities: Tensor) -> list[dict]:
+        """The TOP most likely categories of one image, from all its probabilities."""
         if not self.loaded.categories:
             return []
         chosen = probabilities.sort(descending=True, stable=True).indices[:TOP]
         return [self._category(index, probabilities) for index in chosen.tolist()]
 
     def _category(self, index: int, probabilities: Tensor) -> dict:
-        """Index, name and probability of a category of one picture."""
+        """Index, name and probability of a category of one image."""
         name, probability = self.loaded.categories[index], float(probabilities[index])
         return {"index": index, "name": name, "probability": probability}
 
@@ -158,15 +158,15 @@ def most_faithful(maps: Sequence[Map]) -> set[int]:
 
 
 def with_faithfulness(
-    maps: Sequence[Map], measure: Callable[[np.ndarray, int], float], likeliest: int
+    maps: Sequence[Map], measure: Callable[[np.ndarray, int], float], top1: int
 ) -> list[Map]:
     """The same maps, each measured.
 
     Args:
         measure: (mask (h, w), category) -> faithfulness.
-        likeliest: the category to which maps of no category are held, if none has one.
+        most likely: the category to which maps of no category are held, if none has one.
     """
-    first = next((found.category["index"] for found in maps if found.category), likeliest)
+    first = next((found.category["index"] for found in maps if found.category), top1)
     return [
         replace(
             found,

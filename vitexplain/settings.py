@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vitexplain.choices import DEFAULT_PICTURE
+from vitexplain.choices import DEFAULT_IMAGE
 
 
 @dataclass(frozen=True)
@@ -11,27 +11,27 @@ class Settings:
     """What to explain and how; the command's options of the same names say more.
 
     Attributes:
-        image_path: pictures, folders, globs, "@list.txt".
+        image_path: images, folders, globs, "@list.txt".
         recursive: also folders in folders.
-        category: index, name, "top" (the likeliest) or None (the likeliest too, but attention
+        category: index, name, "top" (the most likely) or None (the most likely too, but attention
             rollout where no method is named).
         method: names of methods; empty for the classic two, gradient rollout where
             there is a category.
         block, head: of the method "attention": the last block and all heads if None.
         compare: all methods beside each other, or those named, each with how faithful it is.
         evaluate: a table of how faithful methods are.
-        sweep: values of one or two parameters, to draw one picture with all of them.
-        anatomy: one figure of what the model does with one picture.
-        top_k: maps of so many of the likeliest categories instead.
+        sweep: values of one or two parameters, to draw one image with all of them.
+        anatomy: one figure of what the model does with one image.
+        top_k: maps of so many of the most likely categories instead.
         img_size: (H, W) of the model's input in pixels; None for the model's own.
         head_fusion: None for the method's own default, max for rollout and mean with a category.
-        size: "image", "model", or None: the picture's own size unless `as_published`.
+        size: "image", "model", or None: the image's own size unless `as_published`.
         contact_sheet: "png", "pdf" or None.
         engine: "local" or "ray", which needs requirements-ray.txt.
         batch_size, workers: None for what suits the device and the processor.
     """
 
-    image_path: tuple[str, ...] = (DEFAULT_PICTURE,)
+    image_path: tuple[str, ...] = (DEFAULT_IMAGE,)
     recursive: bool = False
     category: int | str | None = None
     top_k: int | None = None

@@ -1,4 +1,4 @@
-"""Pictures for distillation: two zip files, a split by category, augmentation and mosaics."""
+"""Images for distillation: two zip files, a split by category, augmentation and mosaics."""
 
 import io
 import math
@@ -15,22 +15,22 @@ SIDE = 224
 
 
 def read_zip(path: str | Path) -> list[tuple[int, Image.Image]]:
-    """(category index, RGB picture) for every picture INDEX/name of a zip file, in name order."""
-    pictures = []
+    """(category index, RGB image) for every image INDEX/name of a zip file, in name order."""
+    images = []
     with zipfile.ZipFile(path) as archive:
         for name in sorted(archive.namelist()):
             category, _, file = name.partition("/")
             if file and category.isdigit():
                 with Image.open(io.BytesIO(archive.read(name))) as image:
-                    pictures.append((int(category), to_rgb(image)))
-    return pictures
+                    images.append((int(category), to_rgb(image)))
+    return images
 
 
-class PictureMaker:
-    """Endless augmented pictures, SIDE x SIDE, made of photographs and thumbnails.
+class ImageMaker:
+    """Endless augmented images, SIDE x SIDE, made of photographs and thumbnails.
 
-    Crops of one picture, the whole picture squashed as the command does, and mosaics of two or
-    four pictures: these teach that several things can be in one picture.
+    Crops of one image, the whole image squashed as the command does, and mosaics of two or
+    four images: these teach that several things can be in one image.
 
     Args:
         photographs, thumbnails: to draw from; a thumbnail stands in for a photograph in
@@ -47,17 +47,17 @@ class PictureMaker:
         self.thumbnail_share = thumbnail_share if thumbnails else 0.0
 
     def make(self, rng: random.Random) -> Image.Image:
-        """One picture; what it is made of depends on `rng` alone.
+        """One image; what it is made of depends on `rng` alone.
 
-        The teacher can label whatever it is shown, so that pictures may be stranger than any
+        The teacher can label whatever it is shown, so that images may be stranger than any
         photograph: half of them are blends of two (Beyer et al. 2022, "Knowledge distillation: A
         good teacher is patient and consistent"). Without that the student learns the few
         photographs by heart.
         """
-        picture = self._composed(rng)
+        image = self._composed(rng)
         if rng.random() < 0.5:
-            picture = Image.blend(picture, self._composed(rng), rng.uniform(0.1, 0.5))
-        return _other_light(picture, rng)
+            image = Image.blend(image, self._composed(rng), rng.uniform(0.1, 0.5))
+        return _other_light(image, rng)
 
     def _composed(self, rng: random.Random) -> Image.Image:
         kind = rng.random()
@@ -67,14 +67,14 @@ class PictureMaker:
 
     def _draw(self, rng: random.Random) -> Image.Image:
         source = self.thumbnails if rng.random() < self.thumbnail_share else self.photographs
-        picture = source[rng.randrange(len(source))]
-        return ImageOps.mirror(picture) if rng.random() < 0.5 else picture
+        image = source[rng.randrange(len(source))]
+        return ImageOps.mirror(image) if rng.random() < 0.5 else image
 
     def _single(self, rng: random.Random) -> Image.Image:
-        picture = self._draw(rng)
+        image = self._draw(rng)
         if rng.random() < 0.3:
-            return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        return self._cut(picture, SIDE, SIDE, rng, smallest=0.08)
+            return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        return self._cut(image, SIDE, SIDE, rng, smallest=0.08)
 
     def _pair(self, rng: random.Random) -> Image.Image:
         first = rng.randint(SIDE * 2 // 5, SIDE * 3 // 5)
@@ -93,28 +93,28 @@ class PictureMaker:
 
     def _cut(
         self,
-        picture: Image.Image,
+        image: Image.Image,
         width: int,
         height: int,
         rng: random.Random,
         smallest: float = 0.4,
     ) -> Image.Image:
-        """A random part of the picture, at least `smallest` of its area, as width x height."""
-        area = picture.width * picture.height * rng.uniform(smallest, 1.0)
+        """A random part of the image, at least `smallest` of its area, as width x height."""
+        area = image.width * image.height * rng.uniform(smallest, 1.0)
         ratio = width / height * math.exp(rng.uniform(-0.5, 0.5))
-        across = min(picture.width, math.sqrt(area * ratio))
-        down = min(picture.height, math.sqrt(area / ratio))
-        left = rng.uniform(0, picture.width - across)
-        top = rng.uniform(0, picture.height - down)
+        across = min(image.width, math.sqrt(area * ratio))
+        down = min(image.height, math.sqrt(area / ratio))
+        left = rng.uniform(0, image.width - across)
+        top = rng.uniform(0, image.height - down)
         box = (left, top, left + across, top + down)
-        return picture.resize((width, height), Image.Resampling.BICUBIC, box)
+        return image.resize((width, height), Image.Resampling.BICUBIC, box)
 
 
-def _other_light(picture: Image.Image, rng: random.Random) -> Image.Image:
+def _other_light(image: Image.Image, rng: random.Random) -> Image.Image:
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = change(picture).enhance(rng.uniform(0.6, 1.4))
+        image = change(image).enhance(rng.uniform(0.6, 1.4))
     if rng.random() < 0.2:  # other colours altogether
-        channels = list(picture.split())
+        channels = list(image.split())
         rng.shuffle(channels)
-        picture = Image.merge("RGB", channels)
-    return picture
+        image = Image.merge("RGB", channels)
+    return image

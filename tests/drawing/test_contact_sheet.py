@@ -29,30 +29,30 @@ def make_cells(tmp_path):
         for number in range(count):
             path = folder / f"{number}.png"
             Image.new("RGB", size, colour_of(number)).save(path)
-            cells.append((f"picture {number}", path))
+            cells.append((f"image {number}", path))
         return cells
 
     return make
 
 
 def cell_at(page, column, row, side, origin=(0, 0)):
-    """A cell's picture, without its caption."""
+    """A cell's image, without its caption."""
     left = origin[0] + GAP + column * (side + GAP)
     top = origin[1] + GAP + row * (side + 2 * line_height(side) + GAP) + 2 * line_height(side)
     return page.crop((left, top, left + side, top + side))
 
 
 def pages_of(path):
-    """The pictures of a PDF's pages, as they are written into it, and the pages' sizes."""
+    """The images of a PDF's pages, as they are written into it, and the pages' sizes."""
     content = path.read_bytes()
     starts = [match.start() for match in re.finditer(rb"\xff\xd8\xff", content)]
     with PdfParser.PdfParser(path) as pdf:
         boxes = [pdf.read_indirect(page)[b"MediaBox"][2:] for page in pdf.pages]
-    pictures = [Image.open(io.BytesIO(content[start:])).convert("RGB") for start in starts]
-    return pictures, [tuple(map(float, box)) for box in boxes]
+    images = [Image.open(io.BytesIO(content[start:])).convert("RGB") for start in starts]
+    return images, [tuple(map(float, box)) for box in boxes]
 
 
-def test_png_has_every_picture_in_its_place(make_cells, tmp_path):
+def test_png_has_every_image_in_its_place(make_cells, tmp_path):
     cells = make_cells(7)
     assert write_contact_sheet(iter(cells), tmp_path / "all.png") == []
     with Image.open(tmp_path / "all.png") as sheet:
@@ -68,7 +68,7 @@ def test_png_has_every_picture_in_its_place(make_cells, tmp_path):
         assert nothing.getextrema() == ((255, 255),) * 3
 
 
-def test_captions_are_above_their_pictures(make_cells, tmp_path):
+def test_captions_are_above_their_images(make_cells, tmp_path):
     cells = [
         (caption, path) for caption, (_, path) in zip("i W".split(" "), make_cells(2), strict=True)
     ]
@@ -157,16 +157,16 @@ def test_pages_are_written_as_their_cells_come(make_cells, tmp_path):
 @pytest.mark.parametrize("name", ["all.png", "all.pdf"])
 def test_one_overlay_is_held_at_a_time(make_cells, tmp_path, monkeypatch, name):
     held, most = set(), []
-    opened = contact_sheet.open_picture
+    opened = contact_sheet.open_image
 
     def counted(path):
         most.append(len(held))
-        picture = opened(path)
+        image = opened(path)
         held.add(number := len(most))
-        weakref.finalize(picture, held.remove, number)
-        return picture
+        weakref.finalize(image, held.remove, number)
+        return image
 
-    monkeypatch.setattr(contact_sheet, "open_picture", counted)
+    monkeypatch.setattr(contact_sheet, "open_image", counted)
     write_contact_sheet(make_cells(23), tmp_path / name)
     assert most == [0] * 23
 
@@ -194,7 +194,7 @@ def test_names_may_be_anything(make_cells, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["all.png", "all.pdf"])
-def test_no_pictures_leave_no_file(tmp_path, name):
+def test_no_images_leave_no_file(tmp_path, name):
     with pytest.raises(ValueError, match="needs at least one"):
         write_contact_sheet([], tmp_path / name)
     assert not any(tmp_path.iterdir())
@@ -208,7 +208,7 @@ def test_other_suffixes_are_refused(make_cells, tmp_path, name):
 
 def test_too_many_for_a_png_are_refused_before_any_is_read(tmp_path):
     cells = [("", tmp_path / "none.png")] * (MOST + 1)
-    with pytest.raises(ValueError, match=r"10001 pictures is too large .* ends in \.pdf"):
+    with pytest.raises(ValueError, match=r"10001 images is too large .* ends in \.pdf"):
         write_contact_sheet(cells, tmp_path / "all.png")
     assert not any(tmp_path.iterdir())
 

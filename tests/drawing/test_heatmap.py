@@ -33,7 +33,7 @@ def test_blend_is_exact():
         assert np.abs(overlay[20, x] - (0.75 * 128 + 0.25 * end)).max() <= 1
 
 
-def test_alpha_0_is_the_picture_and_1_hides_it():
+def test_alpha_0_is_the_image_and_1_hides_it():
     mask = np.random.default_rng(0).random((4, 4), dtype=np.float32)
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 255, (9, 9, 3), dtype=np.uint8))
     assert draw_overlay(noise, mask, alpha=0).tobytes() == noise.tobytes()
@@ -94,7 +94,7 @@ def test_wrong_style():
 
 
 def test_what_lies_on_padding_is_left_out():
-    """A 4 x 4 grid over a 40 x 20 picture padded to 40 x 40: its rows 1 and 2 are the picture."""
+    """A 4 x 4 grid over a 40 x 20 image padded to 40 x 40: its rows 1 and 2 are the image."""
     mask = np.zeros((4, 4), dtype=np.float32)
     mask[0] = 9  # on padding
     mask[2, 3] = 1
@@ -106,7 +106,7 @@ def test_what_lies_on_padding_is_left_out():
     assert red[3, 35] < -100
 
 
-def test_regions_beyond_an_oblong_picture_need_little_memory():
+def test_regions_beyond_an_oblong_image_need_little_memory():
     mask = np.random.default_rng(0).random((14, 14), dtype=np.float32)
     overlay = draw_overlay(grey(9000, 3), mask, (0, -4498.5, 9000, 4501.5))
     assert overlay.size == (9000, 3)

@@ -147,13 +147,13 @@ def pixels(locator):
     return np.asarray(Image.open(io.BytesIO(locator.screenshot())).convert("RGB"), dtype=int)
 
 
-def test_every_picture_has_a_card(page, results):
+def test_every_image_has_a_card(page, results):
     assert page.locator("h1").inner_text() == page.title() == "Title & <b>"
-    assert page.locator("#count").inner_text() == "6 of 6 pictures"
+    assert page.locator("#count").inner_text() == "6 of 6 images"
     assert names(page) == [each["name"] for each in results]
     first = page.locator(".card button").first
     assert first.get_attribute("aria-label") == "a.png: category 1, 90.0 %. Open large view"
-    assert page.locator(".card").nth(3).locator(".gone").inner_text() == "picture not found"
+    assert page.locator(".card").nth(3).locator(".gone").inner_text() == "image not found"
 
 
 def test_hover_shows_the_input_and_the_slider_blends(page):
@@ -168,7 +168,7 @@ def test_hover_shows_the_input_and_the_slider_blends(page):
         assert opacity(page, 1) == pytest.approx(value / 100)
 
 
-def test_a_finger_switches_on_the_picture_and_opens_below(open_page, page_file):
+def test_a_finger_switches_on_the_image_and_opens_below(open_page, page_file):
     page = open_page(page_file, has_touch=True, is_mobile=True)
     card = page.locator(".card").first
     for shown in (0, 0.4):
@@ -182,7 +182,7 @@ def test_a_finger_switches_on_the_picture_and_opens_below(open_page, page_file):
 def test_map_lies_where_it_belongs(page):
     page.locator("#blend").fill("100")
     page.wait_for_timeout(300)
-    frames = [pixels(frame) for frame in page.locator(".card .picture").all()]
+    frames = [pixels(frame) for frame in page.locator(".card .image").all()]
     red, blue = (
         cv2.applyColorMap(np.uint8([[v]]), cv2.COLORMAP_TURBO)[0, 0, ::-1] for v in (255, 0)
     )
@@ -198,7 +198,7 @@ def test_map_lies_where_it_belongs(page):
     assert near(cropped[height // 16, width // 4 + width // 32], red)
     assert cropped[height // 2, width // 8].max() < 20
     assert cropped[height // 2, -width // 8].max() < 20
-    # padded to a square: the left quarter of the map, with its bright patch, is beside the picture
+    # padded to a square: the left quarter of the map, with its bright patch, is beside the image
     assert near(high[high.shape[0] // 2, high.shape[1] // 2], (0, 0, 0)) or near(
         high[high.shape[0] // 2, high.shape[1] // 2], blue
     )
@@ -209,7 +209,7 @@ def test_map_lies_where_it_belongs(page):
 def test_filter_search_and_order(page):
     page.locator("#category").select_option(label="category 1 (3)")
     assert names(page) == ["a.png", "c.png", "high.png"]
-    assert page.locator("#count").inner_text() == "3 of 6 pictures"
+    assert page.locator("#count").inner_text() == "3 of 6 images"
     page.locator("#sort").select_option("least")
     assert names(page) == ["c.png", "high.png", "a.png"]
     page.locator("#category").select_option("")
@@ -219,7 +219,7 @@ def test_filter_search_and_order(page):
     assert names(page) == ["B.png"]
     page.locator("#search").fill("nothing is called so")
     assert names(page) == []
-    assert page.locator("#count").inner_text() == "0 of 6 pictures"
+    assert page.locator("#count").inner_text() == "0 of 6 images"
     page.locator("#search").fill("")
     page.locator("#sort").select_option("name")
     assert names(page)[0] == "a.png"
@@ -261,7 +261,7 @@ def test_large_view(page):
     assert large.locator("figure.best").all() and large.locator("strong").count() == 1
     link = large.locator("a").first.get_attribute("href")
     assert link == "sub/c.png_243.png"
-    alternatives = [image.get_attribute("alt") for image in large.locator(".picture > img").all()]
+    alternatives = [image.get_attribute("alt") for image in large.locator(".image > img").all()]
     assert alternatives == [
         "input: c.png",
         "map of c.png for category 1, 20.0 %, gradient attention rollout",
@@ -329,7 +329,7 @@ def test_contrast(open_page, page_file, scheme):
         assert (high + 0.05) / (low + 0.05) >= 4.5, selector
 
 
-def test_a_thousand_pictures(open_page, tmp_path):
+def test_a_thousand_images(open_page, tmp_path):
     sources = []
     for number in range(20):
         rng = np.random.default_rng(number)
@@ -343,17 +343,17 @@ def test_a_thousand_pictures(open_page, tmp_path):
     write_report(many, tmp_path / "report.html", "1000")
     assert (tmp_path / "report.html").stat().st_size < 25e6
     page = open_page(tmp_path / "report.html")
-    assert page.locator("#count").inner_text() == "1000 of 1000 pictures"
+    assert page.locator("#count").inner_text() == "1000 of 1000 images"
     page.wait_for_timeout(300)
-    assert 12 <= page.locator(".card .picture").count() <= 80
+    assert 12 <= page.locator(".card .image").count() <= 80
     page.locator("#category").select_option(label="category 49 (20)")
     assert len(names(page)) == 20
     page.locator("#category").select_option("")
     page.keyboard.press("Tab")
     page.locator(".card button").last.scroll_into_view_if_needed()
     page.wait_for_timeout(300)
-    assert page.locator(".card").last.locator(".picture img").count() == 2
-    assert page.locator(".card .picture").count() < 300
+    assert page.locator(".card").last.locator(".image img").count() == 2
+    assert page.locator(".card .image").count() < 300
 
 
 def test_the_same_bytes_again(folder, results, page_file):
@@ -361,7 +361,7 @@ def test_the_same_bytes_again(folder, results, page_file):
     assert (folder / "again.html").read_bytes() == page_file.read_bytes()
 
 
-def test_large_pictures_become_small_and_stay_right(folder):
+def test_large_images_become_small_and_stay_right(folder):
     pixels = np.zeros((900, 1200, 3), np.uint8)
     pixels[:450, 600:] = (255, 0, 0)
     Image.fromarray(pixels).save(folder / "large.png")

@@ -7,7 +7,7 @@ from PIL import Image
 from vitexplain.drawing.sheet import GAP, draw_sheet, drawable, line_height, sheet_size
 
 
-def test_every_picture_is_in_its_place_and_keeps_its_proportions():
+def test_every_image_is_in_its_place_and_keeps_its_proportions():
     colours = ["red", "lime", "blue"]
     cells = [(c, Image.new("RGB", (400, 200), c)) for c in colours]
     sheet = draw_sheet([cells[:2], cells[2:]], cell=100)

@@ -16,9 +16,9 @@ from vitexplain.cli.sweep_option import parse_sweep
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
 from vitexplain.drawing.sweep import CELL, FRAME, draw_sweep, shrunk, sweep_maps, write_gif
-from vitexplain.images.reading import open_picture
+from vitexplain.images.reading import open_image
 from vitexplain.models.loading import LoadedModel, load_model
-from vitexplain.runs.session import explain_picture
+from vitexplain.runs.session import explain_image
 from vitexplain.settings import Settings
 
 BOTH = ROOT / "examples" / "both.png"
@@ -46,15 +46,15 @@ def hooked(model):
 @pytest.fixture(params=MODELS)
 def small(request):
     make, side = MODELS[request.param]
-    picture = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
-    return make_loaded(make()), picture
+    image = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(1))
+    return make_loaded(make()), image
 
 
 @pytest.fixture(scope="module")
 def bundled():
     loaded = load_model("bundled")
-    picture = open_picture(BOTH)
-    return loaded, picture, loaded.transform(picture)[None]
+    image = open_image(BOTH)
+    return loaded, image, loaded.transform(image)[None]
 
 
 def single(loaded, tensor, chosen):
@@ -134,7 +134,7 @@ def test_every_map_is_the_commands(bundled, tmp_path, category):
     )
     for row in rows:
         for cell in row:
-            report = explain_picture(dataclasses.replace(settings, **cell.values))
+            report = explain_image(dataclasses.replace(settings, **cell.values))
             expected = np.load(report["files"]["mask"], allow_pickle=False)
             np.testing.assert_allclose(cell.mask, expected, atol=1e-6)
 
@@ -156,13 +156,13 @@ def test_what_the_model_can_not_do_is_refused_before_any_pass(texts, message):
         sweep_maps(loaded, torch.zeros(1, 3, 32, 32), Settings(), parse_sweep(texts))
 
 
-def test_labels_name_categories(pictures):
+def test_labels_name_categories(images):
     loaded = make_loaded(make_vit())
     sweep = parse_sweep(["category=top,5,BIDDY", "discard_ratio=0.5"])
-    rows = sweep_maps(loaded, pictures[:1], Settings(), sweep)
-    likeliest = NAMES[loaded.model(pictures[:1])[0].argmax()].split(",")[0]
+    rows = sweep_maps(loaded, images[:1], Settings(), sweep)
+    top1 = NAMES[loaded.model(images[:1])[0].argmax()].split(",")[0]
     assert [row[0].labels[0] for row in rows] == [
-        f"category top: {likeliest}",
+        f"category top: {top1}",
         "category 5: cow",
         "category BIDDY",
     ]
@@ -170,8 +170,8 @@ def test_labels_name_categories(pictures):
 
 
 def test_drawn_small_but_of_the_same_part():
-    picture = Image.new("RGB", (1920, 960))
-    small, region = shrunk(picture, (480, 0, 1440, 960))
+    image = Image.new("RGB", (1920, 960))
+    small, region = shrunk(image, (480, 0, 1440, 960))
     assert small.size == (480, 240)
     assert region == (120, 0, 360, 240)
     assert shrunk(small, region) == (small, region)
@@ -183,7 +183,7 @@ def grey(mask):
 
 
 def drawn_at(sheet, column, row, height):
-    """The picture in a cell, without its caption."""
+    """The image in a cell, without its caption."""
     left = GAP + column * (CELL + GAP)
     top = GAP + row * (height + 2 * line_height(CELL) + GAP) + 2 * line_height(CELL)
     return sheet.crop((left, top, left + CELL, top + height))
@@ -192,7 +192,7 @@ def drawn_at(sheet, column, row, height):
 @pytest.mark.parametrize(
     ("texts", "places"),
     [
-        # the picture is at (0, 0): a row of four; two rows of four; a row for each value
+        # the image is at (0, 0): a row of four; two rows of four; a row for each value
         (["discard_ratio=0,0.5,0.9"], [(1, 0), (2, 0), (3, 0)]),
         (
             ["discard_ratio=0,0.3,0.5,0.6,0.7,0.8,0.9"],
@@ -204,10 +204,10 @@ def drawn_at(sheet, column, row, height):
         ),
     ],
 )
-def test_sheet(pictures, texts, places):
-    rows = sweep_maps(make_loaded(make_vit()), pictures[:1], Settings(), parse_sweep(texts))
-    picture = Image.new("RGB", (128, 64), "red")
-    sheet = draw_sweep(picture, rows, grey)
+def test_sheet(images, texts, places):
+    rows = sweep_maps(make_loaded(make_vit()), images[:1], Settings(), parse_sweep(texts))
+    image = Image.new("RGB", (128, 64), "red")
+    sheet = draw_sweep(image, rows, grey)
     columns, lines = (max(place[axis] for place in places) + 1 for axis in (0, 1))
     assert sheet.width == GAP + columns * (CELL + GAP)
     assert sheet.height == GAP + lines * (112 + 2 * line_height(CELL) + GAP)
@@ -225,18 +225,18 @@ def frames_of(path):
         return [frame.convert("RGB") for frame in ImageSequence.Iterator(animation)]
 
 
-def colours(picture):
+def colours(image):
     """Of spots of 8 x 8 pixels: what is seen of dithered colours."""
-    across, down = picture.width // 8, picture.height // 8
-    small = picture.resize((across, down), Image.Resampling.BOX, (0, 0, 8 * across, 8 * down))
+    across, down = image.width // 8, image.height // 8
+    small = image.resize((across, down), Image.Resampling.BOX, (0, 0, 8 * across, 8 * down))
     return np.asarray(small, dtype=float)
 
 
 def test_animation(bundled, tmp_path):
-    loaded, picture, tensor = bundled
+    loaded, image, tensor = bundled
     texts = ["discard_ratio=0,0.5,0.9,0.95,0.99"]
     (row,) = sweep_maps(loaded, tensor, Settings(), parse_sweep(texts))
-    small, region = shrunk(picture, loaded.transform.region(*picture.size))
+    small, region = shrunk(image, loaded.transform.region(*image.size))
 
     def draw(mask):
         return draw_overlay(small, mask, region)
@@ -260,10 +260,10 @@ def test_animation(bundled, tmp_path):
         assert np.abs(np.subtract(*(np.asarray(c, dtype=float) for c in captions))).max() < 100
 
 
-def test_what_does_not_change_does_not_flicker(pictures, tmp_path):
+def test_what_does_not_change_does_not_flicker(images, tmp_path):
     """One palette for frames of the most different colours."""
     (row,) = sweep_maps(
-        make_loaded(make_vit()), pictures[:1], Settings(), parse_sweep(["discard_ratio=0,0.9"])
+        make_loaded(make_vit()), images[:1], Settings(), parse_sweep(["discard_ratio=0,0.9"])
     )
     noise = np.random.default_rng(0).integers(0, 255, (15, 30, 3), dtype=np.uint8)
     noise = np.asarray(Image.fromarray(noise).resize((464, 232), Image.Resampling.BICUBIC))
@@ -281,9 +281,9 @@ def test_what_does_not_change_does_not_flicker(pictures, tmp_path):
     assert np.abs(first - second)[bottom + 1 : -2, 2:-2].mean() > 50
 
 
-def test_frames_fit_into_their_size(pictures, tmp_path):
+def test_frames_fit_into_their_size(images, tmp_path):
     (row,) = sweep_maps(
-        make_loaded(make_vit()), pictures[:1], Settings(), parse_sweep(["start_block=0,1,2"])
+        make_loaded(make_vit()), images[:1], Settings(), parse_sweep(["start_block=0,1,2"])
     )
     for size in ((300, 300), (10, 900), (900, 10)):
         write_gif(tmp_path / "a.gif", row, lambda _mask, size=size: Image.new("RGB", size, "red"))

@@ -1,4 +1,4 @@
-"""Floors, randomisation, stability, the table, and all of it on pictures without labels."""
+"""Floors, randomisation, stability, the table, and all of it on images without labels."""
 
 import copy
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.drawing.charts import draw_randomisation
 from vitexplain.faithfulness import measures as evaluate
 from vitexplain.faithfulness.baselines import FLOORS, centre_blob
-from vitexplain.faithfulness.measures import MEASURES, evaluate_pictures
+from vitexplain.faithfulness.measures import MEASURES, evaluate_images
 from vitexplain.faithfulness.passes import masks_of
 from vitexplain.faithfulness.ranks import average_ranks, rank_correlation
 from vitexplain.faithfulness.removal import Removal, perturbation
@@ -39,9 +39,9 @@ class Seen:
 
     calls = []  # noqa: RUF012
 
-    def explain(self, pictures, categories=None):
-        self.calls.append((pictures.clone(), categories))
-        return FLOORS["centre_blob"].make(self.model).explain(pictures)
+    def explain(self, images, categories=None):
+        self.calls.append((images.clone(), categories))
+        return FLOORS["centre_blob"].make(self.model).explain(images)
 
 
 class Refuses:
@@ -50,10 +50,10 @@ class Refuses:
 
 
 class Fails(Seen):
-    def explain(self, pictures, categories=None):
+    def explain(self, images, categories=None):
         if self.calls:
             raise RuntimeError("on purpose")
-        return super().explain(pictures, categories)
+        return super().explain(images, categories)
 
 
 def method(name):
@@ -76,11 +76,11 @@ def test_centre_blob():
 
 
 @pytest.mark.parametrize("name", FLOORS)
-def test_floors_explain_as_methods_do(name, pictures):
+def test_floors_explain_as_methods_do(name, images):
     model = make_vit(proj_drop_rate=0.5)
-    expected = model(pictures)
+    expected = model(images)
     model.train()
-    explained = FLOORS[name].make(model).explain(pictures)
+    explained = FLOORS[name].make(model).explain(images)
     assert model.training
     torch.testing.assert_close(explained.logits, expected.detach())
     assert explained.masks.shape == (3, *explained.layout.grid) == (3, 4, 4)
@@ -88,12 +88,12 @@ def test_floors_explain_as_methods_do(name, pictures):
     assert explained.masks.min() >= 0
 
 
-def test_random_map_is_the_pictures_own(pictures):
+def test_random_map_is_the_images_own(images):
     explain = FLOORS["random"].make(make_vit()).explain
-    masks = explain(pictures).masks
-    assert np.array_equal(explain(pictures[1:2]).masks[0], masks[1])
+    masks = explain(images).masks
+    assert np.array_equal(explain(images[1:2]).masks[0], masks[1])
     assert np.abs(rank_correlation(masks, masks[[1, 2, 0]])).max() < 0.9
-    other = explain(pictures + 1e-6).masks
+    other = explain(images + 1e-6).masks
     assert not np.array_equal(other, masks)
 
 
@@ -143,28 +143,28 @@ def test_shuffled_weights_keep_their_values():
         assert constant or not torch.equal(value, before[name]), name
 
 
-def test_randomisation_is_the_map_of_a_shuffled_copy(pictures):
+def test_randomisation_is_the_map_of_a_shuffled_copy(images):
     model = make_vit()
-    stages, alike = randomisation(model, pictures, CATEGORIES, READY, seed=4)
+    stages, alike = randomisation(model, images, CATEGORIES, READY, seed=4)
     copied = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(4)
     for number, (stage, parameters) in enumerate(stages_of(copied).items()):
         assert stages[number] == stage
         shuffle_(parameters, generator)
         for name, method_ in READY.items():
-            whole = masks_of(method_, model, pictures, CATEGORIES)
-            expected = rank_correlation(whole, masks_of(method_, copied, pictures, CATEGORIES))
+            whole = masks_of(method_, model, images, CATEGORIES)
+            expected = rank_correlation(whole, masks_of(method_, copied, images, CATEGORIES))
             np.testing.assert_allclose(alike[name][:, number], expected)
-    last, only = randomisation(model, pictures, CATEGORIES, READY, seed=4, only_last=True)
+    last, only = randomisation(model, images, CATEGORIES, READY, seed=4, only_last=True)
     assert last == ["embedding"]
     for name in READY:
         np.testing.assert_allclose(only[name][:, 0], alike[name][:, -1])
 
 
-def test_maps_of_a_random_model_are_others_and_the_floors_are_not(pictures):
-    pictures = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(8))
+def test_maps_of_a_random_model_are_others_and_the_floors_are_not(images):
+    images = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(8))
     categories = [i % 7 for i in range(12)]
-    _, alike = randomisation(make_vit(), pictures, categories, READY | FLOORS)
+    _, alike = randomisation(make_vit(), images, categories, READY | FLOORS)
     for name in READY:
         assert abs(alike[name][:, -1].mean()) < 0.4, name
     for name in FLOORS:
@@ -174,19 +174,19 @@ def test_maps_of_a_random_model_are_others_and_the_floors_are_not(pictures):
     assert alike["grad_rollout"][:, 0].mean() < 0.95
 
 
-def test_weights_are_restored_bit_for_bit(pictures):
+def test_weights_are_restored_bit_for_bit(images):
     model = make_vit()
     before = weights(model)
-    randomisation(model, pictures, CATEGORIES, READY)
+    randomisation(model, images, CATEGORIES, READY)
     assert same(before, model.state_dict())
     with pytest.raises(RuntimeError, match="on purpose"):
-        randomisation(model, pictures, CATEGORIES, {"fails": method("Fails")})
+        randomisation(model, images, CATEGORIES, {"fails": method("Fails")})
     assert same(before, model.state_dict())
     assert len(Seen.calls) == 1
 
 
-def test_the_same_categories_are_explained_throughout(pictures):
-    randomisation(make_vit(), pictures, CATEGORIES, {"seen": method("Seen")})
+def test_the_same_categories_are_explained_throughout(images):
+    randomisation(make_vit(), images, CATEGORIES, {"seen": method("Seen")})
     assert [categories for _, categories in Seen.calls] == [CATEGORIES] * 7
 
 
@@ -200,11 +200,11 @@ def test_figure_shows_a_line_for_each_method():
     assert orange[1] == 0
 
 
-def test_noise_has_its_size_in_units_of_the_picture(pictures):
-    pictures = torch.randn(2, 3, 128, 128)
+def test_noise_has_its_size_in_units_of_the_image(images):
+    images = torch.randn(2, 3, 128, 128)
     model = make_vit(img_size=128, patch_size=32)
     seen = method("Seen")
-    assert stability(seen, model, pictures, [1, 2], STD, sigma=0.1, draws=2).tolist() == [1, 1]
+    assert stability(seen, model, images, [1, 2], STD, sigma=0.1, draws=2).tolist() == [1, 1]
     (plain, _), *noisy = Seen.calls
     noise = [(other - plain) * torch.tensor(STD)[:, None, None] for other, _ in noisy]
     for found in noise:
@@ -214,17 +214,17 @@ def test_noise_has_its_size_in_units_of_the_picture(pictures):
     assert all(categories == [1, 2] for _, categories in Seen.calls)
 
 
-def test_stability(pictures):
+def test_stability(images):
     model = make_vit()
     for name in READY:
-        arguments = (READY[name], model, pictures, CATEGORIES, STD)
+        arguments = (READY[name], model, images, CATEGORIES, STD)
         assert (stability(*arguments, sigma=0) == 1).all()
         little, much = (stability(*arguments, sigma=s).mean() for s in (0.001, 0.5))
         assert little > 0.9 > much, name
-        masks = masks_of(READY[name], model, pictures, CATEGORIES)
+        masks = masks_of(READY[name], model, images, CATEGORIES)
         np.testing.assert_allclose(stability(*arguments, masks=masks), stability(*arguments))
-    assert (stability(FLOORS["centre_blob"], model, pictures, CATEGORIES, STD) == 1).all()
-    random = stability(FLOORS["random"], model, pictures, CATEGORIES, STD, draws=40)
+    assert (stability(FLOORS["centre_blob"], model, images, CATEGORIES, STD) == 1).all()
+    random = stability(FLOORS["random"], model, images, CATEGORIES, STD, draws=40)
     assert np.abs(random).max() < 0.3
 
 
@@ -285,21 +285,21 @@ def named(*names):
     return {name: evaluate.ALL[name] for name in names}
 
 
-def test_evaluation_measures_what_the_modules_do(model, pictures):
+def test_evaluation_measures_what_the_modules_do(model, images):
     before = weights(model)
     names = ["grad_rollout", "centre_blob"]
-    found = evaluate_pictures(
-        model, pictures, STD, named(*names), steps=20, few=2, batch_size=2, seed=3
+    found = evaluate_images(
+        model, images, STD, named(*names), steps=20, few=2, batch_size=2, seed=3
     )
     assert same(before, model.state_dict())
     assert list(found.values) == names
     assert not found.left_out
     with torch.no_grad():
-        categories = model(pictures).argmax(dim=1).tolist()
+        categories = model(images).argmax(dim=1).tolist()
     values = found.values["grad_rollout"]
     assert set(values) == {measure.key for measure in MEASURES}
-    masks = masks_of(READY["grad_rollout"], model, pictures, categories)
-    removal = Removal(model, pictures, categories, "mean", 20, seed=3)
+    masks = masks_of(READY["grad_rollout"], model, images, categories)
+    removal = Removal(model, images, categories, "mean", 20, seed=3)
     deletion, insertion = removal.deletion(masks), removal.insertion(masks)
     np.testing.assert_allclose(values["deletion_mean"], deletion.areas, atol=1e-5)
     np.testing.assert_allclose(values["insertion_mean"], insertion.areas, atol=1e-5)
@@ -307,10 +307,10 @@ def test_evaluation_measures_what_the_modules_do(model, pictures):
         ("positive", "negative"), perturbation(deletion, insertion), strict=True
     ):
         np.testing.assert_allclose(values[key], expected)
-    blurred = Removal(model, pictures, categories, "blur", 20, seed=3)
+    blurred = Removal(model, images, categories, "blur", 20, seed=3)
     np.testing.assert_allclose(values["deletion_blur"], blurred.deletion(masks).areas, atol=1e-5)
     np.testing.assert_allclose(values["insertion_blur"], blurred.insertion(masks).areas, atol=1e-5)
-    few = pictures[:2], categories[:2]
+    few = images[:2], categories[:2]
     _, alike = randomisation(model, *few, READY, seed=3)
     np.testing.assert_allclose(values["sanity"], alike["grad_rollout"][:, -1])
     stable = stability(READY["grad_rollout"], model, *few, STD, seed=3)
@@ -318,27 +318,25 @@ def test_evaluation_measures_what_the_modules_do(model, pictures):
     assert values["time"].shape == (1,) and values["time"][0] > 0
 
 
-def test_evaluation_of_given_categories(model, pictures):
-    found = evaluate_pictures(model, pictures, STD, named("relevance"), CATEGORIES).values[
-        "relevance"
-    ]
-    masks = masks_of(READY["relevance"], model, pictures, CATEGORIES)
-    deletion = Removal(model, pictures, CATEGORIES, "blur", 10).deletion(masks)
+def test_evaluation_of_given_categories(model, images):
+    found = evaluate_images(model, images, STD, named("relevance"), CATEGORIES).values["relevance"]
+    masks = masks_of(READY["relevance"], model, images, CATEGORIES)
+    deletion = Removal(model, images, CATEGORIES, "blur", 10).deletion(masks)
     np.testing.assert_allclose(found["deletion_blur"], deletion.areas, atol=1e-5)
 
 
-def test_methods_that_refuse_the_model_are_left_out(model, pictures, monkeypatch):
+def test_methods_that_refuse_the_model_are_left_out(model, images, monkeypatch):
     monkeypatch.setitem(evaluate.ALL, "refuses", method("Refuses"))
-    found = evaluate_pictures(model, pictures, STD, named("refuses", "random"), few=1)
+    found = evaluate_images(model, images, STD, named("refuses", "random"), few=1)
     assert found.left_out == {"refuses": "it is a test"}
     assert list(found.values) == ["random"]
 
 
-def test_evaluation_refuses_what_it_cant_do(model, pictures):
+def test_evaluation_refuses_what_it_cant_do(model, images):
     with pytest.raises(ValueError, match="multiple of 10"):
-        evaluate_pictures(model, pictures, STD, named("random"), steps=15)
+        evaluate_images(model, images, STD, named("random"), steps=15)
     with pytest.raises(ValueError, match="as many categories"):
-        evaluate_pictures(model, pictures, STD, named("random"), [0])
+        evaluate_images(model, images, STD, named("random"), [0])
     model = make_vit(num_classes=0)
     with pytest.raises(ValueError, match="without categories"):
-        evaluate_pictures(model, pictures, STD, named("random"))
+        evaluate_images(model, images, STD, named("random"))

@@ -33,8 +33,8 @@ class Additive(nn.Module):
         super().__init__()
         self.worth = nn.Parameter(torch.tensor(worth, dtype=torch.float32).reshape(4, 4))
 
-    def forward(self, pictures):
-        patches = nn.functional.avg_pool2d(pictures.mean(dim=1), 8)
+    def forward(self, images):
+        patches = nn.functional.avg_pool2d(images.mean(dim=1), 8)
         logit = (patches * self.worth).sum(dim=(1, 2))
         return torch.stack([logit, torch.zeros_like(logit), torch.zeros_like(logit)], dim=1)
 
@@ -43,19 +43,19 @@ def random_masks(count, grid, seed=0):
     return np.random.default_rng(seed).random((count, *grid), dtype=np.float32)
 
 
-def empty_of(picture, baseline):
+def empty_of(image, baseline):
     """(3, H, W) without any patch, written out."""
     if baseline == "mean":
-        return np.zeros_like(picture)
-    sigma = BLUR * min(picture.shape[1:])
+        return np.zeros_like(image)
+    sigma = BLUR * min(image.shape[1:])
     return np.stack(
-        [scipy.ndimage.gaussian_filter(c, sigma, mode="mirror", truncate=3) for c in picture]
+        [scipy.ndimage.gaussian_filter(c, sigma, mode="mirror", truncate=3) for c in image]
     )
 
 
-def one_patch_at_a_time(model, picture, mask, category, baseline, insert, side=8):
-    """[(probability, is the likeliest)] of 0, 1, ... all patches moved."""
-    whole, empty = picture.numpy(), empty_of(picture.numpy(), baseline)
+def one_patch_at_a_time(model, image, mask, category, baseline, insert, side=8):
+    """[(probability, is the most likely)] of 0, 1, ... all patches moved."""
+    whole, empty = image.numpy(), empty_of(image.numpy(), baseline)
     now, then = (empty, whole) if insert else (whole, empty)
     now = now.copy()
     told = []
@@ -74,14 +74,14 @@ def one_patch_at_a_time(model, picture, mask, category, baseline, insert, side=8
 @pytest.mark.parametrize("insert", [False, True])
 def test_curves_equal_one_patch_at_a_time(baseline, insert):
     model = make_vit(img_size=(32, 48))  # 4 x 6 patches
-    pictures = torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(1))
     masks = random_masks(3, (4, 6))
     for steps, at in ((24, range(25)), (8, range(0, 25, 3))):
-        removal = Removal(model, pictures, CATEGORIES, baseline, steps, batch_size=5)
+        removal = Removal(model, images, CATEGORIES, baseline, steps, batch_size=5)
         curves = removal.insertion(masks) if insert else removal.deletion(masks)
         np.testing.assert_allclose(curves.shares, np.array(at) / 24)
         for i, category in enumerate(CATEGORIES):
-            told = one_patch_at_a_time(model, pictures[i], masks[i], category, baseline, insert)
+            told = one_patch_at_a_time(model, images[i], masks[i], category, baseline, insert)
             told = [told[moved] for moved in at]
             np.testing.assert_allclose(curves.probabilities[i], [p for p, _ in told], atol=2e-5)
             assert curves.first[i].tolist() == [first for _, first in told]
@@ -101,8 +101,8 @@ def test_area_is_under_the_curve_also_of_uneven_steps():
 @given(st.permutations(range(16)), st.sampled_from([4, 10, 16]))
 def test_no_order_beats_that_of_what_patches_are_worth(order, steps):
     worth = np.linspace(0.05, 1.3, 16) - 0.4  # some speak against the category
-    model, picture = Additive(worth), torch.ones(1, 3, 32, 32)
-    removal = Removal(model, picture, [0], "mean", steps)
+    model, image = Additive(worth), torch.ones(1, 3, 32, 32)
+    removal = Removal(model, image, [0], "mean", steps)
     true = (worth - worth.min()).reshape(1, 4, 4).astype(np.float32)
     other = np.array(order, dtype=np.float32).reshape(1, 4, 4)
     tiny = 1e-6
@@ -115,25 +115,25 @@ def test_no_order_beats_that_of_what_patches_are_worth(order, steps):
 
 def test_map_of_what_decides_beats_the_reverse_and_most_random_ones():
     worth = np.random.default_rng(3).normal(size=16)
-    model, picture = Additive(worth), torch.ones(3, 32, 32)
+    model, image = Additive(worth), torch.ones(3, 32, 32)
     true = worth - worth.min()
     masks = [true, true.max() - true, *np.random.default_rng(4).random((20, 16))]
     masks = [mask.reshape(4, 4).astype(np.float32) for mask in masks]
-    scores = [faithfulness(model, picture, mask, 0) for mask in masks]
+    scores = [faithfulness(model, image, mask, 0) for mask in masks]
     assert max(scores) == scores[0]
     assert min(scores) == scores[1]
     # noise is as good as nothing: what it gains by insertion it loses by deletion
     assert abs(np.mean(scores[2:])) < 0.25 * scores[0]
 
 
-def test_faithfulness_is_insertion_minus_deletion_of_both_baselines(pictures):
+def test_faithfulness_is_insertion_minus_deletion_of_both_baselines(images):
     model, masks = make_vit(), random_masks(2, (4, 4))
     expected = []
     for mask, category in zip(masks, [3, 6], strict=True):
         areas = []
         for baseline in BASELINES:
             for insert in (True, False):
-                told = one_patch_at_a_time(model, pictures[0], mask, category, baseline, insert)
+                told = one_patch_at_a_time(model, images[0], mask, category, baseline, insert)
                 moved = [round(step * 1.6) for step in range(11)]
                 heights = [told[m][0] for m in moved]
                 widths = np.diff(moved) / 16
@@ -141,33 +141,33 @@ def test_faithfulness_is_insertion_minus_deletion_of_both_baselines(pictures):
                 areas.append(area if insert else -area)
         expected.append(sum(areas) / 2)
     for mask, category, score in zip(masks, [3, 6], expected, strict=True):
-        assert faithfulness(model, pictures[0], mask, category) == pytest.approx(score)
+        assert faithfulness(model, images[0], mask, category) == pytest.approx(score)
 
 
-def test_perturbation_equals_the_papers_loop(pictures):
+def test_perturbation_equals_the_papers_loop(images):
     """10 % to 90 % of the patches removed from a fresh copy, from either end of the order."""
     model, masks = make_vit(), random_masks(3, (4, 4), seed=5)
     with torch.no_grad():
-        categories = model(pictures).argmax(dim=1).tolist()
-    removal = Removal(model, pictures, categories, "mean", 10)
+        categories = model(images).argmax(dim=1).tolist()
+    removal = Removal(model, images, categories, "mean", 10)
     positive, negative = perturbation(removal.deletion(masks), removal.insertion(masks))
     for i, category in enumerate(categories):
         order = np.argsort(-masks[i].ravel())
         for found, patches in ((positive[i], order), (negative[i], order[::-1])):
             kept = 0
             for tenth in range(1, 10):
-                picture = pictures[i].clone()
+                image = images[i].clone()
                 for patch in patches[: round(1.6 * tenth)]:
                     y, x = patch // 4 * 8, patch % 4 * 8
-                    picture[:, y : y + 8, x : x + 8] = 0
+                    image[:, y : y + 8, x : x + 8] = 0
                 with torch.no_grad():
-                    kept += int(model(picture[None]).argmax()) == category
+                    kept += int(model(image[None]).argmax()) == category
             assert found == pytest.approx(kept / 9)
     assert set(positive) != set(negative)
 
 
-def test_perturbation_needs_tenths(pictures):
-    removal = Removal(make_vit(), pictures, CATEGORIES, "mean", 8)
+def test_perturbation_needs_tenths(images):
+    removal = Removal(make_vit(), images, CATEGORIES, "mean", 8)
     masks = random_masks(3, (4, 4))
     with pytest.raises(ValueError, match="10, 20"):
         perturbation(removal.deletion(masks), removal.insertion(masks))
@@ -179,7 +179,7 @@ def test_ranks_follow_the_values():
 
 
 def test_equal_values_are_ordered_by_lot():
-    """No place in the picture is preferred; who draws which lot is repeatable."""
+    """No place in the image is preferred; who draws which lot is repeatable."""
     masks = np.zeros((2, 4, 4), dtype=np.float32)
     masks[:, 1, 2] = 1
     ranks = np.array([patch_ranks(masks, seed) for seed in range(400)])
@@ -192,10 +192,10 @@ def test_equal_values_are_ordered_by_lot():
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_other_pictures_of_the_batch_do_not_matter(pictures, baseline):
+def test_other_images_of_the_batch_do_not_matter(images, baseline):
     model, masks = make_vit(), random_masks(3, (4, 4)).round(1)  # some values are equal
-    together = Removal(model, pictures, CATEGORIES, baseline, 10).deletion(masks)
-    turned = Removal(model, pictures.flip(0), CATEGORIES[::-1], baseline, 10, batch_size=2)
+    together = Removal(model, images, CATEGORIES, baseline, 10).deletion(masks)
+    turned = Removal(model, images.flip(0), CATEGORIES[::-1], baseline, 10, batch_size=2)
     found = turned.deletion(masks[::-1].copy()).probabilities[::-1]
     np.testing.assert_allclose(found, together.probabilities, atol=1e-5)
 
@@ -207,19 +207,19 @@ def test_pixels_belong_to_the_patch_that_covers_them():
 
 @pytest.mark.parametrize("size", [(32, 48), (56, 28)])
 def test_blur_equals_scipys(size):
-    pictures = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
-    expected = [empty_of(picture, "blur") for picture in pictures.numpy()]
-    np.testing.assert_allclose(blurred(pictures), expected, atol=1e-5)
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+    expected = [empty_of(image, "blur") for image in images.numpy()]
+    np.testing.assert_allclose(blurred(images), expected, atol=1e-5)
 
 
-def test_model_is_measured_in_evaluation_mode_and_left_as_it_was(pictures):
+def test_model_is_measured_in_evaluation_mode_and_left_as_it_was(images):
     model = make_vit(proj_drop_rate=0.5, pos_drop_rate=0.5)
     masks = random_masks(3, (4, 4))
-    expected = Removal(model, pictures, CATEGORIES, "mean", 4).deletion(masks).probabilities
+    expected = Removal(model, images, CATEGORIES, "mean", 4).deletion(masks).probabilities
     model.train()
     model.blocks[1].eval()
     modes = [module.training for module in model.modules()]
-    removal = Removal(model, pictures, CATEGORIES, "mean", 4)
+    removal = Removal(model, images, CATEGORIES, "mean", 4)
     np.testing.assert_allclose(removal.deletion(masks).probabilities, expected, atol=1e-6)
     assert [module.training for module in model.modules()] == modes
     with pytest.raises(ValueError, match="does not take"):
@@ -232,24 +232,24 @@ def test_model_is_measured_in_evaluation_mode_and_left_as_it_was(pictures):
     [
         ({"baseline": "black"}, "baseline must be one of mean, blur"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"categories": [0, 1]}, "3 pictures need as many categories, not 2"),
+        ({"categories": [0, 1]}, "3 images need as many categories, not 2"),
         ({"categories": [0, 1, 7]}, "from 0 to 6"),
     ],
 )
-def test_arguments_out_of_range(pictures, changes, message):
+def test_arguments_out_of_range(images, changes, message):
     arguments = {"categories": CATEGORIES, "baseline": "mean", "steps": 5} | changes
     with pytest.raises(ValueError, match=message):
-        Removal(make_vit(), pictures, **arguments)
+        Removal(make_vit(), images, **arguments)
 
 
-def test_masks_that_are_not_of_these_pictures(pictures):
-    removal = Removal(make_vit(), pictures, CATEGORIES, "mean", 5)
+def test_masks_that_are_not_of_these_images(images):
+    removal = Removal(make_vit(), images, CATEGORIES, "mean", 5)
     with pytest.raises(ValueError, match="as many masks"):
         removal.deletion(random_masks(2, (4, 4)))
 
 
 @pytest.mark.parametrize("order", ["morf", "lerf"])
-def test_deletion_agrees_with_quantus(pictures, order):
+def test_deletion_agrees_with_quantus(images, order):
     """Quantus' region perturbation: how far the probability has fallen after each patch."""
     quantus = pytest.importorskip("quantus", reason="needs quantus, see requirements-dev.txt")
     model, masks = make_vit(), random_masks(3, (4, 4))
@@ -263,13 +263,13 @@ def test_deletion_agrees_with_quantus(pictures, order):
     )
     fallen = metric(
         model=model,
-        x_batch=pictures.numpy(),
+        x_batch=images.numpy(),
         y_batch=np.array(CATEGORIES),
         a_batch=masks.repeat(8, axis=1).repeat(8, axis=2)[:, None],
         device="cpu",
         softmax=True,
     )
-    removal = Removal(model, pictures, CATEGORIES, "mean", 16)
+    removal = Removal(model, images, CATEGORIES, "mean", 16)
     ours = removal.deletion(masks if order == "morf" else 1 - masks).probabilities
     np.testing.assert_allclose(ours[:, :1] - ours[:, 1:], np.array(fallen), atol=1e-5)
     assert np.abs(fallen).max() > 0.05

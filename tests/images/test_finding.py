@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vitexplain.images.finding import find_pictures, is_one_picture
+from vitexplain.images.finding import find_images, is_one_image
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder to work in, with pictures at several places, and what is no picture."""
+    """A folder to work in, with images at several places, and what is no image."""
     monkeypatch.chdir(tmp_path)
     for name in (
         *("photos/b.jpg", "photos/a.PNG", "photos/sub/a.PNG", "photos/sub/deep/c.webp"),
@@ -18,7 +18,7 @@ def here(tmp_path, monkeypatch):
     ):
         save(Path(name))
     Path("photos/without_suffix").write_bytes(Path("photos/a.PNG").read_bytes())
-    Path("photos/notes.txt").write_text("no picture")
+    Path("photos/notes.txt").write_text("no image")
     Path("photos/film.mpg").write_bytes(b"\x00\x00\x01\xba rest")
     Path("photos/broken.jpg").write_bytes(b"")
     return tmp_path
@@ -30,10 +30,10 @@ def save(path):
 
 
 def names(*requests, recursive=False, leave_out="output"):
-    pictures, notices = find_pictures(requests, recursive, Path(leave_out))
+    images, notices = find_images(requests, recursive, Path(leave_out))
     assert not notices
-    assert all(Path(picture.path).exists() for picture in pictures)
-    return [picture.name for picture in pictures]
+    assert all(Path(image.path).exists() for image in images)
+    return [image.name for image in images]
 
 
 OF_PHOTOS = ["a.PNG", "b.jpg", "broken.jpg", "e[1].png", "without_suffix"]
@@ -60,14 +60,14 @@ def test_several_folders_share_no_name(here):
     assert len(set(found)) == len(found) == 8
 
 
-def test_a_picture_that_is_named_twice_is_one(here):
+def test_a_image_that_is_named_twice_is_one(here):
     again = ["photos/../photos/b.jpg", str(here / "photos/b.jpg"), "photos/*.jpg"]
     assert sorted(names("photos", *again)) == OF_PHOTOS
 
 
 def test_named_files_count_whatever_they_are(here):
-    found, _ = find_pictures(["photos/notes.txt", "photos/none.png"], False, Path("out"))
-    assert [picture.path for picture in found] == ["photos/notes.txt", "photos/none.png"]
+    found, _ = find_images(["photos/notes.txt", "photos/none.png"], False, Path("out"))
+    assert [image.path for image in found] == ["photos/notes.txt", "photos/none.png"]
 
 
 def test_glob(here):
@@ -80,14 +80,14 @@ def test_glob(here):
 
 
 def test_an_existing_file_may_look_like_a_glob(here):
-    assert is_one_picture(["photos/e[1].png"])
+    assert is_one_image(["photos/e[1].png"])
     assert names("photos/e[1].png") == ["e[1].png"]
 
 
 def test_list(here):
     lines = ["photos/b.jpg", "", "  ", "other/b.jpg", "photos/sub", "photos/none.png"]
     Path("list.txt").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
-    found, _ = find_pictures(["@list.txt"], False, Path("out"))
+    found, _ = find_images(["@list.txt"], False, Path("out"))
     assert [p.name for p in found] == [
         *("photos/b.jpg", "other/b.jpg", "photos/sub/a.PNG", "photos/none.png")
     ]
@@ -104,26 +104,26 @@ def test_names_that_are_no_unicode(here):
 @pytest.mark.parametrize(
     ("requests", "message"),
     [
-        (["empty"], r"no picture found in empty \(--recursive"),
-        (["photos/*.tiff"], "no picture found"),
+        (["empty"], r"no image found in empty \(--recursive"),
+        (["photos/*.tiff"], "no image found"),
         (["@none.txt"], "the list none.txt can't be read: No such file"),
-        (["@empty.txt"], "no picture found"),
+        (["@empty.txt"], "no image found"),
     ],
 )
 def test_nothing_found(here, requests, message):
     Path("empty").mkdir()
     Path("empty.txt").touch()
     with pytest.raises(ValueError, match=message):
-        find_pictures(requests, False, Path("out"))
+        find_images(requests, False, Path("out"))
 
 
-def test_results_do_not_go_among_the_pictures(here):
+def test_results_do_not_go_among_the_images(here):
     with pytest.raises(ValueError, match="name another --output_dir"):
-        find_pictures(["photos"], False, Path("other/../photos"))
+        find_images(["photos"], False, Path("other/../photos"))
 
 
-def test_one_picture_is_told_from_many(here):
-    assert is_one_picture(["photos/b.jpg"])
-    assert is_one_picture(["photos/missing.jpg"])
+def test_one_image_is_told_from_many(here):
+    assert is_one_image(["photos/b.jpg"])
+    assert is_one_image(["photos/missing.jpg"])
     for many in (["photos"], ["photos/*"], ["@list.txt"], ["a.jpg", "b.jpg"]):
-        assert not is_one_picture(many)
+        assert not is_one_image(many)

@@ -48,7 +48,7 @@ def test_ordinary_permissions(tmp_path):
 
 def test_interrupted_writing_leaves_the_old_file_and_no_other(tmp_path):
     def interrupted(file):
-        file.write(b"half a picture")
+        file.write(b"half an image")
         raise KeyboardInterrupt
 
     (tmp_path / "a.png").write_bytes(b"earlier")

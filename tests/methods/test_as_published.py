@@ -14,31 +14,31 @@ from vitexplain.methods import as_published
 
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
 @pytest.mark.parametrize("ratio", [0, 0.5, 0.9])
-def test_rollout(fusion, ratio, pictures):
+def test_rollout(fusion, ratio, images):
     model = make_vit()
-    _, attentions = reference.forward(model, pictures)
-    for index in range(len(pictures)):
+    _, attentions = reference.forward(model, images)
+    for index in range(len(images)):
         expected = reference.published_rollout(
-            reference.of_picture(attentions, index), fusion, ratio, (4, 4)
+            reference.of_image(attentions, index), fusion, ratio, (4, 4)
         )
         explainer = VITAttentionRollout(
             model, head_fusion=fusion, discard_ratio=ratio, as_published=True
         )
-        np.testing.assert_allclose(explainer(pictures[index : index + 1]), expected, atol=1e-5)
+        np.testing.assert_allclose(explainer(images[index : index + 1]), expected, atol=1e-5)
         alone = [a[index : index + 1] for a in attentions]
         mask = rollout(alone, ratio, fusion, as_published=True)
         np.testing.assert_allclose(mask[0], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("ratio", [0, 0.5, 0.9])
-def test_grad_rollout(ratio, pictures):
+def test_grad_rollout(ratio, images):
     model = make_vit()
     categories = [5, 0, 3]
-    attentions, gradients = reference.gradients(model, pictures, categories)
+    attentions, gradients = reference.gradients(model, images, categories)
     for index, category in enumerate(categories):
         expected = reference.published_grad_rollout(
-            reference.of_picture(attentions, index),
-            reference.of_picture(gradients, index),
+            reference.of_image(attentions, index),
+            reference.of_image(gradients, index),
             ratio,
             (4, 4),
         )
@@ -46,7 +46,7 @@ def test_grad_rollout(ratio, pictures):
         explainer = VITAttentionGradRollout(
             model, discard_ratio=ratio, head_fusion="max", as_published=True
         )
-        mask = explainer(pictures[index : index + 1], category)
+        mask = explainer(images[index : index + 1], category)
         np.testing.assert_allclose(mask, expected, atol=1e-5)
         one = slice(index, index + 1)
         mask = grad_rollout(
@@ -67,28 +67,28 @@ def test_gradient_before_the_softmax_is_autograds():
     torch.testing.assert_close(scores.grad, before)
 
 
-def test_it_is_not_the_correct_arithmetic(pictures):
+def test_it_is_not_the_correct_arithmetic(images):
     """Its rows don't sum to 1, and its maps differ from the default's."""
     model = make_vit()
-    default = VITAttentionRollout(model, head_fusion="max")(pictures[:1])
-    published = VITAttentionRollout(model, head_fusion="max", as_published=True)(pictures[:1])
+    default = VITAttentionRollout(model, head_fusion="max")(images[:1])
+    published = VITAttentionRollout(model, head_fusion="max", as_published=True)(images[:1])
     assert np.abs(default - published).max() > 0.02
 
 
 def test_overlay():
-    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     mask = np.array([[0.1, 1.0], [0.4, 0.7]], dtype=np.float32)
     # the script worked in BGR
     heat = cv2.applyColorMap(np.uint8(255 * cv2.resize(mask, (30, 20))), cv2.COLORMAP_JET)
-    cam = np.float32(heat) / 255 + np.float32(picture[:, :, ::-1]) / 255
+    cam = np.float32(heat) / 255 + np.float32(image[:, :, ::-1]) / 255
     expected = np.uint8(255 * (cam / cam.max()))[:, :, ::-1]
-    assert np.array_equal(as_published.overlay(picture, mask), expected)
+    assert np.array_equal(as_published.overlay(image, mask), expected)
 
 
-def test_refusals(pictures):
-    with pytest.raises(ValueError, match="one picture at a time, not 3"):
-        VITAttentionRollout(make_vit(), as_published=True).batch(pictures)
+def test_refusals(images):
+    with pytest.raises(ValueError, match="one image at a time, not 3"):
+        VITAttentionRollout(make_vit(), as_published=True).batch(images)
     with pytest.raises(ValueError, match="class token and no other prefix token"):
-        VITAttentionRollout(make_vit(reg_tokens=1), as_published=True)(pictures[:1])
+        VITAttentionRollout(make_vit(reg_tokens=1), as_published=True)(images[:1])
     with pytest.raises(ValueError, match="class token and no other prefix token"):
-        VITAttentionGradRollout(make_vit(global_pool="avg"), as_published=True)(pictures[:1])
+        VITAttentionGradRollout(make_vit(global_pool="avg"), as_published=True)(images[:1])

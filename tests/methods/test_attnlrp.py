@@ -166,7 +166,7 @@ def test_norm_rules(kind):
 
 
 class SlowLrp:
-    """LRP of one picture through a plain ViT with a class token, relevance by relevance.
+    """LRP of one image through a plain ViT with a class token, relevance by relevance.
 
     Attributes:
         absorbed: the relevance that did not go on: to biases, and by the softmaxes.
@@ -224,10 +224,10 @@ class SlowLrp:
         given = self.linear(layer.fc2, F.gelu(hidden), given)
         return self.linear(layer.fc1, inputs, given)
 
-    def of_tokens(self, picture, category):
+    def of_tokens(self, image, category):
         """(relevance of the patches, of class token and position embeddings, logit)."""
         model, kept = self.model, []
-        patches = model.patch_embed(picture[None])[0]
+        patches = model.patch_embed(image[None])[0]
         embedded = torch.cat((model.cls_token[0], patches)) + model.pos_embed[0]
         stream = embedded
         for block in model.blocks:
@@ -253,16 +253,16 @@ class SlowLrp:
 
 
 @pytest.mark.parametrize("gamma", [0, 0.2])
-def test_model_equals_slow_calculation(gamma, pictures):
+def test_model_equals_slow_calculation(gamma, images):
     torch.set_default_dtype(torch.float64)
     try:
         model = make_vit(depth=2, embed_dim=12)
         categories = [5, 0, 3]
-        masks = AttnLRP(model, gamma).batch(pictures, categories)
-        for picture, category, mask in zip(pictures.double(), categories, masks, strict=True):
+        masks = AttnLRP(model, gamma).batch(images, categories)
+        for image, category, mask in zip(images.double(), categories, masks, strict=True):
             slow = SlowLrp(model, gamma)
             with torch.no_grad():
-                patches, rest, logit = slow.of_tokens(picture, category)
+                patches, rest, logit = slow.of_tokens(image, category)
             # nothing is lost: what the patches don't get, others got
             torch.testing.assert_close(patches.sum() + rest + slow.absorbed, logit)
             expected = patches.clamp(min=0).view(4, 4) / patches.max()
@@ -344,34 +344,34 @@ def test_nothing_escapes_the_rules(name, gamma):
 )
 def test_family(name):
     model, side = family(name)
-    pictures = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
-    found = AttnLRP(model).explain(pictures)
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
+    found = AttnLRP(model).explain(images)
     with torch.no_grad():
-        torch.testing.assert_close(found.logits, model(pictures), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.logits, model(images), atol=1e-4, rtol=1e-4)
     assert np.isfinite(found.masks).all()
     assert found.masks.min() >= 0
     assert found.masks.max(axis=(1, 2)).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pictures_and_categories_do_not_mix(layout):
+def test_images_and_categories_do_not_mix(layout):
     model = make_vit(**LAYOUTS[layout][0] | {"img_size": (24, 40)}).requires_grad_(False)
-    pictures = torch.randn(3, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(3, 3, 24, 40, generator=torch.Generator().manual_seed(1))
     explainer = AttnLRP(model, gamma=0.1)
-    several = explainer.explain_several(pictures, [[5, 1], [0, 2], [3, 3]])
+    several = explainer.explain_several(images, [[5, 1], [0, 2], [3, 3]])
     for number, categories in enumerate(([5, 0, 3], [1, 2, 3])):
         for index, category in enumerate(categories):
-            alone = explainer(pictures[index : index + 1], category)
+            alone = explainer(images[index : index + 1], category)
             assert alone.shape == (3, 5)
             np.testing.assert_allclose(several[number].masks[index], alone, atol=1e-4)
 
 
-def test_parameters_take_no_share_of_products(pictures):
+def test_parameters_take_no_share_of_products(images):
     """LayerScale and the pooling query are constants, whether they are being trained or not."""
     trained = make_vit(init_values=0.5, global_pool="map")
-    masks = AttnLRP(trained).batch(pictures, [1, 2, 3])
+    masks = AttnLRP(trained).batch(images, [1, 2, 3])
     frozen = make_vit(init_values=0.5, global_pool="map").requires_grad_(False)
-    np.testing.assert_allclose(AttnLRP(frozen).batch(pictures, [1, 2, 3]), masks, atol=1e-6)
+    np.testing.assert_allclose(AttnLRP(frozen).batch(images, [1, 2, 3]), masks, atol=1e-6)
 
 
 def test_grid_follows_the_input():
@@ -380,12 +380,12 @@ def test_grid_follows_the_input():
     assert AttnLRP(model)(torch.randn(1, 3, 30, 52)).shape == (4, 7)
 
 
-def test_model_is_left_as_it_was(pictures):
+def test_model_is_left_as_it_was(images):
     model = make_vit().train()
     model.head.weight.requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
     explainer = AttnLRP(model)
-    explainer.batch(pictures, [1, 2, 3])
+    explainer.batch(images, [1, 2, 3])
     with pytest.raises(ValueError, match="does not take 40x40"):
         explainer.batch(torch.randn(1, 3, 40, 40), [1])
     assert [parameter.requires_grad for parameter in model.parameters()] == before
@@ -394,11 +394,11 @@ def test_model_is_left_as_it_was(pictures):
     assert not model.patch_embed._forward_hooks
 
 
-def test_refusals(pictures):
+def test_refusals(images):
     with pytest.raises(UnsupportedModel, match="talking heads"):
         AttnLRP(timm.create_model("cait_xxs24_224"))
     for gamma in (-0.1, float("nan")):
         with pytest.raises(ValueError, match="gamma must be at least 0"):
             AttnLRP(make_vit(), gamma)
     with pytest.raises(ValueError, match="no categories"):
-        AttnLRP(make_vit(num_classes=0)).explain(pictures)
+        AttnLRP(make_vit(num_classes=0)).explain(images)

@@ -27,25 +27,25 @@ def smooth_vit(**changes):
     return model
 
 
-def riemann(model, pictures, categories, steps=150):
-    """Equation 3 by the midpoints of equal steps from black to the pictures."""
-    total = torch.zeros_like(pictures)
+def riemann(model, images, categories, steps=150):
+    """Equation 3 by the midpoints of equal steps from black to the images."""
+    total = torch.zeros_like(images)
     for step in range(steps):
-        point = (pictures * (step + 0.5) / steps).requires_grad_()
+        point = (images * (step + 0.5) / steps).requires_grad_()
         logits = model(point)
         score = sum(logits[index, category] for index, category in enumerate(categories))
         total += torch.autograd.grad(score, point)[0] / steps
-    return pictures * total
+    return images * total
 
 
 @pytest.mark.parametrize("layout", ["class token", "no prefix, average"])
-def test_equals_riemann_sum(layout, pictures):
+def test_equals_riemann_sum(layout, images):
     model = smooth_vit(**LAYOUTS[layout][0])
-    expected = riemann(model, pictures, CATEGORIES)
+    expected = riemann(model, images, CATEGORIES)
     explainer = IntegratedGradients(model)
-    found = explainer.of_pixels(pictures, CATEGORIES)
+    found = explainer.of_pixels(images, CATEGORIES)
     torch.testing.assert_close(found, expected, atol=1e-3 * expected.abs().max(), rtol=0)
-    masks = explainer.batch(pictures, CATEGORIES)
+    masks = explainer.batch(images, CATEGORIES)
     for mask, attributions in zip(masks, expected, strict=True):
         patches = np.zeros((4, 4))
         for row, column in np.ndindex(4, 4):
@@ -54,30 +54,30 @@ def test_equals_riemann_sum(layout, pictures):
         np.testing.assert_allclose(mask, patches / patches.max(), atol=5e-3)
 
 
-def test_completeness(pictures):
-    """All attributions, negative ones too, sum to what the picture adds to the logit."""
+def test_completeness(images):
+    """All attributions, negative ones too, sum to what the image adds to the logit."""
     model = smooth_vit()
-    attributions = IntegratedGradients(model).of_pixels(pictures, CATEGORIES)
+    attributions = IntegratedGradients(model).of_pixels(images, CATEGORIES)
     with torch.no_grad():
-        added = (model(pictures) - model(torch.zeros_like(pictures)))[range(3), CATEGORIES]
+        added = (model(images) - model(torch.zeros_like(images)))[range(3), CATEGORIES]
     torch.testing.assert_close(attributions.sum(dim=(1, 2, 3)), added, atol=1e-3, rtol=1e-3)
 
 
-def test_what_the_model_does_not_read_gets_nothing(pictures):
+def test_what_the_model_does_not_read_gets_nothing(images):
     """Sensitivity: without attention the class token knows nothing of the patches."""
     model = smooth_vit()
     with torch.no_grad():
         for block in model.blocks:
             block.attn.proj.weight.zero_()
-    assert not IntegratedGradients(model).batch(pictures, CATEGORIES).any()
+    assert not IntegratedGradients(model).batch(images, CATEGORIES).any()
 
 
 def test_patch_sums():
     pixels = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(0))
     sums = patch_sums(pixels, (2, 3), (3, 4)).view(2, 2, 3)
-    for picture, row, column in np.ndindex(2, 2, 3):
-        part = pixels[picture, 3 * row : 3 * row + 3, 4 * column : 4 * column + 4]
-        assert float(sums[picture, row, column]) == pytest.approx(float(part.sum()), abs=1e-5)
+    for image, row, column in np.ndindex(2, 2, 3):
+        part = pixels[image, 3 * row : 3 * row + 3, 4 * column : 4 * column + 4]
+        assert float(sums[image, row, column]) == pytest.approx(float(part.sum()), abs=1e-5)
     cut = patch_sums(pixels[:, :5, :9], (2, 3), (3, 4)).view(2, 2, 3)  # padded by the model
     assert float(cut[0, 1, 2]) == pytest.approx(float(pixels[0, 3:5, 8:9].sum()), abs=1e-5)
     torch.testing.assert_close(cut[:, 0, :2], sums[:, 0, :2])
@@ -90,15 +90,15 @@ def few_steps(monkeypatch):
     monkeypatch.setattr("vitexplain.methods.integrated_gradients.STEPS", 4)
 
 
-def test_pictures_and_categories_do_not_mix(few_steps):
+def test_images_and_categories_do_not_mix(few_steps):
     model = make_vit(img_size=(24, 40)).requires_grad_(False)
-    pictures = torch.randn(3, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(3, 3, 24, 40, generator=torch.Generator().manual_seed(1))
     explainer = IntegratedGradients(model)
-    several = explainer.explain_several(pictures, [[5, 1], [0, 2], [3, 3]])
-    torch.testing.assert_close(several[0].logits, model(pictures), atol=1e-4, rtol=1e-4)
+    several = explainer.explain_several(images, [[5, 1], [0, 2], [3, 3]])
+    torch.testing.assert_close(several[0].logits, model(images), atol=1e-4, rtol=1e-4)
     for number, categories in enumerate((CATEGORIES, (1, 2, 3))):
         for index, category in enumerate(categories):
-            alone = explainer(pictures[index : index + 1], category)
+            alone = explainer(images[index : index + 1], category)
             assert alone.shape == (3, 5)
             np.testing.assert_allclose(several[number].masks[index], alone, atol=1e-4)
 
@@ -118,24 +118,24 @@ def test_family(name, few_steps):
     small = {"img_size": 64, "depths": (2, 2), "embed_dim": 24, "num_heads": (3, 6)}
     model = make(name) if name in FAMILIES else timm.create_model(name, **small).eval()
     side = (SMALL | FAMILIES.get(name, ({},))[0])["img_size"]
-    pictures = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
-    masks = IntegratedGradients(model).batch(pictures)
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
+    masks = IntegratedGradients(model).batch(images)
     assert np.isfinite(masks).all()
     assert masks.min() >= 0
     assert masks.max(axis=(1, 2)).tolist() == [1, 1]
 
 
-def test_model_is_left_as_it_was(few_steps, pictures):
+def test_model_is_left_as_it_was(few_steps, images):
     model = make_vit().train()
     model.head.weight.requires_grad_(False)
     before = [parameter.requires_grad for parameter in model.parameters()]
-    pictures.requires_grad_()
+    images.requires_grad_()
     with torch.inference_mode():  # which may be the caller's
-        IntegratedGradients(model).batch(pictures, CATEGORIES)
+        IntegratedGradients(model).batch(images, CATEGORIES)
     with pytest.raises(ValueError, match="does not take 40x40"):
         IntegratedGradients(model).batch(torch.randn(1, 3, 40, 40), [1])
     assert [parameter.requires_grad for parameter in model.parameters()] == before
-    assert all(parameter.grad is None for parameter in (*model.parameters(), pictures))
+    assert all(parameter.grad is None for parameter in (*model.parameters(), images))
     assert all(module.training for module in model.modules())
 
 

@@ -20,13 +20,13 @@ OWN = ("attention", "relevance", "legrad", "gradcam")
 OF_CATEGORY = OWN[1:]
 
 
-def slow_relevance(model, pictures, categories, prefix, read, start=0):
+def slow_relevance(model, images, categories, prefix, read, start=0):
     """Equations 5 and 6 of Chefer et al. 2021, R as a whole matrix."""
-    attentions, gradients = reference.gradients(model, pictures, categories)
+    attentions, gradients = reference.gradients(model, images, categories)
     masks = []
-    for b in range(len(pictures)):
+    for b in range(len(images)):
         blocks = zip(
-            reference.of_picture(attentions, b), reference.of_picture(gradients, b), strict=True
+            reference.of_image(attentions, b), reference.of_image(gradients, b), strict=True
         )
         weighted = [reference.weighted(a, g, "mean") for a, g in blocks][start:]
         relevance = np.eye(len(weighted[0]))
@@ -37,9 +37,9 @@ def slow_relevance(model, pictures, categories, prefix, read, start=0):
     return np.array(masks)
 
 
-def slow_legrad(model, picture, category, prefix):
-    """One picture's (N - P,): each block's score differentiated on its own, loops for the means."""
-    tokens = model.norm_pre(model._pos_embed(model.patch_embed(picture)))
+def slow_legrad(model, image, category, prefix):
+    """One image's (N - P,): each block's score differentiated on its own, loops for the means."""
+    tokens = model.norm_pre(model._pos_embed(model.patch_embed(image)))
     maps = []
     for block in model.blocks:
         read = block.norm1(tokens)
@@ -70,48 +70,48 @@ def as_masks(rows):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_relevance_is_the_papers_recursion(layout, pictures):
+def test_relevance_is_the_papers_recursion(layout, images):
     changes, prefix, _ = LAYOUTS[layout]
     model = make_vit(**changes)
     read = expected_readout(layout, prefix)
-    expected = slow_relevance(model, pictures, CATEGORIES, prefix, read)
-    found = METHODS["relevance"].make(model).explain(pictures, CATEGORIES)
+    expected = slow_relevance(model, images, CATEGORIES, prefix, read)
+    found = METHODS["relevance"].make(model).explain(images, CATEGORIES)
     np.testing.assert_allclose(found.masks, as_masks(expected), rtol=1e-4, atol=1e-6)
     assert found.categories == CATEGORIES
 
 
-def test_relevance_begins_at_the_start_block(pictures):
+def test_relevance_begins_at_the_start_block(images):
     model = make_vit()
     read = expected_readout("class token", 1)
-    expected = slow_relevance(model, pictures, CATEGORIES, 1, read, start=2)
-    found = METHODS["relevance"].make(model, start_block=2).batch(pictures, CATEGORIES)
+    expected = slow_relevance(model, images, CATEGORIES, 1, read, start=2)
+    found = METHODS["relevance"].make(model, start_block=2).batch(images, CATEGORIES)
     np.testing.assert_allclose(found, as_masks(expected), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_legrad_is_the_papers_mean_of_gradients(layout, pictures):
+def test_legrad_is_the_papers_mean_of_gradients(layout, images):
     changes, prefix, _ = LAYOUTS[layout]
     model = make_vit(**changes)
     expected = [
-        slow_legrad(model, picture[None], category, prefix)
-        for picture, category in zip(pictures, CATEGORIES, strict=True)
+        slow_legrad(model, image[None], category, prefix)
+        for image, category in zip(images, CATEGORIES, strict=True)
     ]
-    found = METHODS["legrad"].make(model).explain(pictures, CATEGORIES)
+    found = METHODS["legrad"].make(model).explain(images, CATEGORIES)
     np.testing.assert_allclose(found.masks, as_masks(expected), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(found.logits, reference.forward(model, pictures)[0].detach())
+    torch.testing.assert_close(found.logits, reference.forward(model, images)[0].detach())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_attention_is_the_row_that_the_classifier_reads(layout, pictures):
+def test_attention_is_the_row_that_the_classifier_reads(layout, images):
     changes, prefix, _ = LAYOUTS[layout]
     model = make_vit(**changes)
     read = np.array(expected_readout(layout, prefix))
-    _, attentions = reference.forward(model, pictures)
+    _, attentions = reference.forward(model, images)
     for block, head in ((-1, None), (0, None), (1, 2)):
         matrices = attentions[block].detach().double().numpy()
         fused = matrices.mean(axis=1) if head is None else matrices[:, head]
         expected = as_masks([(read @ matrix)[prefix:] for matrix in fused])
-        found = METHODS["attention"].make(model, block=block, head=head).batch(pictures)
+        found = METHODS["attention"].make(model, block=block, head=head).batch(images)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
@@ -119,60 +119,60 @@ def enlarged(mask, side):
     return stretch(cv2.resize(mask, (side, side)))
 
 
-def theirs(model, layer, picture, category, reshape):
-    """pytorch-grad-cam's map of one picture, at its size.
+def theirs(model, layer, image, category, reshape):
+    """pytorch-grad-cam's map of one image, at its size.
 
     It divides by the largest value plus 1e-7, which on random models is not nothing: undone here.
     """
     with GradCAM(model, [layer], reshape_transform=reshape) as cam:
-        return stretch(cam(picture, [ClassifierOutputTarget(category)])[0])
+        return stretch(cam(image, [ClassifierOutputTarget(category)])[0])
 
 
 @pytest.mark.parametrize("layout", ["class token", "4 registers", "no prefix, average"])
-def test_gradcam_is_that_of_pytorch_grad_cam(layout, pictures):
+def test_gradcam_is_that_of_pytorch_grad_cam(layout, images):
     changes, prefix, _ = LAYOUTS[layout]
     model = make_vit(**changes)
 
     def reshape(tokens):
         return tokens[:, prefix:].reshape(-1, 4, 4, tokens.shape[-1]).permute(0, 3, 1, 2)
 
-    masks = METHODS["gradcam"].make(model).batch(pictures, CATEGORIES)
-    for mask, picture, category in zip(masks, pictures, CATEGORIES, strict=True):
-        expected = theirs(model, model.blocks[-1].norm1, picture[None], category, reshape)
+    masks = METHODS["gradcam"].make(model).batch(images, CATEGORIES)
+    for mask, image, category in zip(masks, images, CATEGORIES, strict=True):
+        expected = theirs(model, model.blocks[-1].norm1, image[None], category, reshape)
         np.testing.assert_allclose(enlarged(mask, 32), expected, atol=1e-4)
 
 
 def test_gradcam_of_swin_is_that_of_pytorch_grad_cam():
     torch.manual_seed(0)
     model = timm.create_model("swin_tiny_patch4_window7_224", img_size=112, num_classes=5).eval()
-    picture = torch.randn(1, 3, 112, 112)
+    image = torch.randn(1, 3, 112, 112)
     expected = theirs(
-        model, model.layers[-1].blocks[-1].norm1, picture, 3, lambda t: t.permute(0, 3, 1, 2)
+        model, model.layers[-1].blocks[-1].norm1, image, 3, lambda t: t.permute(0, 3, 1, 2)
     )
-    mask = METHODS["gradcam"].make(model)(picture, 3)
+    mask = METHODS["gradcam"].make(model)(image, 3)
     assert mask.shape == (4, 4)
     np.testing.assert_allclose(enlarged(mask, 112), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", OF_CATEGORY)
-def test_several_categories_are_the_same_as_one_by_one(name, pictures):
+def test_several_categories_are_the_same_as_one_by_one(name, images):
     method = METHODS[name].make(make_vit())
-    several = method.explain_several(pictures, [[0, 3], [1, 1], [6, 2]])
+    several = method.explain_several(images, [[0, 3], [1, 1], [6, 2]])
     for found, categories in zip(several, ([0, 1, 6], [3, 1, 2]), strict=True):
         assert found.categories == categories
-        np.testing.assert_allclose(found.masks, method.batch(pictures, categories), atol=1e-6)
+        np.testing.assert_allclose(found.masks, method.batch(images, categories), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_batch_is_the_same_as_one_by_one(name, pictures):
+def test_a_batch_is_the_same_as_one_by_one(name, images):
     method = METHODS[name].make(make_vit())
-    batch = method.batch(pictures)
-    for picture, mask in zip(pictures, batch, strict=True):
-        np.testing.assert_allclose(method(picture[None]), mask, atol=1e-5)
+    batch = method.batch(images)
+    for image, mask in zip(images, batch, strict=True):
+        np.testing.assert_allclose(method(image[None]), mask, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_the_model_is_left_as_it_was(name, pictures):
+def test_the_model_is_left_as_it_was(name, images):
     model = make_vit().train()
     model.head.weight.requires_grad_(False)
 
@@ -184,7 +184,7 @@ def test_the_model_is_left_as_it_was(name, pictures):
         ] + [(p.requires_grad, p.grad) for p in model.parameters()]  # fmt: skip
 
     before = state()
-    METHODS[name].make(model).explain(pictures)
+    METHODS[name].make(model).explain(images)
     assert state() == before
     with pytest.raises(ValueError, match="does not take"):
         METHODS[name].make(model).explain(torch.zeros(1, 3, 40, 40))
@@ -205,12 +205,12 @@ def test_the_model_is_left_as_it_was(name, pictures):
     ],
 )
 def test_families(name, family):
-    """Whatever the tokens are: a map that follows the picture."""
+    """Whatever the tokens are: a map that follows the image."""
     model = make(family)
     height = 56 if model.patch_embed.patch_size[0] == 14 else 64
     height = 128 if "r_s16" in family else height
-    pictures = torch.randn(2, 3, height, height, generator=torch.Generator().manual_seed(0))
-    masks = METHODS[name].make(model).batch(pictures)
+    images = torch.randn(2, 3, height, height, generator=torch.Generator().manual_seed(0))
+    masks = METHODS[name].make(model).batch(images)
     assert np.isfinite(masks).all() and masks.min() >= 0
     assert not np.allclose(masks[0], masks[1], atol=1e-3)
 

@@ -28,15 +28,15 @@ def random_attention(batch, heads, tokens, depth, seed=0):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
 @pytest.mark.parametrize("ratio", [0, 0.5, 0.9])
-def test_model_equals_slow_calculation(layout, fusion, ratio, pictures):
+def test_model_equals_slow_calculation(layout, fusion, ratio, images):
     arguments, prefix, _ = LAYOUTS[layout]
     model = make_vit(**arguments)
-    masks = VITAttentionRollout(model, head_fusion=fusion, discard_ratio=ratio).batch(pictures)
+    masks = VITAttentionRollout(model, head_fusion=fusion, discard_ratio=ratio).batch(images)
     with torch.no_grad():
-        _, attentions = reference.forward(model, pictures)
+        _, attentions = reference.forward(model, images)
     read = expected_readout(layout, prefix)
-    for index in range(len(pictures)):
-        fused = [reference.fuse(a, fusion) for a in reference.of_picture(attentions, index)]
+    for index in range(len(images)):
+        fused = [reference.fuse(a, fusion) for a in reference.of_image(attentions, index)]
         expected = reference.rollout(fused, ratio, prefix, (4, 4), read)
         np.testing.assert_allclose(masks[index], expected, atol=2e-6)
 
@@ -50,7 +50,7 @@ def test_matrices_alone_equal_slow_calculation(batch, fusion, start):
     assert masks.shape == (batch, 2, 3)
     assert masks.dtype == np.float32
     for index in range(batch):
-        fused = [reference.fuse(a, fusion) for a in reference.of_picture(attentions, index)]
+        fused = [reference.fuse(a, fusion) for a in reference.of_image(attentions, index)]
         expected = reference.rollout(fused, 0.5, 2, (2, 3), [1.0] + [0.0] * 7, start)
         np.testing.assert_allclose(masks[index], expected, atol=2e-6)
 
@@ -77,19 +77,19 @@ def test_non_square_grid_lights_the_right_patch():
     assert np.sort(mask, axis=None)[-2] == 0
 
 
-def test_model_with_non_square_input(pictures):
+def test_model_with_non_square_input(images):
     model = make_vit(img_size=(16, 64))
-    wide = pictures.reshape(3, 3, 16, 64)
+    wide = images.reshape(3, 3, 16, 64)
     explainer = VITAttentionRollout(model, discard_ratio=0.5)
     _, attentions = reference.forward(model, wide)
-    fused = [reference.fuse(a, "mean") for a in reference.of_picture(attentions, 0)]
+    fused = [reference.fuse(a, "mean") for a in reference.of_image(attentions, 0)]
     expected = reference.rollout(fused, 0.5, 1, (2, 8), [1.0] + [0.0] * 16)
     np.testing.assert_allclose(explainer.batch(wide)[0], expected, atol=2e-6)
 
 
-def test_grid_follows_the_input_not_the_construction(pictures):
+def test_grid_follows_the_input_not_the_construction(images):
     model = make_vit(dynamic_img_size=True)
-    masks = VITAttentionRollout(model).batch(torch.cat([pictures, pictures], dim=3)[:, :, :24])
+    masks = VITAttentionRollout(model).batch(torch.cat([images, images], dim=3)[:, :, :24])
     assert masks.shape == (3, 3, 8)
 
 
@@ -99,9 +99,9 @@ def test_discard_takes_exactly_the_weakest_patch_entries(prefix):
     before = fused.clone()
     for ratio in (0, 0.3, 0.9, 0.999):
         kept = discard_weakest_(fused.clone(), ratio, prefix)
-        for picture, original in zip(kept, fused, strict=True):
-            assert torch.equal(picture[:, :prefix], original[:, :prefix])
-            columns, originals = picture[:, prefix:], original[:, prefix:]
+        for image, original in zip(kept, fused, strict=True):
+            assert torch.equal(image[:, :prefix], original[:, :prefix])
+            columns, originals = image[:, prefix:], original[:, prefix:]
             assert int((columns == 0).sum()) == int(ratio * columns.numel())
             if (columns == 0).any():
                 assert originals[columns == 0].max() < originals[columns > 0].min()
@@ -168,33 +168,33 @@ def test_ties_at_the_threshold_all_stay():
     np.testing.assert_allclose(rollout([uniform] * 2, 0.9, "mean"), 1, atol=1e-6)
 
 
-def test_batch_equals_one_by_one(pictures):
+def test_batch_equals_one_by_one(images):
     explainer = VITAttentionRollout(make_vit())
-    together = explainer.batch(pictures)
-    apart = [explainer(picture[None]) for picture in pictures]
+    together = explainer.batch(images)
+    apart = [explainer(image[None]) for image in images]
     np.testing.assert_allclose(together, apart, atol=1e-6)
     assert together.max(axis=(1, 2)).tolist() == [1, 1, 1]
 
 
-def test_no_state_from_one_call_to_the_next(pictures):
+def test_no_state_from_one_call_to_the_next(images):
     model = make_vit()
     explainer = VITAttentionRollout(model)
-    explainer(pictures[:1])
-    again, fresh = explainer(pictures[1:2]), VITAttentionRollout(model)(pictures[1:2])
+    explainer(images[:1])
+    again, fresh = explainer(images[1:2]), VITAttentionRollout(model)(images[1:2])
     assert np.array_equal(again, fresh)
 
 
-def test_logits_are_the_models_own(pictures):
+def test_logits_are_the_models_own(images):
     model = make_vit()
-    explanation = VITAttentionRollout(model).explain(pictures)
-    torch.testing.assert_close(explanation.logits, model(pictures).detach(), atol=1e-5, rtol=1e-5)
+    explanation = VITAttentionRollout(model).explain(images)
+    torch.testing.assert_close(explanation.logits, model(images).detach(), atol=1e-5, rtol=1e-5)
     assert explanation.categories is None
 
 
-def test_half_precision_model_gives_about_the_same_mask(pictures):
+def test_half_precision_model_gives_about_the_same_mask(images):
     model = make_vit()
-    full = VITAttentionRollout(model, discard_ratio=0).batch(pictures)
-    half = VITAttentionRollout(model.bfloat16(), discard_ratio=0).batch(pictures)
+    full = VITAttentionRollout(model, discard_ratio=0).batch(images)
+    half = VITAttentionRollout(model.bfloat16(), discard_ratio=0).batch(images)
     assert half.dtype == np.float32
     np.testing.assert_allclose(half, full, atol=0.05)
 
@@ -219,18 +219,18 @@ def test_wrong_settings(change, message):
         rollout(random_attention(1, 1, 5, 3), **arguments)
 
 
-def test_wrong_input(pictures):
+def test_wrong_input(images):
     explainer = VITAttentionRollout(make_vit())
-    with pytest.raises(ValueError, match="3 pictures, not one"):
-        explainer(pictures)
+    with pytest.raises(ValueError, match="3 images, not one"):
+        explainer(images)
     with pytest.raises(ValueError, match="input_tensor must be"):
-        explainer.batch(pictures[0])
+        explainer.batch(images[0])
     with pytest.raises(ValueError, match="input_tensor must be"):
-        explainer.batch(pictures[:0])
-    with pytest.raises(ValueError, match="does not take 16x32 pictures"):
-        explainer.batch(pictures[:, :, :16])
+        explainer.batch(images[:0])
+    with pytest.raises(ValueError, match="does not take 16x32 images"):
+        explainer.batch(images[:, :, :16])
     with pytest.raises(ValueError, match="attn_softmax"):
-        VITAttentionRollout(make_vit(), attention_layer_name="attn_softmax").batch(pictures)
+        VITAttentionRollout(make_vit(), attention_layer_name="attn_softmax").batch(images)
 
 
 def test_wrong_matrices():

@@ -40,14 +40,14 @@ class Calls(TorchFunctionMode):
         return output
 
 
-def calls(model, pictures):
+def calls(model, images):
     with torch.no_grad(), Calls() as recorded:
-        model(pictures)
+        model(images)
     return recorded.seen
 
 
 def slow_norms(attention, value, weight):
-    """rownorm(F) of one picture, (H, n, N) and (H, N, d), from the vectors themselves."""
+    """rownorm(F) of one image, (H, n, N) and (H, N, d), from the vectors themselves."""
     heads, queries, tokens = attention.shape
     size = value.shape[2]
     norms = np.zeros((queries, tokens))
@@ -61,7 +61,7 @@ def slow_norms(attention, value, weight):
     return norms / norms.sum(axis=1, keepdims=True)
 
 
-def slow_mask(model, seen, picture, read, prefix, start=0):
+def slow_mask(model, seen, image, read, prefix, start=0):
     def numpy(tensor):
         return tensor.detach().double().numpy()
 
@@ -69,29 +69,29 @@ def slow_mask(model, seen, picture, read, prefix, start=0):
     for block, (attention, value, _) in zip(model.blocks[start:], seen[start:], strict=False):
         scale = block.gamma_1 if hasattr(block, "gamma_1") else block.ls1.gamma
         weight = numpy(block.attn.proj.weight) * numpy(scale)[:, None]
-        matrices.append(slow_norms(numpy(attention[picture]), numpy(value[picture]), weight))
+        matrices.append(slow_norms(numpy(attention[image]), numpy(value[image]), weight))
     if read is None:
         attention, value, _ = seen[-1]
         weight = numpy(model.attn_pool.proj.weight)
-        read = slow_norms(numpy(attention[picture]), numpy(value[picture]), weight)[0]
+        read = slow_norms(numpy(attention[image]), numpy(value[image]), weight)[0]
         read = np.concatenate([np.zeros(len(matrices[0]) - len(read)), read])
     return reference.rollout(matrices, 0, prefix, (4, 4), read)
 
 
 @pytest.mark.parametrize("start", [0, 1])
 @pytest.mark.parametrize("layout", [*LAYOUTS, "attention pool"])
-def test_equals_explicit_vectors(layout, start, pictures):
+def test_equals_explicit_vectors(layout, start, images):
     arguments, prefix, _ = LAYOUTS.get(layout, ({"global_pool": "map", "reg_tokens": 1}, 2, ""))
     model = make_vit(**arguments, depth=2, init_values=0.5)
     read = expected_readout(layout, prefix) if layout in LAYOUTS else None
-    found = ValueRollout(model, start_block=start).explain(pictures)
-    torch.testing.assert_close(found.logits, model(pictures).detach(), atol=1e-4, rtol=1e-4)
+    found = ValueRollout(model, start_block=start).explain(images)
+    torch.testing.assert_close(found.logits, model(images).detach(), atol=1e-4, rtol=1e-4)
     assert found.categories is None
-    seen = calls(model, pictures)
-    for picture in range(len(pictures)):
-        expected = slow_mask(model, seen, picture, read, prefix, start)
-        np.testing.assert_allclose(found.masks[picture], expected, atol=1e-5)
-    only_masks = ValueRollout(model, start_block=start).batch(pictures)
+    seen = calls(model, images)
+    for image in range(len(images)):
+        expected = slow_mask(model, seen, image, read, prefix, start)
+        np.testing.assert_allclose(found.masks[image], expected, atol=1e-5)
+    only_masks = ValueRollout(model, start_block=start).batch(images)
     np.testing.assert_allclose(only_masks, found.masks, atol=1e-6)
 
 
@@ -104,19 +104,19 @@ def test_equals_explicit_vectors(layout, start, pictures):
 )
 def test_position_bias_equals_explicit_vectors(name, read):
     model = make(name)
-    pictures = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    masks = ValueRollout(model).batch(pictures)
-    seen = calls(model, pictures)
-    for picture in range(2):
-        expected = slow_mask(model, seen, picture, read, prefix=1)
-        np.testing.assert_allclose(masks[picture], expected, atol=1e-4)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    masks = ValueRollout(model).batch(images)
+    seen = calls(model, images)
+    for image in range(2):
+        expected = slow_mask(model, seen, image, read, prefix=1)
+        np.testing.assert_allclose(masks[image], expected, atol=1e-4)
 
 
-def test_many_tokens_in_pieces(monkeypatch, pictures):
+def test_many_tokens_in_pieces(monkeypatch, images):
     model = make_vit()
-    whole = ValueRollout(model).batch(pictures)
+    whole = ValueRollout(model).batch(images)
     monkeypatch.setattr("vitexplain.methods.value_rollout.CHUNK", 3 * 3 * 17 * 4 * 5)  # five rows
-    np.testing.assert_allclose(ValueRollout(model).batch(pictures), whole, atol=1e-6)
+    np.testing.assert_allclose(ValueRollout(model).batch(images), whole, atol=1e-6)
 
 
 def test_what_carries_nothing_has_no_norm():
@@ -173,14 +173,14 @@ def test_output_weight_is_what_makes_attention_an_addition(name):
 def test_family(name):
     model = make(name)
     side = (SMALL | FAMILIES[name][0])["img_size"]
-    pictures = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
-    found = ValueRollout(model).explain(pictures)
+    images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
+    found = ValueRollout(model).explain(images)
     with torch.no_grad():
-        torch.testing.assert_close(found.logits, model(pictures), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.logits, model(images), atol=1e-4, rtol=1e-4)
     assert np.isfinite(found.masks).all()
     assert found.masks.min() >= 0
     assert found.masks.max(axis=(1, 2)).tolist() == [1, 1]
-    alone = ValueRollout(model)(pictures[1:])
+    alone = ValueRollout(model)(images[1:])
     np.testing.assert_allclose(found.masks[1], alone, atol=1e-4)
 
 
@@ -189,18 +189,18 @@ def test_grid_is_that_of_the_input():
     assert ValueRollout(model)(torch.randn(1, 3, 24, 40)).shape == (3, 5)
 
 
-def test_where_nothing_is_carried_the_residual_is_left(pictures):
+def test_where_nothing_is_carried_the_residual_is_left(images):
     model = make_vit(global_pool="avg", init_values=1.0)
     with torch.no_grad():
         for block in model.blocks:
             block.ls1.gamma.zero_()
-    assert ValueRollout(model).batch(pictures).tolist() == np.ones((3, 4, 4)).tolist()
+    assert ValueRollout(model).batch(images).tolist() == np.ones((3, 4, 4)).tolist()
 
 
-def test_model_is_left_as_it_was(pictures):
+def test_model_is_left_as_it_was(images):
     model = make_vit().train()
     fused = [block.attn.fused_attn for block in model.blocks]
-    ValueRollout(model).batch(pictures)
+    ValueRollout(model).batch(images)
     with pytest.raises(ValueError, match="does not take 40x40"):
         ValueRollout(model).batch(torch.randn(1, 3, 40, 40))
     assert all(module.training for module in model.modules())

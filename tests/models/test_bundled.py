@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vit_grad_rollout import VITAttentionGradRollout
-from vitexplain.images.reading import open_picture
+from vitexplain.images.reading import open_image
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import load_model
 
@@ -47,24 +47,24 @@ def side_by_side(left, right):
 
 @pytest.mark.parametrize("fusion", ["mean", "max"])
 def test_dog_and_cat_each_light_up_on_their_own_side(bundled, examples, fusion):
-    tensor = bundled.transform(open_picture(examples / "both.png"))[None]
+    tensor = bundled.transform(open_image(examples / "both.png"))[None]
     explainer = VITAttentionGradRollout(bundled.model, head_fusion=fusion)
     for dog in (243, 154):  # bull mastiff, Pekinese
         assert left_share(explainer(tensor, dog)) > 0.75
     for cat in (281, 282, 285):
         assert left_share(explainer(tensor, cat)) < 0.35
-    likeliest = set(bundled.model(tensor)[0].topk(10).indices.tolist())
-    assert likeliest & set(range(151, 269))  # a dog
-    assert likeliest & set(range(281, 286))  # a cat
+    top1 = set(bundled.model(tensor)[0].topk(10).indices.tolist())
+    assert top1 & set(range(151, 269))  # a dog
+    assert top1 & set(range(281, 286))  # a cat
 
 
-def test_each_of_two_pictures_lights_up_for_its_category(bundled, examples):
+def test_each_of_two_images_lights_up_for_its_category(bundled, examples):
     """Two photographs side by side, all ordered pairs: the heavier half is the right one."""
-    pictures = {n: open_picture(examples / n).resize((112, 224)) for n in SHOWN}
+    images = {n: open_image(examples / n).resize((112, 224)) for n in SHOWN}
     explainer = VITAttentionGradRollout(bundled.model)
     hits = []
     for left, right in itertools.permutations(SHOWN, 2):
-        tensor = bundled.transform(side_by_side(pictures[left], pictures[right]))
+        tensor = bundled.transform(side_by_side(images[left], images[right]))
         tensor = tensor.expand(2, -1, -1, -1)
         for_left, for_right = explainer.batch(tensor, [SHOWN[left], SHOWN[right]])
         hits += [left_share(for_left) > 0.5, left_share(for_right) < 0.5]
@@ -84,14 +84,14 @@ HEAVIER = {
 
 
 @pytest.mark.parametrize("method", HEAVIER)
-def test_every_method_tells_two_pictures_apart(bundled, examples, method):
-    pictures = {n: open_picture(examples / n).resize((112, 224)) for n in SHOWN}
+def test_every_method_tells_two_images_apart(bundled, examples, method):
+    images = {n: open_image(examples / n).resize((112, 224)) for n in SHOWN}
     explainer = METHODS[method].make(bundled.model)
     hits = []
     step, asked = HEAVIER[method]
     for left, right in list(itertools.permutations(SHOWN, 2))[::step]:
         categories = [[SHOWN[left], SHOWN[right]]]
-        tensor = bundled.transform(side_by_side(pictures[left], pictures[right]))[None]
+        tensor = bundled.transform(side_by_side(images[left], images[right]))[None]
         of_left, of_right = explainer.explain_several(tensor, categories)
         hits += [left_share(of_left.masks[0]) > 0.5, left_share(of_right.masks[0]) < 0.5]
     assert sum(hits) >= asked, sum(hits)
@@ -99,16 +99,16 @@ def test_every_method_tells_two_pictures_apart(bundled, examples, method):
 
 def test_every_photograph_is_recognised(bundled, examples):
     for name, category in SHOWN.items():
-        tensor = bundled.transform(open_picture(examples / name))[None]
+        tensor = bundled.transform(open_image(examples / name))[None]
         assert bundled.model(tensor).argmax().item() == category, name
 
 
 def test_a_hybrid_is_captured_like_any_other(bundled, examples):
-    """Real attention over 14 x 14 real patches: mirroring the picture about mirrors the map."""
-    picture = open_picture(examples / "cat.jpg")
+    """Real attention over 14 x 14 real patches: mirroring the image about mirrors the map."""
+    image = open_image(examples / "cat.jpg")
     explainer = VITAttentionGradRollout(bundled.model)
-    mask = explainer(bundled.transform(picture)[None], 285)
-    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    mask = explainer(bundled.transform(image)[None], 285)
+    mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     other = explainer(bundled.transform(mirrored)[None], 285)[:, ::-1]
     assert mask.shape == (14, 14)
     assert np.corrcoef(mask.ravel(), other.ravel())[0, 1] > 0.5

@@ -12,7 +12,7 @@ from helpers import make_vit
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 from vitexplain.attention.tokens import UnsupportedModel
-from vitexplain.images.reading import open_picture
+from vitexplain.images.reading import open_image
 from vitexplain.models import hub, loading
 from vitexplain.models.loading import ModelError, load_model, set_input_size
 
@@ -22,11 +22,11 @@ def test_bundled_model_knows_a_cat(examples):
     assert loaded.name == "bundled"
     assert not loaded.model.training
     assert len(loaded.categories) == 1000
-    picture = open_picture(examples / "cat.jpg")
-    tensor = loaded.transform(picture)
+    image = open_image(examples / "cat.jpg")
+    tensor = loaded.transform(image)
     assert tensor.shape == (3, 224, 224)
-    likeliest = loaded.model(tensor[None])[0].topk(3).indices.tolist()
-    assert set(likeliest) <= {281, 282, 285, 287}  # tabby, tiger cat, Egyptian cat, lynx
+    top1 = loaded.model(tensor[None])[0].topk(3).indices.tolist()
+    assert set(top1) <= {281, 282, 285, 287}  # tabby, tiger cat, Egyptian cat, lynx
     assert loaded.category_index("Tiger Cat") == 282
     assert loaded.category_index(243) == 243
 
@@ -106,11 +106,11 @@ def test_unsupported_models_are_refused_before_any_download():
 
 
 def test_input_size_is_changed_through_the_models_own_means(examples):
-    """At another size the grid is another, and what is in the picture still the same."""
-    picture = open_picture(examples / "coffee.jpg")
+    """At another size the grid is another, and what is in the image still the same."""
+    image = open_image(examples / "coffee.jpg")
     for size in ((288, 320), (224, 448)):
         loaded = load_model("bundled", img_size=size)
-        tensor = loaded.transform(picture)
+        tensor = loaded.transform(image)
         assert tensor.shape == (3, *size)
         with torch.no_grad():
             assert loaded.model(tensor[None]).argmax().item() == 967
@@ -134,7 +134,7 @@ def test_input_sizes_of_other_families(name, good, bad):
     if name.startswith("swin"):
         small = {"embed_dim": 24, "depths": (2, 2), "num_heads": (2, 2)}
     model = timm.create_model(name, num_classes=3, **small).eval()
-    with pytest.raises(ModelError, match=r"does not take \d+x\d+ pictures: its patches have"):
+    with pytest.raises(ModelError, match=r"does not take \d+x\d+ images: its patches have"):
         set_input_size(model, bad)
     with pytest.raises(ModelError, match=r"would be \d{8,} patches"):
         set_input_size(model, (10_000 * good[0], 10_000 * good[1]))
@@ -159,8 +159,8 @@ def test_checkpoint(fine_tuned, tmp_path):
     loaded = load_model("test_vit", path, tmp_path / "names.txt")
     assert loaded.categories == ["ant", "bee", "cow"]
     assert loaded.category_index("Bee") == 1
-    pictures = torch.randn(2, 3, 160, 160)
-    assert torch.equal(loaded.model(pictures), model(pictures))
+    images = torch.randn(2, 3, 160, 160)
+    assert torch.equal(loaded.model(images), model(images))
     assert load_model("test_vit", path).categories == ["category 0", "category 1", "category 2"]
 
 
@@ -173,8 +173,8 @@ def test_checkpoint_as_training_scripts_save_it(fine_tuned, tmp_path, wrap):
     torch.save({wrap: state, "epoch": 3} if wrap in ("state_dict", "model") else state,
                tmp_path / "tuned.pth")  # fmt: skip
     loaded = load_model("test_vit", tmp_path / "tuned.pth")
-    pictures = torch.randn(1, 3, 160, 160)
-    assert torch.equal(loaded.model(pictures), model(pictures))
+    images = torch.randn(1, 3, 160, 160)
+    assert torch.equal(loaded.model(images), model(images))
 
 
 class Evil:
@@ -221,8 +221,8 @@ def test_checkpoint_for_the_bundled_architecture(tmp_path):
     network = loading.build_network(config, num_classes=2).eval()
     save_file(network.state_dict(), tmp_path / "tuned.safetensors")
     loaded = load_model("bundled", tmp_path / "tuned.safetensors")
-    pictures = torch.randn(1, 3, 224, 224)
-    assert torch.equal(loaded.model(pictures), network(pictures))
+    images = torch.randn(1, 3, 224, 224)
+    assert torch.equal(loaded.model(images), network(images))
     torch.save(make_vit().state_dict(), tmp_path / "other.pth")
     with pytest.raises(ModelError, match="does not fit bundled"):
         load_model("bundled", tmp_path / "other.pth")
@@ -242,8 +242,8 @@ def test_local_dir(tmp_path):
     )
     loaded = load_model(f"local-dir:{tmp_path}")
     assert loaded.categories == ["ant", "bee"]
-    pictures = torch.randn(1, 3, 160, 160)
-    assert torch.equal(loaded.model(pictures), model(pictures))
+    images = torch.randn(1, 3, 160, 160)
+    assert torch.equal(loaded.model(images), model(images))
 
 
 def test_transform_is_the_models_own():
@@ -311,8 +311,8 @@ def test_folder_that_says_itself_what_it_is(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     loaded = load_model(checkpoint=tmp_path)
     assert loaded.categories == ["ant", "bee"]
-    pictures = torch.randn(1, 3, 224, 224)
-    assert torch.equal(loaded.model(pictures), network(pictures))
+    images = torch.randn(1, 3, 224, 224)
+    assert torch.equal(loaded.model(images), network(images))
     with pytest.raises(ModelError, match="leave out test_vit"):
         load_model("test_vit", tmp_path)
     (tmp_path / "config.json").write_text("{")

@@ -12,7 +12,7 @@ from PIL import Image
 from vit_explain import main
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
-from vitexplain.images.reading import open_picture
+from vitexplain.images.reading import open_image
 from vitexplain.models.loading import load_model
 
 
@@ -51,9 +51,9 @@ def test_accuracy_on_photographs(deit, shared):
         names = sorted(name for name in archive.namelist() if not name.endswith("/"))
         for start in range(0, len(names), 64):
             batch = names[start : start + 64]
-            pictures = [Image.open(io.BytesIO(archive.read(n))).convert("RGB") for n in batch]
+            images = [Image.open(io.BytesIO(archive.read(n))).convert("RGB") for n in batch]
             with torch.inference_mode():
-                logits = deit.model(torch.stack([deit.transform(p) for p in pictures]))
+                logits = deit.model(torch.stack([deit.transform(p) for p in images]))
             right += (logits.argmax(1) == torch.tensor([int(n[:4]) for n in batch])).tolist()
     assert len(right) == 666
     assert np.mean(right) >= 0.72
@@ -61,7 +61,7 @@ def test_accuracy_on_photographs(deit, shared):
 
 def test_dog_and_cat_each_on_their_own_side(deit, examples):
     """Measured on both.png: 0.85 of the bull mastiff's map on the dog's side."""
-    tensor = deit.transform(open_picture(examples / "both.png"))[None]
+    tensor = deit.transform(open_image(examples / "both.png"))[None]
     explainer = VITAttentionGradRollout(deit.model)
     assert left_share(explainer(tensor, 243)) > 0.7
     assert left_share(explainer(tensor, 285)) < 0.45
@@ -70,7 +70,7 @@ def test_dog_and_cat_each_on_their_own_side(deit, examples):
 @pytest.mark.parametrize("fusion", ["mean", "max"])
 def test_batch_equals_one_by_one(deit, examples, fusion):
     names = ("both.png", "cat.jpg", "dog.jpg", "coffee.jpg")
-    tensors = torch.stack([deit.transform(open_picture(examples / name)) for name in names])
+    tensors = torch.stack([deit.transform(open_image(examples / name)) for name in names])
     plain = VITAttentionRollout(deit.model, head_fusion=fusion)
     apart = [plain(tensor[None]) for tensor in tensors]
     np.testing.assert_allclose(plain.batch(tensors), apart, atol=1e-5)
@@ -84,7 +84,7 @@ def test_gradients_in_bfloat16_change_a_map_by_less_than_a_hundredth(weights, ex
     """1025 tokens; without bfloat16 in hardware both are the same."""
     deit = load_model("deit_tiny_patch16_224", weights, img_size=(512, 512))
     for name in ("both.png", "cat.jpg", "panda.jpg", "lemurs.jpg"):
-        tensor = deit.transform(open_picture(examples / name))[None]
+        tensor = deit.transform(open_image(examples / name))[None]
         rough = VITAttentionGradRollout(deit.model).batch(tensor)
         exact = VITAttentionGradRollout(deit.model, exact=True).batch(tensor)
         assert np.abs(rough - exact).max() < 0.01, name

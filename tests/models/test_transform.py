@@ -25,13 +25,13 @@ def test_crop_is_timms_own_evaluation_transform(size, mode):
     assert torch.equal(ours(noise(300, 200)), timms(noise(300, 200)))
 
 
-def test_without_crop_the_whole_picture_is_resized():
+def test_without_crop_the_whole_image_is_resized():
     transform = InputTransform((224, 224), **IMAGENET, crop="none", crop_pct=0.9)
-    picture = noise(301, 207)
-    resized = picture.resize((224, 224), Image.Resampling.BICUBIC)
-    assert transform.picture(picture).tobytes() == resized.tobytes()
+    image = noise(301, 207)
+    resized = image.resize((224, 224), Image.Resampling.BICUBIC)
+    assert transform.seen(image).tobytes() == resized.tobytes()
     values = (np.asarray(resized) / 255 - IMAGENET["mean"]) / IMAGENET["std"]
-    np.testing.assert_allclose(transform(picture), values.transpose(2, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(transform(image), values.transpose(2, 0, 1), atol=1e-6)
     assert transform.region(301, 207) == (0, 0, 301, 207)
 
 
@@ -40,13 +40,13 @@ def test_without_crop_the_whole_picture_is_resized():
 @settings(max_examples=25, deadline=None)
 @given(width=st.integers(30, 700), height=st.integers(30, 700))
 def test_region_is_where_the_model_looks(size, mode, width, height):
-    """The colours of the picture are its coordinates: they tell where each pixel comes from."""
+    """The colours of the image are its coordinates: they tell where each pixel comes from."""
     across = np.linspace(0, 1, width)[None].repeat(height, 0)
     down = np.linspace(0, 1, height)[:, None].repeat(width, 1)
     transform = InputTransform(size, **IMAGENET, crop="center", crop_pct=0.875, crop_mode=mode)
     left, top, right, bottom = transform.region(width, height)
     for values, low, high, full in [(across, left, right, width), (down, top, bottom, height)]:
-        seen = transform.picture(Image.fromarray(np.uint8(np.round(255 * values))).convert("RGB"))
+        seen = transform.seen(Image.fromarray(np.uint8(np.round(255 * values))).convert("RGB"))
         seen = np.asarray(seen)[:, :, 0] / 255
         span = seen.mean(0) if values is across else seen.mean(1)
         middle, expected = span[len(span) // 2], (low + high) / 2 / full
@@ -65,10 +65,10 @@ def test_region_of_a_centre_crop_by_hand():
     assert transform.region(600, 400) == pytest.approx(expected)
 
 
-def test_padding_keeps_proportions_and_all_of_the_picture():
+def test_padding_keeps_proportions_and_all_of_the_image():
     """600 x 300 becomes 224 x 112 in the middle, 56 rows of the mean colour above and below."""
     transform = InputTransform((224, 224), **IMAGENET, crop="pad", crop_pct=0.875)
-    seen = np.asarray(transform.picture(Image.new("RGB", (600, 300), "blue")))
+    seen = np.asarray(transform.seen(Image.new("RGB", (600, 300), "blue")))
     blue = (seen == (0, 0, 255)).all(axis=2)
     assert blue[57:167].all()
     assert not blue[:55].any() and not blue[169:].any()

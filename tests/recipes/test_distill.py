@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from helpers import ROOT
 from recipes.bundled import distill
-from recipes.bundled.augmentation import PictureMaker
+from recipes.bundled.augmentation import ImageMaker
 from recipes.bundled.distill import Ring, loss_of, map_loss, mix, statistics_of
 from recipes.bundled.student import Student, TokenTeacher, copy_convolutions, save_network
 from vit_grad_rollout import VITAttentionGradRollout
@@ -43,14 +43,14 @@ def tokens(teacher):
 
 def test_teacher_of_tokens_is_the_teacher_dilated(teacher, tokens):
     """Its own dilated layers, one after the other, as timm runs them."""
-    pictures = torch.randn(2, 3, 224, 224)
+    images = torch.randn(2, 3, 224, 224)
     dilated = timm.create_model("tf_efficientnet_lite0", output_stride=16).eval()
     dilated.load_state_dict(teacher.state_dict())
     with torch.no_grad():
-        given = dilated.blocks(dilated.bn1(dilated.conv_stem(pictures))).flatten(2).mT
+        given = dilated.blocks(dilated.bn1(dilated.conv_stem(images))).flatten(2).mT
         dense, logits = TokenTeacher(teacher)(given)
-        torch.testing.assert_close(logits, dilated(pictures))
-        whole = dilated.forward_features(pictures)
+        torch.testing.assert_close(logits, dilated(images))
+        whole = dilated.forward_features(images)
         torch.testing.assert_close(dense, whole.flatten(2).mT, atol=1e-5, rtol=1e-4)
 
 
@@ -58,11 +58,11 @@ def test_folded_student_is_the_same_function(teacher, tokens):
     """Standardisation and both head layers disappear into two layers of the shipped network."""
     torch.manual_seed(1)
     student = Student(CONFIG, teacher, statistics_of(TokenTeacher(teacher), tokens)).eval()
-    pictures = torch.randn(2, 3, 224, 224)
+    images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
-        tokens = student.vit.patch_embed.backbone.eval()(pictures)[-1].flatten(2).mT
+        tokens = student.vit.patch_embed.backbone.eval()(images)[-1].flatten(2).mT
         _, _, expected = student(student.standardise(tokens), torch.arange(3))
-        torch.testing.assert_close(student.folded(CONFIG)(pictures), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(student.folded(CONFIG)(images), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_perfect_student_has_no_loss(teacher, tokens):
@@ -85,13 +85,13 @@ def test_a_perfect_student_has_no_loss(teacher, tokens):
     losses = loss_of(Perfect(), asked, tokens, torch.tensor([5, 190, 7]))
     assert {*losses, "maps"} == set(distill.WEIGHTS)
     assert max(loss.item() for loss in losses.values()) < 1e-3  # bfloat16
-    Perfect.standardise = lambda _self, tokens: tokens.flip(1).roll(1, 0)  # of another picture
+    Perfect.standardise = lambda _self, tokens: tokens.flip(1).roll(1, 0)  # of another image
     losses = loss_of(Perfect(), asked, tokens, torch.tensor([5, 190, 7]))
     assert min(loss.item() for loss in losses.values()) > 1e-3
 
 
 def test_evidence_is_where_what_is_predicted_comes_from(teacher, tokens):
-    """Of two pictures side by side, the half whose features speak for the prediction."""
+    """Of two images side by side, the half whose features speak for the prediction."""
     asked = TokenTeacher(teacher)
     dense, logits = asked(tokens)
     evidence = asked.evidence(dense, logits.softmax(1))
@@ -116,13 +116,13 @@ def test_student_tells_what_its_class_token_looked_at(teacher, tokens):
 
 def test_student_learns_the_very_map_that_the_command_draws(teacher, tokens):
     student = Student(CONFIG, teacher, statistics_of(TokenTeacher(teacher), tokens)).eval()
-    pictures = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        seen = student.vit.patch_embed.backbone.eval()(pictures)[-1].flatten(2).mT
+        seen = student.vit.patch_embed.backbone.eval()(images)[-1].flatten(2).mT
     *_, logits = student(student.standardise(seen), torch.arange(0))
     mask = student.map_of(logits[0, 243] + logits[1, 7])
     drawn = VITAttentionGradRollout(student.folded(CONFIG), discard_ratio=0)
-    expected = drawn.batch(pictures, [243, 7]).reshape(2, -1)
+    expected = drawn.batch(images, [243, 7]).reshape(2, -1)
     expected = torch.from_numpy(expected / expected.sum(axis=1, keepdims=True))
     torch.testing.assert_close(mask.detach(), expected, atol=1e-5, rtol=1e-3)
     weight = student.vit.blocks[0].attn.qkv.weight
@@ -155,15 +155,15 @@ def test_map_loss_compares_with_the_teachers_map_of_the_same_category(teacher, t
 
     right = asked.evidence(dense, one_hot)
     assert abs(loss_with(right)) < 3e-3  # bfloat16
-    assert loss_with(right.roll(1, 0)) > 1e-2  # of another picture
+    assert loss_with(right.roll(1, 0)) > 1e-2  # of another image
 
 
-def test_mixed_tokens_are_those_of_pictures():
-    """Picture p has at place n the token (p, n): what a mixture is made of can be read off it."""
+def test_mixed_tokens_are_those_of_images():
+    """Image p has at place n the token (p, n): what a mixture is made of can be read off it."""
     count, places = 600, 50
-    pictures = torch.arange(count).float()[:, None].expand(count, places)
+    images = torch.arange(count).float()[:, None].expand(count, places)
     numbers = torch.arange(places).float().expand(count, places)
-    tokens = mix(torch.stack([pictures, numbers], 2), torch.Generator().manual_seed(0))
+    tokens = mix(torch.stack([images, numbers], 2), torch.Generator().manual_seed(0))
     moved = (tokens[:, :, 1] != numbers).any(1)
     assert 0.05 < moved.float().mean() < 0.15
     assert torch.equal(tokens[:, :, 1].sort(1).values, numbers)
@@ -200,8 +200,8 @@ def data(tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for index in range(10):
             flat = Image.new("RGB", (300, 200), (20 * index, 100, 200))
-            picture = Image.fromarray(noise) if is_held_out(index) else flat
-            archive.writestr(f"{index:04}/x.png", png(picture))
+            image = Image.fromarray(noise) if is_held_out(index) else flat
+            archive.writestr(f"{index:04}/x.png", png(image))
     with zipfile.ZipFile(tmp_path / "thumbs_train.zip", "w") as archive:
         archive.writestr("0006/y.png", png(Image.new("RGB", (64, 64), "blue")))
     return tmp_path
@@ -219,10 +219,10 @@ def test_held_out_photographs_are_never_shown(data, tmp_path):
         assert np.abs(np.diff(pixels, axis=1)).mean() < 3  # edges of mosaics, but no noise
 
 
-def test_pictures_depend_on_their_number_alone():
+def test_images_depend_on_their_number_alone():
     rng = np.random.default_rng(0)
     noise = [Image.fromarray(rng.integers(0, 255, (80, 90, 3), dtype=np.uint8)) for _ in range(5)]
-    maker = PictureMaker(noise, noise[:1])
+    maker = ImageMaker(noise, noise[:1])
     first = [maker.make(random.Random(seed)).tobytes() for seed in range(12)]
     again = [maker.make(random.Random(seed)).tobytes() for seed in range(12)]
     assert first == again
@@ -267,10 +267,10 @@ def test_missing_teacher_says_what_to_install(monkeypatch):
 def test_teacher_knows_its_categories():
     """With the package's weights, the example photographs are what they are."""
     from recipes.bundled.student import TEACHER_PACKAGE, load_teacher
-    from vitexplain.images.reading import open_picture
+    from vitexplain.images.reading import open_image
 
     pytest.importorskip(TEACHER_PACKAGE, reason="the teacher's package is not installed")
     teacher, transform = load_teacher(), load_model("bundled").transform
     for name, index in {"koala.jpg": 105, "panda.jpg": 388, "coffee.jpg": 967}.items():
-        tensor = transform(open_picture(ROOT / "examples" / name))[None]
+        tensor = transform(open_image(ROOT / "examples" / name))[None]
         assert teacher(tensor).argmax().item() == index

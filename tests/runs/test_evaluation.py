@@ -1,4 +1,4 @@
-"""`--evaluate`: the faithfulness measures on the user's own pictures, and its table."""
+"""`--evaluate`: the faithfulness measures on the user's own images, and its table."""
 
 import json
 
@@ -10,9 +10,9 @@ from PIL import Image
 import vit_explain
 from helpers import ROOT
 from vitexplain.drawing.charts import draw_measures
-from vitexplain.faithfulness.measures import MEASURES, evaluate_pictures
+from vitexplain.faithfulness.measures import MEASURES, evaluate_images
 from vitexplain.faithfulness.table import Measure, as_text
-from vitexplain.images.reading import open_picture
+from vitexplain.images.reading import open_image
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import load_model
 
@@ -45,12 +45,12 @@ def test_figures_are_those_of_the_measures(folder, tmp_path, capsys):
     assert (report["pictures"], report["failed"]) == (2, 1)
     assert set(report["methods"]) == {"attention_rollout", "relevance", "random", "centre_blob"}
     loaded = load_model("bundled")
-    pictures = torch.stack(
-        [loaded.transform(open_picture(folder / name)) for name in ("cat.jpg", "dog.jpg")]
+    images = torch.stack(
+        [loaded.transform(open_image(folder / name)) for name in ("cat.jpg", "dog.jpg")]
     )
     methods = {"relevance": METHODS["relevance"]}
     model, std = loaded.model, loaded.transform.std
-    values = evaluate_pictures(model, pictures, std, methods, [154, 154]).values["relevance"]
+    values = evaluate_images(model, images, std, methods, [154, 154]).values["relevance"]
     for measure in MEASURES:
         found = report["methods"]["relevance"][measure.key]
         assert found["better"] == measure.better

@@ -1,4 +1,4 @@
-"""Many pictures in one run; the command's own words are tested in test_command."""
+"""Many images in one run; the command's own words are tested in test_command."""
 
 import csv
 import dataclasses
@@ -20,12 +20,12 @@ from PIL import Image
 
 from helpers import ROOT
 from vitexplain.explainer import Explained, Map
-from vitexplain.images.finding import Picture
-from vitexplain.images.reading import open_picture
+from vitexplain.images.finding import ImageFile
+from vitexplain.images.reading import open_image
 from vitexplain.runs import folder
 from vitexplain.runs.folder import explain_folder
 from vitexplain.runs.items import Item
-from vitexplain.runs.session import explain_picture, prepare
+from vitexplain.runs.session import explain_image, prepare
 from vitexplain.runs.workers import Decoded
 from vitexplain.settings import Settings
 
@@ -35,11 +35,11 @@ BUNDLED = partial(Settings, model="bundled", device="cpu", quiet=True)
 
 
 def make_photos(folder, count):
-    """Small pictures of many colours; each different."""
+    """Small images of many colours; each different."""
     folder.mkdir(parents=True, exist_ok=True)
-    picture = Image.open(CAT).resize((60, 40))
+    image = Image.open(CAT).resize((60, 40))
     for number in range(count):
-        picture.rotate(360 * number / count).save(folder / f"{number:04}.png")
+        image.rotate(360 * number / count).save(folder / f"{number:04}.png")
 
 
 def run(output, *paths, **settings):
@@ -60,7 +60,7 @@ def errors_of(output):
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory):
-    """A folder of unusual and broken pictures."""
+    """A folder of unusual and broken images."""
     folder = tmp_path_factory.mktemp("mixed")
     cat = Image.open(CAT)
     (folder / "sub").mkdir()
@@ -70,14 +70,14 @@ def mixed(tmp_path_factory):
     Image.fromarray(np.asarray(cat.convert("L"), np.uint16) * 257).save(folder / "16bit.png")
     cat.resize((1, 1)).save(folder / "1x1.png")
     cat.resize((5000, 4000)).save(folder / "large.jpg")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     (folder / "cut.jpg").write_bytes(CAT.read_bytes()[:5000])
     (folder / "notes.txt").write_text("passed over")
     (folder / ("n" * 240 + ".png")).write_bytes((folder / "plain.png").read_bytes())
     return folder
 
 
-def test_each_picture_as_if_it_were_alone(mixed, tmp_path):
+def test_each_image_as_if_it_were_alone(mixed, tmp_path):
     report, told = run(
         tmp_path / "all", mixed, recursive=True, save_mask=True, batch_size=3, discard_ratio=0.0
     )
@@ -88,11 +88,11 @@ def test_each_picture_as_if_it_were_alone(mixed, tmp_path):
     ]
     reasons = {row["path"]: row["reason"] for row in errors_of(tmp_path / "all")}
     assert sorted(told) == sorted(reasons.values())
-    assert "is not a picture" in reasons[str(mixed / "text.png")]
+    assert "is not an image" in reasons[str(mixed / "text.png")]
     assert "it may be damaged" in reasons[str(mixed / "cut.jpg")]
     assert "name too long" in reasons[str(mixed / ("n" * 240 + ".png"))]
     for name, result in results.items():
-        alone = explain_picture(
+        alone = explain_image(
             BUNDLED(
                 image_path=(str(mixed / name),),
                 output_dir=str(tmp_path / "one"),
@@ -128,14 +128,14 @@ def test_results_hold_the_map(mixed, tmp_path):
     assert np.abs(grey / 255 - stretched).max() < 0.5 / 255 + 1e-6
 
 
-def test_top_k_draws_each_of_the_likeliest_categories(mixed, tmp_path):
+def test_top_k_draws_each_of_the_top1_categories(mixed, tmp_path):
     run(tmp_path / "k", mixed / "plain.png", top_k=3, save_mask=True)
     result = results_of(tmp_path / "k")["plain.png"]
     assert {found["method"]["name"] for found in result["maps"]} == {"grad_rollout"}
     assert [found["category"] for found in result["maps"]] == result["top"][:3]
     for found in result["maps"]:
         index = found["category"]["index"]
-        alone = explain_picture(
+        alone = explain_image(
             BUNDLED(
                 image_path=(str(mixed / "plain.png"),),
                 output_dir=str(tmp_path / "one"),
@@ -225,7 +225,7 @@ def test_killed_twice_nothing_is_lost_or_doubled(tmp_path):
 
 
 def start(folder):
-    """The command in a session of its own, once two of the pictures in "in" are finished."""
+    """The command in a session of its own, once two of the images in "in" are finished."""
     process = subprocess.Popen(
         [*COMMAND, "--image_path", "in", "--output_dir", "out", "--batch_size", "2"],
         cwd=folder,
@@ -248,7 +248,7 @@ def test_ctrl_c_says_how_far_it_came(tmp_path):
     assert out == ""
     lines = len(results_of(tmp_path / "out"))
     assert told == (
-        f"vit_explain: interrupted: {lines} of 60 pictures are done; "
+        f"vit_explain: interrupted: {lines} of 60 images are done; "
         "the same command goes on from there\n"
     )
 
@@ -265,16 +265,16 @@ def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     assert results_of(tmp_path / "out")
 
 
-def test_only_a_few_pictures_are_on_their_way(monkeypatch):
+def test_only_a_few_images_are_on_their_way(monkeypatch):
     """Opening and writing never run ahead of the model by more than they are told."""
     asked, answered, written = [], [], []
 
     class Fake:
-        def decode(self, number, _picture):
+        def decode(self, number, _image):
             asked.append(number)
             return done(number)
 
-        def write(self, number, _picture, _maps):
+        def write(self, number, _image, _maps):
             written.append(number)
             return done(number)
 
@@ -283,8 +283,8 @@ def test_only_a_few_pictures_are_on_their_way(monkeypatch):
         future.set_result(value)
         return future
 
-    pictures = [Picture(f"{number}", f"{number}") for number in range(50)]
-    decoded = folder._decoded(Fake(), pictures, 5)
+    images = [ImageFile(f"{number}", f"{number}") for number in range(50)]
+    decoded = folder._decoded(Fake(), images, 5)
     explained = (dataclasses.replace(item, explained=Explained([], [])) for item in decoded)
     for item in folder._written(Fake(), explained, 3):
         answered.append(item.number)
@@ -350,7 +350,7 @@ def test_threads_share_weights_and_find_the_same(ready):
 def test_a_full_disk_ends_the_run_and_one_bad_name_does_not(number, fatal):
     future = Future()
     future.set_exception(OSError(number, os.strerror(number)))
-    item = Item(0, Picture("a.png", "a.png"))
+    item = Item(0, ImageFile("a.png", "a.png"))
     if fatal:
         with pytest.raises(OSError, match="No space left"):
             folder._finished(item, future)
@@ -375,21 +375,21 @@ def test_the_record_tells_other_weights_and_names(tmp_path):
         assert folder._record(same, prepare(same)) == record
 
 
-def test_large_pictures_are_opened_again_instead_of_kept(mixed, tmp_path, monkeypatch):
+def test_large_images_are_opened_again_instead_of_kept(mixed, tmp_path, monkeypatch):
     from vitexplain.runs.workers import _Worker
 
     opened = []
     monkeypatch.setattr(
-        "vitexplain.runs.workers.open_picture",
-        lambda path: opened.append(path) or open_picture(path),
+        "vitexplain.runs.workers.open_image",
+        lambda path: opened.append(path) or open_image(path),
     )
     ready = prepare(BUNDLED(output_dir=str(tmp_path)))
     worker = _Worker(ready.output, tmp_path)
     mask = np.eye(14, dtype=np.float32)
     for name, times in (("large.jpg", 2), ("plain.png", 1)):
-        picture = Picture(str(mixed / name), name)
-        decoded = worker.decode(0, picture)
-        worker.write(0, picture, [Map(mask, None, {"name": "gradcam"})])
+        image = ImageFile(str(mixed / name), name)
+        decoded = worker.decode(0, image)
+        worker.write(0, image, [Map(mask, None, {"name": "gradcam"})])
         assert decoded.size == Image.open(mixed / name).size
-        assert opened.count(picture.path) == times
+        assert opened.count(image.path) == times
         assert not worker.open

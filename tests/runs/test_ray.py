@@ -24,12 +24,12 @@ COUNT = 60
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
-    picture = Image.open(ROOT / "examples" / "cat.jpg").resize((120, 80))
+    image = Image.open(ROOT / "examples" / "cat.jpg").resize((120, 80))
     (folder / "sub").mkdir()
     for number in range(COUNT):
         place = folder / "sub" if number % 2 else folder
-        picture.rotate(360 * number / COUNT).save(place / f"{number:04}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
+        image.rotate(360 * number / COUNT).save(place / f"{number:04}.png")
+    (folder / "broken.png").write_bytes(b"no image")
     return folder
 
 
@@ -49,7 +49,7 @@ def settings_for(photos, output):
 
 
 def kill_an_actor(output, killed):
-    """Once a few pictures are done."""
+    """Once a few images are done."""
     while len(list(output.rglob("*.png"))) < 6:
         time.sleep(0.02)
     listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True)
@@ -76,7 +76,7 @@ def test_same_maps_though_an_actor_is_killed(photos, tmp_path):
         ray.shutdown()
     assert killed
     assert (report["pictures"], report["explained"], report["failed"]) == (COUNT + 1, COUNT, 1)
-    assert told == [f"{photos}/broken.png is not a picture, or of a format Pillow can't read"]
+    assert told == [f"{photos}/broken.png is not an image, or of a format Pillow can't read"]
     # nothing lost, nothing doubled
     assert len(table) == table["name"].nunique() == COUNT + 1
     explain_folder(settings_for(photos, tmp_path / "local"), told.append)

@@ -3,18 +3,18 @@ import json
 
 import pytest
 
-from vitexplain.images.finding import Picture
+from vitexplain.images.finding import ImageFile
 from vitexplain.runs.results import Results, read_results
 
 SETTINGS = {"discard_ratio": 0.9}
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     found = []
     for name in ("a.png", "b,c.png", "d.png"):
         (tmp_path / name).write_bytes(b"picture")
-        found.append(Picture(str(tmp_path / name), name))
+        found.append(ImageFile(str(tmp_path / name), name))
     return found
 
 
@@ -24,96 +24,96 @@ def output(tmp_path):
     return tmp_path / "output"
 
 
-def result_of(output, picture):
-    (output / f"{picture.name}.map.png").write_bytes(b"map")
-    return {"maps": [{"overlay": f"{picture.name}.map.png"}]}
+def result_of(output, image):
+    (output / f"{image.name}.map.png").write_bytes(b"map")
+    return {"maps": [{"overlay": f"{image.name}.map.png"}]}
 
 
-def go_on(output, pictures, settings=SETTINGS, tell=lambda _: None):
-    return Results(output, settings, pictures, tell)
+def go_on(output, images, settings=SETTINGS, tell=lambda _: None):
+    return Results(output, settings, images, tell)
 
 
-def finish(output, pictures, *which):
-    with go_on(output, pictures) as results:
+def finish(output, images, *which):
+    with go_on(output, images) as results:
         for number in which:
-            results.add(pictures[number], result_of(output, pictures[number]))
+            results.add(images[number], result_of(output, images[number]))
 
 
 def lines(output):
     return [line["name"] for line in read_results(output / "results.jsonl")]
 
 
-def missing(output, pictures, settings=SETTINGS):
-    with go_on(output, pictures, settings) as results:
-        assert results.done == len(pictures) - len(results.missing)
-        return [picture.name for picture in results.missing]
+def missing(output, images, settings=SETTINGS):
+    with go_on(output, images, settings) as results:
+        assert results.done == len(images) - len(results.missing)
+        return [image.name for image in results.missing]
 
 
-def test_what_is_finished_is_not_done_again(output, pictures):
-    assert missing(output, pictures) == ["a.png", "b,c.png", "d.png"]
-    finish(output, pictures, 0, 2)
-    assert missing(output, pictures) == ["b,c.png"]
+def test_what_is_finished_is_not_done_again(output, images):
+    assert missing(output, images) == ["a.png", "b,c.png", "d.png"]
+    finish(output, images, 0, 2)
+    assert missing(output, images) == ["b,c.png"]
     assert lines(output) == ["a.png", "d.png"]
-    assert missing(output, pictures[1:2]) == ["b,c.png"]  # another request, the same folder
+    assert missing(output, images[1:2]) == ["b,c.png"]  # another request, the same folder
     assert lines(output) == ["a.png", "d.png"]
 
 
 @pytest.mark.parametrize("rest", ['{"path": "x', '{"path": "x", "name": "a.png"', "\x00" * 50])
-def test_half_a_line_at_the_end_is_taken_out(output, pictures, rest):
-    finish(output, pictures, 0)
+def test_half_a_line_at_the_end_is_taken_out(output, images, rest):
+    finish(output, images, 0)
     with (output / "results.jsonl").open("a") as file:
         file.write(rest)
-    finish(output, pictures, 1)
+    finish(output, images, 1)
     text = (output / "results.jsonl").read_text()
     assert [json.loads(line)["name"] for line in text.splitlines()] == ["a.png", "b,c.png"]
 
 
-def test_changed_pictures_and_lost_files_are_done_again(output, pictures):
-    finish(output, pictures, 0, 1, 2)
-    (output.parent / "a.png").write_bytes(b"another picture")
+def test_changed_images_and_lost_files_are_done_again(output, images):
+    finish(output, images, 0, 1, 2)
+    (output.parent / "a.png").write_bytes(b"another image")
     (output / "d.png.map.png").unlink()
-    assert missing(output, pictures) == ["a.png", "d.png"]
+    assert missing(output, images) == ["a.png", "d.png"]
     assert lines(output) == ["b,c.png"]
-    finish(output, pictures, 0, 2)
+    finish(output, images, 0, 2)
     (output / "a.png.map.png").write_bytes(b"")  # as after a power cut
-    assert missing(output, pictures) == ["a.png"]
+    assert missing(output, images) == ["a.png"]
 
 
-def test_a_picture_that_has_gone_stays_finished(output, pictures):
-    finish(output, pictures, 0, 1)
+def test_a_image_that_has_gone_stays_finished(output, images):
+    finish(output, images, 0, 1)
     (output.parent / "a.png").unlink()
-    assert missing(output, pictures[1:]) == ["d.png"]
+    assert missing(output, images[1:]) == ["d.png"]
     assert lines(output) == ["a.png", "b,c.png"]
 
 
-def test_changed_settings_start_afresh_and_lose_nothing(output, pictures):
-    finish(output, pictures, 0)
+def test_changed_settings_start_afresh_and_lose_nothing(output, images):
+    finish(output, images, 0)
     told = []
     for number, ratio in ((1, 0.5), (2, 0.7)):
-        with go_on(output, pictures, {"discard_ratio": ratio}, told.append) as results:
+        with go_on(output, images, {"discard_ratio": ratio}, told.append) as results:
             assert len(results.missing) == 3
-            results.add(pictures[number], result_of(output, pictures[number]))
+            results.add(images[number], result_of(output, images[number]))
         assert f"its list is now results-{number}.jsonl" in told[-1]
     assert lines(output) == ["d.png"]
     kept = [next(read_results(output / f"results-{n}.jsonl"))["name"] for n in (1, 2)]
     assert kept == ["a.png", "b,c.png"]
 
 
-def test_errors_are_listed_and_tried_again(output, pictures):
-    with go_on(output, pictures) as results:
-        results.fail(pictures[1], 'broken, "really"')
+def test_errors_are_listed_and_tried_again(output, images):
+    with go_on(output, images) as results:
+        results.fail(images[1], 'broken, "really"')
         assert results.failed == 1
     with (output / "errors.csv").open(newline="") as file:
         rows = list(csv.reader(file))
-    assert rows == [["path", "reason"], [pictures[1].path, 'broken, "really"']]
-    assert missing(output, pictures) == ["a.png", "b,c.png", "d.png"]
+    assert rows == [["path", "reason"], [images[1].path, 'broken, "really"']]
+    assert missing(output, images) == ["a.png", "b,c.png", "d.png"]
     assert (output / "errors.csv").read_text().count("\n") == 1
 
 
-def test_only_one_run_writes_into_a_folder(output, pictures):
-    with go_on(output, pictures), pytest.raises(ValueError, match="another run is writing"):
-        go_on(output, pictures).__enter__()
-    assert missing(output, pictures)
+def test_only_one_run_writes_into_a_folder(output, images):
+    with go_on(output, images), pytest.raises(ValueError, match="another run is writing"):
+        go_on(output, images).__enter__()
+    assert missing(output, images)
 
 
 def test_half_files_of_a_killed_run_are_removed(output):
@@ -121,5 +121,5 @@ def test_half_files_of_a_killed_run_are_removed(output):
     part.parent.mkdir()
     part.touch()
     (output / "sub" / "mine.part").touch()
-    missing(output, [Picture("none.png", "sub/none.png")])
+    missing(output, [ImageFile("none.png", "sub/none.png")])
     assert sorted(path.name for path in part.parent.iterdir()) == ["mine.part"]

@@ -13,11 +13,11 @@ def test_equals_class_activation_map_where_the_head_is_pool_and_linear(name):
     """There the gradient is the classifier's row over h*w at every place (Zhou et al. 2016)."""
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=5).eval().requires_grad_(False)
-    pictures = torch.randn(3, 3, 96, 128)
+    images = torch.randn(3, 3, 96, 128)
     with torch.no_grad():
-        features = model.forward_features(pictures)
-        categories = model(pictures).argmax(dim=1).tolist()  # something speaks for these
-    masks = gradcam(model, pictures, categories)
+        features = model.forward_features(images)
+        categories = model(images).argmax(dim=1).tolist()  # something speaks for these
+    masks = gradcam(model, images, categories)
     rows = model.get_classifier().weight[categories]
     for mask, feature, row in zip(masks, features, rows, strict=True):
         expected = np.maximum(np.einsum("c,chw->hw", row.numpy(), feature.numpy()), 0)

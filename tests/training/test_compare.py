@@ -39,7 +39,7 @@ def test_vit_and_cnn_beside_each_other(data, tmp_path, capsys):
         assert reports[name]["accuracy"]["top1"]["value"] >= 0.9
         assert list(reports[name]["mosaics_2"]) == [maps]
         assert reports[name]["milliseconds_per_picture"] > 0
-    with Image.open(output / "maps.png") as sheet:  # picture, two rollouts, Grad-CAM
+    with Image.open(output / "maps.png") as sheet:  # image, two rollouts, Grad-CAM
         width, height = sheet.size
     assert width == 8 + 4 * (224 + 8)
     assert height > 2 * 224

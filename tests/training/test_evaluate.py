@@ -20,7 +20,7 @@ def data(tmp_path):
         for name, index in INDEX.items():
             archive.write(ROOT / "examples" / name, f"{index:04}/{name}")
         archive.write(ROOT / "examples" / "koala.jpg", "0001/koala.jpg")
-        archive.writestr("0002/broken.jpg", b"no picture")
+        archive.writestr("0002/broken.jpg", b"no image")
         archive.writestr(
             "boxes.csv", "file,imagenet_index,x0,y0,x1,y1\n0105/koala.jpg,105,150,150,500,700\n"
         )
@@ -46,13 +46,13 @@ def test_report(data, tmp_path, capsys):
         assert figures["maps"] == 2 * cells
         assert figures["in_right_cell"] > 1.5 * chance
     rows = (output / "categories.csv").read_text().splitlines()
-    assert rows[0] == "index,category,pictures,top1,mean_probability"
+    assert rows[0] == "index,category,images,top1,mean_probability"
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "88", "105", "285", "388", "967"]
     text = (output / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:)', text)
     assert text.count("<img ") == 1 + 2 + 2
-    with Image.open(output / "confusion.png") as picture:
-        assert np.asarray(picture).std() > 10
+    with Image.open(output / "confusion.png") as image:
+        assert np.asarray(image).std() > 10
 
 
 def test_held_out_keeps_index_modulo_5_equal_1(data, tmp_path, capsys):

@@ -48,13 +48,13 @@ def test_cell_share():
     assert cell_share(spot(0, 2, (3, 5)), 0, 2) == pytest.approx(0.5)
 
 
-def test_mosaic_has_each_picture_in_its_cell():
+def test_mosaic_has_each_image_in_its_cell():
     colours = ["red", "lime", "blue", "white"]
-    pictures = [Image.new("RGB", (9, 5), colour) for colour in colours]
-    four = mosaic(pictures, 224)
+    images = [Image.new("RGB", (9, 5), colour) for colour in colours]
+    four = mosaic(images, 224)
     places = [(50, 50), (170, 50), (50, 170), (170, 170)]
-    assert [four.getpixel(p) for p in places] == [p.getpixel((0, 0)) for p in pictures]
-    two = mosaic(pictures[:2], 224)
+    assert [four.getpixel(p) for p in places] == [p.getpixel((0, 0)) for p in images]
+    two = mosaic(images[:2], 224)
     assert two.getpixel((50, 170)) == (255, 0, 0)
     assert two.getpixel((170, 20)) == (0, 255, 0)
 

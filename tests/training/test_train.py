@@ -17,7 +17,7 @@ COLOURS = {"blood": (200, 30, 30), "grass": (30, 180, 30), "sky": (60, 60, 220)}
 
 @pytest.fixture
 def data(tmp_path):
-    """Three categories that differ by colour, in noise; the first has twice as many pictures."""
+    """Three categories that differ by colour, in noise; the first has twice as many images."""
     rng = np.random.default_rng(0)
     for category, colour in COLOURS.items():
         folder = tmp_path / "data" / category
@@ -106,16 +106,16 @@ def test_cnn_of_timm(data, tmp_path):
     assert loaded.model(torch.randn(1, 3, 160, 160)).shape == (1, 3)
 
 
-def test_broken_picture_is_named_and_passed_over(data, tmp_path, capsys):
-    (data / "sky" / "bad.png").write_text("no picture")
+def test_broken_image_is_named_and_passed_over(data, tmp_path, capsys):
+    (data / "sky" / "bad.png").write_text("no image")
     assert train(data, tmp_path / "run", "--epochs", 1) == 0
-    assert "passed over: sky/bad.png is not a picture" in capsys.readouterr().err
+    assert "passed over: sky/bad.png is not an image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("spoil", "more", "message"),
     [
-        (lambda d: (d / "void").mkdir(), (), "no usable picture in category void"),
+        (lambda d: (d / "void").mkdir(), (), "no usable image in category void"),
         (lambda d: [p.unlink() for p in (d / "sky").iterdir()], (), "in category sky"),
         (lambda d: d.rename(d.parent / "gone"), (), "neither a folder nor a zip file"),
         (lambda _: None, ("--model", "test_vitt"), "no model called test_vitt"),

@@ -6,7 +6,7 @@ mode dropout is the identity, so what passes there is softmax(QK^T / sqrt(d)) it
 `capture_attention` the explicit path is on and hooked; afterwards, also after an error, the model
 is as it was found.
 
-Shapes: B pictures, H heads, N tokens = P prefix tokens (class, distillation, registers) followed
+Shapes: B images, H heads, N tokens = P prefix tokens (class, distillation, registers) followed
 by h*w patches in row-major order. An attention matrix is (B, H, N, N), rows = queries, columns =
 keys, every row summing to 1. Block 1 comes first. Swin's is of windows: (B*W, H, A, A).
 """
@@ -153,13 +153,13 @@ def capture_attention(
         yield captured
 
 
-def forward(model: nn.Module, pictures: Tensor) -> Tensor:
-    """model(pictures), where a size that timm refuses is a ValueError in its own words."""
+def forward(model: nn.Module, images: Tensor) -> Tensor:
+    """model(images), where a size that timm refuses is a ValueError in its own words."""
     try:
-        return model(pictures)
+        return model(images)
     except AssertionError as error:
-        height, width = pictures.shape[2:]
-        raise ValueError(f"the model does not take {height}x{width} pictures: {error}") from error
+        height, width = images.shape[2:]
+        raise ValueError(f"the model does not take {height}x{width} images: {error}") from error
 
 
 def layers_named(block: nn.Module, prefix: str, layer_name: str) -> list[nn.Module]:

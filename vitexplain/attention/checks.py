@@ -37,14 +37,14 @@ def check_matrices(*sequences: Sequence[Tensor]) -> None:
         raise ValueError(f"attentions must have the shape (B, H, N, N), not {shape}")
 
 
-def check_one_picture(input_tensor: Tensor) -> None:
+def check_one_image(input_tensor: Tensor) -> None:
     if len(input_tensor) != 1:
         raise ValueError(
-            f"input_tensor holds {len(input_tensor)} pictures, not one: use .batch() for many"
+            f"input_tensor holds {len(input_tensor)} images, not one: use .batch() for many"
         )
 
 
-def pictures_for(model: nn.Module, input_tensor: Tensor) -> Tensor:
+def images_for(model: nn.Module, input_tensor: Tensor) -> Tensor:
     """The batch (B, C, H, W), on the model's device and in its precision."""
     if not isinstance(input_tensor, Tensor) or input_tensor.ndim != 4 or not len(input_tensor):
         shape = getattr(input_tensor, "shape", type(input_tensor).__name__)

@@ -29,7 +29,7 @@ from vitexplain.attention.capture import Factor, check_all_seen, layers_named, p
 from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 
 CHUNK = 4 * 2**20  # bytes of attention worked on at once: they should stay in the cache
-Part = tuple[slice, slice, slice]  # some of the pictures, of their heads, of the rows
+Part = tuple[slice, slice, slice]  # some of the images, of their heads, of the rows
 ROUGH_FROM = 1024  # tokens from which on gradients may be in bfloat16
 
 
@@ -249,7 +249,7 @@ class _Calls(TorchFunctionMode):
 
 
 def _check(model, query: Tensor, key: Tensor, queries: int, keys: int, other: bool) -> None:
-    """The acceptance test: attention over just these tokens, heads and pictures apart."""
+    """The acceptance test: attention over just these tokens, heads and images apart."""
     fits = query.ndim == key.ndim == 4 and query.shape[:2] == key.shape[:2]
     if other or not fits or (query.shape[2], key.shape[2]) != (queries, keys):
         raise UnsupportedModel(
@@ -268,24 +268,24 @@ def _as_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:
 def _parts(query: Tensor, keys: int) -> Iterator[Part]:
     """Pieces of the attention: several heads, or some of the rows of one.
 
-    On a CPU of one picture for each thread, whose attention then stays in the cache from its
+    On a CPU of one image for each thread, whose attention then stays in the cache from its
     scores on.
     """
     batch, heads, queries, _ = query.shape
-    pictures = min(torch.get_num_threads(), batch) if query.device.type == "cpu" else batch
-    rows = max(1, CHUNK // (pictures * keys * query.element_size()))
+    images = min(torch.get_num_threads(), batch) if query.device.type == "cpu" else batch
+    rows = max(1, CHUNK // (images * keys * query.element_size()))
     step = max(1, rows // queries)
-    starts = product(range(0, batch, pictures), range(0, heads, step), range(0, queries, rows))
-    for picture, head, row in starts:
-        yield slice(picture, picture + pictures), slice(head, head + step), slice(row, row + rows)
+    starts = product(range(0, batch, images), range(0, heads, step), range(0, queries, rows))
+    for image, head, row in starts:
+        yield slice(image, image + images), slice(head, head + step), slice(row, row + rows)
 
 
 def _softmax(query: Tensor, key: Tensor, bias: Tensor | None, scale: float, part: Part) -> Tensor:
-    """Attention (b, h, n, N) of some of the pictures, heads and rows."""
-    pictures, heads, rows = part
-    scores = (query[part] * scale) @ key[pictures, heads].transpose(-2, -1)
+    """Attention (b, h, n, N) of some of the images, heads and rows."""
+    images, heads, rows = part
+    scores = (query[part] * scale) @ key[images, heads].transpose(-2, -1)
     if bias is not None:
-        bias = bias[pictures] if bias.shape[0] > 1 else bias
+        bias = bias[images] if bias.shape[0] > 1 else bias
         scores += (bias[:, heads] if bias.shape[1] > 1 else bias)[:, :, rows]
     return scores.softmax(dim=-1)
 
@@ -303,8 +303,8 @@ class _Heads:
 
     def add(self, values: Tensor, part: Part) -> None:
         """values: (b, h, n, N)."""
-        pictures, heads, rows = part
-        into = self.fused[pictures, rows]
+        images, heads, rows = part
+        into = self.fused[images, rows]
         fuse = self.OF_SEVERAL[self.head_fusion]
         values = values.float()
         if heads.start == 0:

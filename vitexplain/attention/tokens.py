@@ -3,7 +3,7 @@
 Here it is decided which models can be explained. All others are refused with the reason, because
 a map of something that is not attention over patches would look as convincing as a true one.
 
-B pictures, N tokens = P prefix tokens (class, distillation, registers) followed by h*w patches in
+B images, N tokens = P prefix tokens (class, distillation, registers) followed by h*w patches in
 row-major order.
 """
 
@@ -37,7 +37,7 @@ REASONS = {
     "LevitDistilled": "its grid shrinks within attention, which passes no hook",
     "MaxxVit": "it attends in windows and grids in turn, between convolutions",
     "CrossVit": "two grids of patches attend to each other",
-    "VisionTransformerSAM": "its attention is in windows, with heads and pictures in one dimension",
+    "VisionTransformerSAM": "its attention is in windows, with heads and images in one dimension",
 }
 
 MODELS_THAT_WORK = "deit_tiny_patch16_224, vit_base_patch16_224, swin_tiny_patch4_window7_224"

@@ -6,7 +6,7 @@ Rollout multiplies matrices over all tokens, so each window's attention is put w
 are, and merging becomes a matrix of its own: a merged token is the mean of those it was made of.
 
 Shapes: a stage's grid h x w has N = h*w tokens in row-major order; windows of A tokens, W of them
-in a picture.
+in an image.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Show what a Vision Transformer looked at: `python vit_explain.py --image_path PICTURE`.
+"""Show what a Vision Transformer looked at: `python vit_explain.py --image_path IMAGE`.
 
 Without a category, attention rollout; with one, gradient attention rollout for that category.
 """
@@ -16,7 +16,7 @@ from functools import partial
 from typing import NoReturn
 
 from vitexplain import __version__
-from vitexplain.choices import CROPS, DEFAULT_PICTURE, ENGINES, HEAD_FUSIONS
+from vitexplain.choices import CROPS, DEFAULT_IMAGE, ENGINES, HEAD_FUSIONS
 from vitexplain.cli.sweep_option import parse_sweep
 from vitexplain.methods.registry import METHODS
 from vitexplain.settings import Settings
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror or error}")
     except (ValueError, MemoryError) as error:
-        return _fail(str(error) or "out of memory: try a smaller picture or model")
+        return _fail(str(error) or "out of memory: try a smaller image or model")
     except RuntimeError as error:
         if "out of memory" not in str(error):
             raise
@@ -61,9 +61,9 @@ def _run(settings: Settings, as_json: bool, show: bool) -> int:
         _tell(notice)
     if not settings.quiet:
         print(json.dumps(report, indent=2) if as_json else as_text(report), flush=True)
-    pictures = [path for path in report["files"].values() if path.endswith(".png")]
-    if show and pictures:
-        _show(pictures[0])
+    images = [path for path in report["files"].values() if path.endswith(".png")]
+    if show and images:
+        _show(images[0])
     return 3 if report.get("failed") else 0
 
 
@@ -72,12 +72,12 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
 
     Imported only here: torch and timm take seconds, and wrong options must not wait for them.
     """
-    from vitexplain.images.finding import is_one_picture
+    from vitexplain.images.finding import is_one_image
 
-    one = is_one_picture(settings.image_path) and not (settings.report or settings.contact_sheet)
+    one = is_one_image(settings.image_path) and not (settings.report or settings.contact_sheet)
     if settings.anatomy:
         if not one or settings.top_k or settings.compare:
-            raise ValueError("--anatomy is for one picture, without --top_k, --compare, --report "
+            raise ValueError("--anatomy is for one image, without --top_k, --compare, --report "
                              "and --contact_sheet")  # fmt: skip
         from vitexplain.runs.session import explain_anatomy
 
@@ -91,7 +91,7 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
         return partial(evaluate, tell=_tell), _evaluation_as_text
     if settings.sweep:
         if not one or settings.top_k or settings.compare or len(settings.method) > 1:
-            raise ValueError("--sweep is for one picture and one method, without --top_k, "
+            raise ValueError("--sweep is for one image and one method, without --top_k, "
                              "--compare, --report and --contact_sheet")  # fmt: skip
         from vitexplain.runs.session import explain_sweep
 
@@ -115,9 +115,9 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
         from vitexplain.runs.folder import explain_folder
 
         return partial(explain_folder, tell=_tell), _folder_as_text
-    from vitexplain.runs.session import explain_picture
+    from vitexplain.runs.session import explain_image
 
-    return explain_picture, _as_text
+    return explain_image, _as_text
 
 
 class _Parser(argparse.ArgumentParser):
@@ -129,14 +129,14 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="vit_explain.py",
-        description="Show what a Vision Transformer looked at, as a heatmap over the picture.",
+        description="Show what a Vision Transformer looked at, as a heatmap over the image.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vit_explain {__version__}")
     _add_method(parser.add_argument_group("what to explain, and how"))
     _add_model(parser.add_argument_group("model and device"))
     _add_output(parser.add_argument_group("output"))
-    _add_folder(parser.add_argument_group("many pictures"))
+    _add_folder(parser.add_argument_group("many images"))
     defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
     parser.set_defaults(**defaults)
     return parser
@@ -148,10 +148,9 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         "--image_path",
         metavar="PATH",
         nargs="+",
-        help="pictures, folders, globs, @list.txt with one path a line (default: "
-        f"{DEFAULT_PICTURE})",
+        help=f"images, folders, globs, @list.txt with one path a line (default: {DEFAULT_IMAGE})",
     )
-    add("--recursive", action="store_true", help="also pictures in folders in folders")
+    add("--recursive", action="store_true", help="also images in folders in folders")
     category = group.add_mutually_exclusive_group()
     category.add_argument(
         "--category_index",
@@ -163,10 +162,10 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     category.add_argument(
         "--category",
         metavar="NAME",
-        help='the same by name ("tiger cat"); "top" for the likeliest category',
+        help='the same by name ("tiger cat"); "top" for the most likely category',
     )
     category.add_argument(
-        "--top_k", type=_count, metavar="K", help="a map for each of the K likeliest categories"
+        "--top_k", type=_count, metavar="K", help="a map for each of the K most likely categories"
     )
     add(
         "--head_fusion",
@@ -197,19 +196,19 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     add(
         "--evaluate",
         action="store_true",
-        help="measure how faithful all methods are on these pictures, or those of --method",
+        help="measure how faithful all methods are on these images, or those of --method",
     )
     add(
         "--sweep",
         nargs="+",
         metavar="PARAMETER=VALUES",
-        help="a sheet of one picture's maps: discard_ratio=0,0.5,0.9 head_fusion=mean,max, "
+        help="a sheet of one image's maps: discard_ratio=0,0.5,0.9 head_fusion=mean,max, "
         "start_block or category, one or two of them",
     )
     add(
         "--anatomy",
         action="store_true",
-        help="one figure of what the model does with one picture, block by block: its patches, "
+        help="one figure of what the model does with one image, block by block: its patches, "
         "position embeddings, heads, token norms, and the rollout as it grows",
     )
     add(
@@ -243,8 +242,8 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         nargs="?",
         const="center",
         choices=CROPS,
-        help="center (also without a value): the model's own crop; pad: the whole picture, "
-        "its proportions kept; none: the whole picture, squashed (default: %(default)s)",
+        help="center (also without a value): the model's own crop; pad: the whole image, "
+        "its proportions kept; none: the whole image, squashed (default: %(default)s)",
     )
     add(
         "--img_size",
@@ -287,7 +286,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add(
         "--size",
         choices=("image", "model"),
-        help="draw at the picture's own size (default) or at that of the model's input",
+        help="draw at the image's own size (default) or at that of the model's input",
     )
     add("--save_mask", action="store_true", help="also the mask as .npy: float32, patch grid")
     add("--json", action="store_true", help="print one JSON object instead of text")
@@ -306,25 +305,25 @@ def _batch_size(text: str) -> int | None:
 
 def _add_folder(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--report", action="store_true", help="one page with all pictures: report.html")
+    add("--report", action="store_true", help="one page with all images: report.html")
     add(
         "--contact_sheet",
         nargs="?",
         const="png",
         choices=("png", "pdf"),
-        help="all overlays as one picture (default), or as pages",
+        help="all overlays as one image (default), or as pages",
     )
     add(
         "--batch_size",
         type=_batch_size,
         metavar="N",
-        help="pictures the model gets at once (default: auto, what suits the device)",
+        help="images the model gets at once (default: auto, what suits the device)",
     )
     add(
         "--workers",
         type=_count,
         metavar="N",
-        help="processes that open and draw pictures (default: two a processor, at most 16)",
+        help="processes that open and draw images (default: two a processor, at most 16)",
     )
     add("--engine", choices=ENGINES, help="ray: a pipeline of actors, also on a cluster")
     add("--quiet", action="store_true", help="no progress bar, nothing on stdout")
@@ -336,7 +335,7 @@ def _folder_as_text(report: dict) -> str:
     return "\n".join([
         *_opening(report),
         *(f"Method: {_method(method)}" for method in report["methods"]),
-        f"{report['pictures']} pictures: {report['explained']} explained{before}{failed}",
+        f"{report['pictures']} images: {report['explained']} explained{before}{failed}",
         *_wrote(report),
     ])  # fmt: skip
 
@@ -355,7 +354,7 @@ def _compare_as_text(report: dict) -> str:
 
 
 def _evaluation_as_text(report: dict) -> str:
-    measured = [f"{report['pictures']} pictures", report["table"]]
+    measured = [f"{report['pictures']} images", report["table"]]
     return "\n".join([*_opening(report), *measured, *_wrote(report)])
 
 
@@ -378,7 +377,7 @@ def _opening(report: dict) -> list[str]:
 def _as_text(report: dict) -> str:
     lines = _opening(report)
     if report["top"]:
-        lines.append("Likeliest categories:")
+        lines.append("Most likely categories:")
         lines += [f"  {c['probability']:6.1%}  {c['index']:4} {c['name']}" for c in report["top"]]
     lines.append(f"Method: {_method(report['method'])}")
     return "\n".join([*lines, *_wrote(report)])
@@ -391,7 +390,7 @@ def _wrote(report: dict) -> list[str]:
 def _seen(report: dict) -> str:
     crop = report["model"]["crop"]
     if crop != "center":
-        return f"the whole picture, {'resized' if crop == 'none' else 'padded'}"
+        return f"the whole image, {'resized' if crop == 'none' else 'padded'}"
     if "picture" not in report:
         return "the model's crop"
     left, top, right, bottom = (round(edge) for edge in report["picture"]["region_seen"])
@@ -430,7 +429,7 @@ def _show(path: str) -> None:
 
     reason = show(path)
     if reason:
-        _tell(f"no window: {reason}; the picture is {path}")
+        _tell(f"no window: {reason}; the image is {path}")
 
 
 def _tell(notice: str) -> None:

@@ -18,7 +18,7 @@ def parse_sweep(texts: Sequence[str]) -> Sweep:
     """["discard_ratio=0,0.9", "head_fusion=mean,max"] -> each parameter's values, in order.
 
     Commas separate values, so a category is named by one of its synonyms, as it stands (or by its
-    index, or "top" for the likeliest).
+    index, or "top" for the most likely).
 
     Raises:
         ValueError: in one sentence, if a parameter or value is unknown, missing, out of range or

@@ -1,6 +1,6 @@
-"""Draw an anatomy (vitexplain.anatomy): what the transformer makes of one picture, on one figure.
+"""Draw an anatomy (vitexplain.anatomy): what the transformer makes of one image, on one figure.
 
-Each panel is a picture of its own, as wide as the figure at most; the figure stacks them under
+Each panel is an image of its own, as wide as the figure at most; the figure stacks them under
 their headings.
 """
 
@@ -21,12 +21,12 @@ WIDTH = 1600  # of the figure in pixels
 MARGIN = 48
 ROOM = WIDTH - 2 * MARGIN  # what a panel may take
 GAP = 8  # between small maps
-BETWEEN = 32  # between pictures that are looked at one by one
+BETWEEN = 32  # between images that are looked at one by one
 
 TITLE, HEADING, SENTENCE, LABEL = 38, 28, 19, 16  # sizes of the letters
 INK, GREY, LINE = (25, 25, 30), (95, 95, 105), (205, 205, 212)
 
-LARGE = (ROOM - 2 * BETWEEN) // 3  # sides of the three pictures on top
+LARGE = (ROOM - 2 * BETWEEN) // 3  # sides of the three images on top
 MOSAIC = 640  # sides of all maps of position similarity together, about
 TILE, SMALLEST_TILE = 170, 100  # width of one head's map, where heads are few
 TALLEST = 1600  # that the maps of all heads may be
@@ -40,7 +40,7 @@ MAP, SIMILARITY = "inferno", "viridis"
 
 def draw_anatomy(
     anatomy: Anatomy,
-    picture_seen: Image.Image,
+    image_seen: Image.Image,
     title: str,
     *,
     alpha: float = 0.5,
@@ -49,7 +49,7 @@ def draw_anatomy(
     """The figure, WIDTH pixels wide and as high as it takes.
 
     Args:
-        picture_seen: RGB, the picture as the model got it, without its normalisation.
+        image_seen: RGB, the image as the model got it, without its normalisation.
         title: one line.
         alpha, colormap: of the overlays, as in vitexplain.drawing.heatmap.draw_overlay.
 
@@ -57,13 +57,13 @@ def draw_anatomy(
         ValueError: if alpha or the colour map is not allowed.
     """
     overlay = functools.partial(draw_overlay, alpha=alpha, colormap=colormap)
-    seen = fit(picture_seen, (LARGE, LARGE))
+    seen = fit(image_seen, (LARGE, LARGE))
     blocks = sample(len(anatomy.blocks), MOST_BLOCKS)
     panels = [
         _heading(title, _summary(anatomy), TITLE),
         _panel(
             "1  Patches",
-            "The picture is cut along the grid, and each patch becomes one token. Attention "
+            "The image is cut along the grid, and each patch becomes one token. Attention "
             "rollout is how much of each patch reaches what the classifier reads.",
             _patches(anatomy, seen, overlay(seen, anatomy.rollout), colormap),
         ),
@@ -133,25 +133,25 @@ def _patches(
     cells = [
         ("what the model sees", _with_grid(seen, anatomy.layout.grid)),
         (f"attention rollout ({how})", _tile(anatomy.rollout, seen.size, colormap)),
-        ("rollout over the picture, smooth", overlay),
+        ("rollout over the image, smooth", overlay),
     ]
-    return _row([_captioned(picture, [caption]) for caption, picture in cells], BETWEEN)
+    return _row([_captioned(image, [caption]) for caption, image in cells], BETWEEN)
 
 
-def _with_grid(picture: Image.Image, grid: tuple[int, int]) -> Image.Image:
-    """Thin light lines between the patches, with a faint dark one beside, for light pictures."""
-    lines = Image.new("RGBA", picture.size)
+def _with_grid(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
+    """Thin light lines between the patches, with a faint dark one beside, for light images."""
+    lines = Image.new("RGBA", image.size)
     draw = ImageDraw.Draw(lines)
     for shift, colour in ((1, (0, 0, 0, 90)), (0, (255, 255, 255, 170))):
         for axis in (0, 1):
-            patches, length = grid[1 - axis], picture.size[axis]
+            patches, length = grid[1 - axis], image.size[axis]
             for number in range(1, patches):
                 place = round(number * length / patches) + shift
-                start, end = (place, 0), (place, picture.height)
+                start, end = (place, 0), (place, image.height)
                 if axis:
-                    start, end = (0, place), (picture.width, place)
+                    start, end = (0, place), (image.width, place)
                 draw.line([start, end], colour)
-    return Image.alpha_composite(picture.convert("RGBA"), lines).convert("RGB")
+    return Image.alpha_composite(image.convert("RGBA"), lines).convert("RGB")
 
 
 def _positions(anatomy: Anatomy) -> tuple[str, Image.Image | None]:
@@ -159,7 +159,7 @@ def _positions(anatomy: Anatomy) -> tuple[str, Image.Image | None]:
     found = anatomy.positions
     if found is None:
         return (
-            "No picture here: this model has no learned absolute position embedding. It knows "
+            "No image here: this model has no learned absolute position embedding. It knows "
             f"where a patch is by {anatomy.position_kind}.",
             None,
         )
@@ -193,11 +193,11 @@ def _example(
     """One patch's map enlarged, with a frame around the patch itself."""
     row, column = found.rows[place[0]], found.columns[place[1]]
     values = found.similarity[place]
-    picture = _tile(values, room, SIMILARITY, span)
-    down, across = picture.height / values.shape[0], picture.width / values.shape[1]
+    image = _tile(values, room, SIMILARITY, span)
+    down, across = image.height / values.shape[0], image.width / values.shape[1]
     box = [column * across, row * down, (column + 1) * across - 1, (row + 1) * down - 1]
-    ImageDraw.Draw(picture).rectangle(box, outline="white", width=3)
-    return _captioned(picture, [f"the patch in row {row + 1}, column {column + 1} (white frame)"])
+    ImageDraw.Draw(image).rectangle(box, outline="white", width=3)
+    return _captioned(image, [f"the patch in row {row + 1}, column {column + 1} (white frame)"])
 
 
 def _scale(low: float, high: float, width: int, colormap: str) -> Image.Image:
@@ -316,7 +316,7 @@ def _short(value: float) -> str:
 def _growth(anatomy: Anatomy, seen: Image.Image, overlay) -> Image.Image:
     steps = sample(len(anatomy.growth), MOST_BLOCKS)
     side = _block_side(len(steps))
-    picture = fit(seen, (side, side))
+    image = fit(seen, (side, side))
     first = anatomy.start_block + 1
     cells = []
     for step in steps:
@@ -324,7 +324,7 @@ def _growth(anatomy: Anatomy, seen: Image.Image, overlay) -> Image.Image:
         label = f"block {first}" if last == first else f"blocks {first} to {last}"
         if not anatomy.growth[step].any():
             label += ": all discarded"
-        cells.append(_captioned(overlay(picture, anatomy.growth[step]), [label], width=side))
+        cells.append(_captioned(overlay(image, anatomy.growth[step]), [label], width=side))
     return _wrapped_row(cells)
 
 
@@ -370,25 +370,25 @@ def _tile(
 
 
 def _captioned(
-    picture: Image.Image,
+    image: Image.Image,
     above: Sequence[str],
     below: Sequence[str] = (),
     width: int | None = None,
 ) -> Image.Image:
-    """A picture with lines of text above and below it, `width` pixels wide or as wide as it is."""
-    width = width or picture.width
+    """An image with lines of text above and below it, `width` pixels wide or as wide as it is."""
+    width = width or image.width
     font, line = _font(LABEL), _line(LABEL)
     above = [_one_line(text, font, width) for text in above]
     below = [part for text in below for part in wrapped(drawable(text), font, width, 2)]
-    bottom = len(above) * line + 4 + picture.height + 4
-    image = Image.new("RGB", (width, bottom + len(below) * line), "white")
-    draw = ImageDraw.Draw(image)
+    bottom = len(above) * line + 4 + image.height + 4
+    canvas = Image.new("RGB", (width, bottom + len(below) * line), "white")
+    draw = ImageDraw.Draw(canvas)
     for number, text in enumerate(above):
         draw.text((0, number * line), text, GREY if number else INK, font)
-    image.paste(picture, (0, len(above) * line + 4))
+    canvas.paste(image, (0, len(above) * line + 4))
     for number, text in enumerate(below):
         draw.text((0, bottom + number * line), text, GREY, font)
-    return image
+    return canvas
 
 
 def _one_line(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

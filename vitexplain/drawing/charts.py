@@ -1,4 +1,4 @@
-"""The measures, and the randomisation test, as pictures."""
+"""The measures, and the randomisation test, as images."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""All methods' maps of one picture beside each other, the most faithful one marked."""
+"""All methods' maps of one image beside each other, the most faithful one marked."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ MARK = (0, 150, 60)
 
 
 def draw_compare(
-    picture: Image.Image, maps: Sequence[Map], draw: Callable[[np.ndarray], Image.Image]
+    image: Image.Image, maps: Sequence[Map], draw: Callable[[np.ndarray], Image.Image]
 ) -> Image.Image:
-    """A sheet: the picture, then every method's map of it; a row for each category, if several."""
+    """A sheet: the image, then every method's map of it; a row for each category, if several."""
     best = most_faithful(maps)
     table: dict[int, dict[str, int]] = {}  # row -> method -> place of its map
     for place, row in enumerate(rows_of(maps)):
@@ -27,7 +27,7 @@ def draw_compare(
     methods = dict.fromkeys(found.method["name"] for found in maps)
     cells: list[list[Cell]] = []
     for places in table.values():
-        cells.append([(_heading([maps[place] for place in places.values()]), picture)])
+        cells.append([(_heading([maps[place] for place in places.values()]), image)])
         for place in map(places.get, methods):
             missing = place is None  # it is the same for every category, and in the first row
             cells[-1].append(("", None) if missing else _cell(maps[place], draw, place in best))
@@ -35,7 +35,7 @@ def draw_compare(
         flat = cells[0]
         columns = math.ceil(len(flat) / math.ceil(len(flat) / COLUMNS))
         cells = [flat[start : start + columns] for start in range(0, len(flat), columns)]
-    height = fit(picture, (CELL, CELL)).height
+    height = fit(image, (CELL, CELL)).height
     return draw_sheet(cells, (CELL, height), LINES)
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet: the overlays of many pictures on one sheet, or on pages to print."""
+"""A contact sheet: the overlays of many images on one sheet, or on pages to print."""
 
 import itertools
 import math
@@ -10,21 +10,21 @@ from typing import BinaryIO
 from PIL import Image
 
 from vitexplain.drawing.sheet import Sheet, sheet_size
-from vitexplain.images.reading import PictureError, open_picture
+from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.writing import write_png, write_whole
 
 Cell = tuple[str, Path]  # caption, file of the overlay
 
 SUFFIXES = (".png", ".pdf")
 LARGEST, SMALLEST = 224, 96  # sides of a PNG's cells in pixels
-LARGE_UP_TO = 100  # pictures
-MOST = 10_000  # pictures of a PNG: at a third more, Pillow refuses to open it
+LARGE_UP_TO = 100  # images
+MOST = 10_000  # images of a PNG: at a third more, Pillow refuses to open it
 DPI = 150
 PAGE = (1240, 1754)  # A4 at 150 dpi
 ACROSS, DOWN = 4, 5  # cells of a page
 PAGE_CELL = (270, 270)
 MISSING = (200, 200, 200)
-EMPTY = "a contact sheet needs at least one picture"
+EMPTY = "a contact sheet needs at least one image"
 
 
 def write_contact_sheet(cells: Iterable[Cell], path: Path) -> list[Path]:
@@ -59,7 +59,7 @@ def check_contact_sheet(path: Path) -> None:
 
 
 def layout(count: int) -> tuple[int, int, int]:
-    """(columns, rows, side of a cell) of a PNG of so many pictures, about 4:3.
+    """(columns, rows, side of a cell) of a PNG of so many images, about 4:3.
 
     Raises:
         ValueError: if there are none, or too many.
@@ -68,7 +68,7 @@ def layout(count: int) -> tuple[int, int, int]:
         raise ValueError(EMPTY)
     if count > MOST:
         raise ValueError(
-            f"a contact sheet of {count} pictures is too large for a PNG (at most {MOST}): "
+            f"a contact sheet of {count} images is too large for a PNG (at most {MOST}): "
             "give it a name that ends in .pdf"
         )
     side = max(SMALLEST, round(LARGEST * min(1, LARGE_UP_TO / count) ** 0.25))
@@ -118,7 +118,7 @@ def _filled(sheet: Sheet, columns: int, cells: Sequence[Cell], unread: list[Path
 
 def _overlay(path: Path, unread: list[Path]) -> Image.Image:
     try:
-        return open_picture(path)
+        return open_image(path)
     except PictureError:  # vanished or damaged since it was written
         unread.append(path)
         return Image.new("RGB", (1, 1), MISSING)

@@ -1,4 +1,4 @@
-"""Draw a mask: a heatmap over the part of the picture that the model saw. RGB throughout."""
+"""Draw a mask: a heatmap over the part of the image that the model saw. RGB throughout."""
 
 import math
 from collections.abc import Sequence
@@ -14,30 +14,30 @@ OUTSIDE = 0.35  # brightness of what the model did not see
 
 
 def draw_overlay(
-    picture: Image.Image,
+    image: Image.Image,
     mask: np.ndarray,
     region: Region | None = None,
     alpha: float = 0.5,
     colormap: str = "turbo",
 ) -> Image.Image:
-    """`picture` with the mask as a heatmap over `region`, at the picture's own size.
+    """`image` with the mask as a heatmap over `region`, at the image's own size.
 
     Args:
-        picture: RGB.
+        image: RGB.
         mask: (h, w), any range; stretched to 0..1 before it is drawn.
-        region: (left, top, right, bottom) in the picture's pixels that the mask covers; None for
+        region: (left, top, right, bottom) in the image's pixels that the mask covers; None for
             all of it. What the mask does not cover is darkened, and the rest framed. Where the
-            region goes beyond the picture, as with padding, that part of the mask is left out.
-        alpha: weight of the heatmap, 0 (picture only) to 1 (heatmap only).
+            region goes beyond the image, as with padding, that part of the mask is left out.
+        alpha: weight of the heatmap, 0 (image only) to 1 (heatmap only).
         colormap: name of an OpenCV colour map.
 
     Raises:
         ValueError: if alpha or the colour map is not allowed.
     """
     check_style(alpha, colormap)
-    pixels = np.asarray(picture)  # (H, W, 3)
+    pixels = np.asarray(image)  # (H, W, 3)
     height, width = pixels.shape[:2]
-    mask, region = on_the_picture(mask, Region(*(region or (0, 0, width, height))), width, height)
+    mask, region = on_the_image(mask, Region(*(region or (0, 0, width, height))), width, height)
     left, top, right, bottom = _whole_pixels(region, width, height)
     seen = pixels[top:bottom, left:right]
     heat = _heatmap(mask, region, (left, top, right, bottom), colormap)
@@ -80,10 +80,10 @@ def colored(levels: np.ndarray, colormap: str) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB)
 
 
-def on_the_picture(
+def on_the_image(
     mask: np.ndarray, region: Region, width: int, height: int
 ) -> tuple[np.ndarray, Region]:
-    """The patches that touch the picture, and the region that these cover."""
+    """The patches that touch the image, and the region that these cover."""
     (first_row, last_row, top, bottom), (first, last, left, right) = (
         _touching(patches, start, end, side)
         for patches, start, end, side in (
@@ -116,7 +116,7 @@ def _heatmap(mask: np.ndarray, region: Region, visible: Sequence[int], colormap:
 
 
 def _whole_pixels(region: Region, width: int, height: int) -> tuple[int, int, int, int]:
-    """The region rounded to pixels of the picture, at least one pixel large."""
+    """The region rounded to pixels of the image, at least one pixel large."""
     left, top, right, bottom = region
     left = min(max(round(left), 0), width - 1)
     top = min(max(round(top), 0), height - 1)

@@ -21,7 +21,7 @@ class Output:
     """How maps are drawn and called.
 
     Attributes:
-        transform: what the model saw of a picture.
+        transform: what the model saw of an image.
         texts: for the PNG's text chunks; method and category are added to them.
     """
 
@@ -30,19 +30,19 @@ class Output:
     texts: Mapping[str, str]
 
     def write(
-        self, base: Path, picture: Image.Image, seen: Image.Image, found: Map
+        self, base: Path, image: Image.Image, seen: Image.Image, found: Map
     ) -> dict[str, Path]:
         """The files of one map, their names beginning with `base`.
 
         Args:
-            picture, seen: RGB, as it is and as the model saw it.
+            image, seen: RGB, as it is and as the model saw it.
         """
         category = found.category
         described = "none" if category is None else f"{category['index']} {category['name']}"
         texts = {"Method": found.method["name"], "Category": described}
         name = f"{base.name}_{name_of(found)}"
         files = {"overlay": base.with_name(f"{name}.png")}
-        overlay = self.draw(picture, seen, found.mask, self.transform.region(*picture.size))
+        overlay = self.draw(image, seen, found.mask, self.transform.region(*image.size))
         write_png(files["overlay"], overlay, {**self.texts, **texts})
         if self.settings.save_mask:
             files["mask"] = base.with_name(f"{name}.npy")
@@ -50,12 +50,12 @@ class Output:
         return files
 
     def draw(
-        self, picture: Image.Image, seen: Image.Image, mask: np.ndarray, region: Region
+        self, image: Image.Image, seen: Image.Image, mask: np.ndarray, region: Region
     ) -> Image.Image:
-        """The overlay, over `region` of the picture, or at the model's size if the settings say."""
+        """The overlay, over `region` of the image, or at the model's size if the settings say."""
         settings = self.settings
         size = settings.size or ("model" if settings.as_published else "image")
-        canvas = picture if size == "image" else seen
+        canvas = image if size == "image" else seen
         if settings.as_published:
             return Image.fromarray(as_published.overlay(np.asarray(canvas), mask))
         covered = region if size == "image" else None

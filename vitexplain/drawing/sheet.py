@@ -1,4 +1,4 @@
-"""Several pictures with captions on one sheet."""
+"""Several images with captions on one sheet."""
 
 import bisect
 import functools
@@ -15,10 +15,10 @@ LINES = 2  # of a caption; what is longer is cut
 
 
 class Sheet:
-    """A white sheet for `columns` x `rows` captioned pictures, put into it one at a time.
+    """A white sheet for `columns` x `rows` captioned images, put into it one at a time.
 
     Args:
-        cell: width and height in pixels of the room that a picture is fitted into.
+        cell: width and height in pixels of the room that an image is fitted into.
         lines: how many a caption may have.
 
     Attributes:
@@ -30,16 +30,16 @@ class Sheet:
         self.image = Image.new("RGB", sheet_size(columns, rows, cell, lines), "white")
         self._draw = ImageDraw.Draw(self.image)
 
-    def put(self, row: int, column: int, caption: str, picture: Image.Image | None) -> None:
-        """Draw the caption, and right below it the picture: RGB, of any size; None for none."""
+    def put(self, row: int, column: int, caption: str, image: Image.Image | None) -> None:
+        """Draw the caption, and right below it the image: RGB, of any size; None for none."""
         width = self.cell[0]
         step_x, step_y = _steps(self.cell, self.lines)
         left, top = GAP + column * step_x, GAP + row * step_y
         font, line = _font(width), line_height(width)
         for number, text in enumerate(wrapped(drawable(caption), font, width, self.lines)):
             self._draw.text((left, top + number * line), text, "black", font)
-        if picture is not None:
-            fitted = fit(picture, self.cell)
+        if image is not None:
+            fitted = fit(image, self.cell)
             across = (width - fitted.width) // 2
             self.image.paste(fitted, (left + across, top + self.lines * line))
 
@@ -47,23 +47,23 @@ class Sheet:
 def draw_sheet(
     rows: Sequence[Sequence[Cell]], cell: int | tuple[int, int] = 224, lines: int = LINES
 ) -> Image.Image:
-    """One row of pictures under the other, each fitted into its cell.
+    """One row of images under the other, each fitted into its cell.
 
     Args:
-        rows: of (caption, RGB picture or None); they need not be equally long.
-        cell: width and height of a picture's room in pixels, or the side of a square.
+        rows: of (caption, RGB image or None); they need not be equally long.
+        cell: width and height of an image's room in pixels, or the side of a square.
         lines: how many a caption may have.
 
     Raises:
         ValueError: if there is nothing to draw.
     """
     if not any(rows):
-        raise ValueError("a sheet needs at least one picture")
+        raise ValueError("a sheet needs at least one image")
     cell = (cell, cell) if isinstance(cell, int) else cell
     sheet = Sheet(max(len(row) for row in rows), len(rows), cell, lines)
     for row, cells in enumerate(rows):
-        for column, (caption, picture) in enumerate(cells):
-            sheet.put(row, column, caption, picture)
+        for column, (caption, image) in enumerate(cells):
+            sheet.put(row, column, caption, image)
     return sheet.image
 
 
@@ -80,11 +80,11 @@ def line_height(width: int) -> int:
     return sum(_font(width).getmetrics())
 
 
-def fit(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
+def fit(image: Image.Image, cell: tuple[int, int]) -> Image.Image:
     """As large as it can be within the cell (width, height), its proportions kept."""
-    scale = min(room / side for room, side in zip(cell, picture.size, strict=True))
-    size = tuple(max(1, round(side * scale)) for side in picture.size)
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    scale = min(room / side for room, side in zip(cell, image.size, strict=True))
+    size = tuple(max(1, round(side * scale)) for side in image.size)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def drawable(caption: str) -> str:

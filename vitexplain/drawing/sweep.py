@@ -1,4 +1,4 @@
-"""A sweep's maps of one picture, and how they are drawn: a labelled sheet, and an animation."""
+"""A sweep's maps of one image, and how they are drawn: a labelled sheet, and an animation."""
 
 import dataclasses
 import itertools
@@ -56,7 +56,7 @@ class SweepMap:
 def sweep_maps(
     loaded: LoadedModel, tensor: Tensor, settings: Settings, sweep: Sweep
 ) -> list[list[SweepMap]]:
-    """The maps of one picture (1, 3, H, W): a row for each value of the first parameter.
+    """The maps of one image (1, 3, H, W): a row for each value of the first parameter.
 
     The second parameter's values are the columns; a single parameter's are one row. What the
     sweep does not name is as in `settings`.
@@ -80,23 +80,23 @@ def sweep_maps(
     return [maps[start : start + columns] for start in range(0, len(maps), columns)]
 
 
-def shrunk(picture: Image.Image, region: Region) -> tuple[Image.Image, Region]:
-    """The picture no larger than anything that is drawn of a sweep, and the region in it.
+def shrunk(image: Image.Image, region: Region) -> tuple[Image.Image, Region]:
+    """The image no larger than anything that is drawn of a sweep, and the region in it.
 
     A hundred overlays of a photograph at its own size would take minutes and gigabytes.
     """
-    if max(picture.size) <= FRAME:
-        return picture, region
-    small = fit(picture, (FRAME, FRAME))
-    return small, region.scaled(small.width / picture.width, small.height / picture.height)
+    if max(image.size) <= FRAME:
+        return image, region
+    small = fit(image, (FRAME, FRAME))
+    return small, region.scaled(small.width / image.width, small.height / image.height)
 
 
-def draw_sweep(picture: Image.Image, rows: Sequence[Sequence[SweepMap]], draw: Draw) -> Image.Image:
-    """A sheet: the picture, then the overlays of all maps with their values as captions.
+def draw_sweep(image: Image.Image, rows: Sequence[Sequence[SweepMap]], draw: Draw) -> Image.Image:
+    """A sheet: the image, then the overlays of all maps with their values as captions.
 
     The maps of a single parameter are wrapped.
     """
-    first = ("input", picture)
+    first = ("input", image)
     drawn = [[("\n".join(each.labels), draw(each.mask)) for each in row] for row in rows]
     if len(rows) == 1:
         cells = [first, *drawn[0]]
@@ -104,8 +104,8 @@ def draw_sweep(picture: Image.Image, rows: Sequence[Sequence[SweepMap]], draw: D
         drawn = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     else:
         drawn = [[("", None) if below else first, *row] for below, row in enumerate(drawn)]
-    pictures = [overlay for row in drawn for _, overlay in row if overlay]
-    height = max(fit(overlay, (CELL, CELL)).height for overlay in pictures)
+    images = [overlay for row in drawn for _, overlay in row if overlay]
+    height = max(fit(overlay, (CELL, CELL)).height for overlay in images)
     return draw_sheet(drawn, (CELL, height))
 
 

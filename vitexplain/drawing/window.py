@@ -1,10 +1,10 @@
-"""Show a picture in a window."""
+"""Show an image in a window."""
 
 from PIL import Image, ImageTk
 
 
 def show(path: str) -> str:
-    """Open a window with the picture at `path` and wait until it is closed.
+    """Open a window with the image at `path` and wait until it is closed.
 
     Returns:
         "", or the reason why no window can be opened.

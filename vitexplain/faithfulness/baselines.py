@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vit_rollout import Explanation
 from vitexplain.attention.capture import forward
-from vitexplain.attention.checks import pictures_for
+from vitexplain.attention.checks import images_for
 from vitexplain.attention.tokens import token_layout
 from vitexplain.faithfulness.passes import evaluation_mode
 from vitexplain.methods.registry import Method
@@ -22,28 +22,28 @@ class Floor(ABC):
         self.model = model
 
     def explain(self, input_tensor: Tensor) -> Explanation:
-        """Masks of B pictures (B, 3, H, W), the largest value of each 1, and their logits."""
-        pictures = pictures_for(self.model, input_tensor)
-        layout = token_layout(self.model, *pictures.shape[2:])
+        """Masks of B images (B, 3, H, W), the largest value of each 1, and their logits."""
+        images = images_for(self.model, input_tensor)
+        layout = token_layout(self.model, *images.shape[2:])
         with torch.inference_mode(), evaluation_mode(self.model):
-            logits = forward(self.model, pictures)
-        masks = np.stack([self.mask(picture, *layout.grid) for picture in pictures])
+            logits = forward(self.model, images)
+        masks = np.stack([self.mask(image, *layout.grid) for image in images])
         return Explanation(masks, logits.float().cpu().clone(), layout)
 
     @abstractmethod
-    def mask(self, picture: Tensor, rows: int, columns: int) -> np.ndarray:
+    def mask(self, image: Tensor, rows: int, columns: int) -> np.ndarray:
         """(rows, columns) float32, the largest value 1."""
 
 
 class RandomMap(Floor):
     """Noise, each patch evenly between 0 and 1.
 
-    It is seeded by the picture's own values: one picture always has the same map, whatever else
+    It is seeded by the image's own values: one image always has the same map, whatever else
     is in its batch, and the slightest change gives another.
     """
 
-    def mask(self, picture: Tensor, rows: int, columns: int) -> np.ndarray:
-        seed = zlib.crc32(picture.float().cpu().numpy().tobytes())
+    def mask(self, image: Tensor, rows: int, columns: int) -> np.ndarray:
+        seed = zlib.crc32(image.float().cpu().numpy().tobytes())
         mask = np.random.default_rng(seed).random((rows, columns), dtype=np.float32)
         return mask / mask.max()
 
@@ -51,7 +51,7 @@ class RandomMap(Floor):
 class CentreBlob(Floor):
     """A round spot in the middle: photographers centre what they show."""
 
-    def mask(self, picture: Tensor, rows: int, columns: int) -> np.ndarray:  # noqa: ARG002
+    def mask(self, image: Tensor, rows: int, columns: int) -> np.ndarray:  # noqa: ARG002
         blob = centre_blob(rows, columns)
         return blob / blob.max()
 

@@ -1,4 +1,4 @@
-"""Everything that can be measured of methods on pictures without labels."""
+"""Everything that can be measured of methods on images without labels."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.faithfulness.baselines import FLOORS
-from vitexplain.faithfulness.passes import BATCH, check_categories, likeliest, masks_of
+from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of, top1
 from vitexplain.faithfulness.removal import BASELINES, Removal, perturbation
 from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.stability import stability
@@ -34,8 +34,8 @@ OTHERS = (
 )
 MEASURES = (*REMOVED, *OTHERS)
 STEPS = 10
-FEW = 5  # pictures for measures that explain each of them many times
-TIMED = 2  # pictures at once while methods are timed
+FEW = 5  # images for measures that explain each of them many times
+TIMED = 2  # images at once while methods are timed
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Evaluation:
     """What came out.
 
     Attributes:
-        values: method -> key of a measure -> its value for each picture (one for the time).
+        values: method -> key of a measure -> its value for each image (one for the time).
         left_out: method -> why it can't explain this model.
     """
 
@@ -51,9 +51,9 @@ class Evaluation:
     left_out: dict[str, str]
 
 
-def evaluate_pictures(
+def evaluate_images(
     model: nn.Module,
-    pictures: Tensor,
+    images: Tensor,
     std: Sequence[float],
     methods: Mapping[str, Method] | None = None,
     categories: Sequence[int] | None = None,
@@ -63,17 +63,17 @@ def evaluate_pictures(
     batch_size: int = BATCH,
     seed: int = 0,
 ) -> Evaluation:
-    """Measure methods on B pictures; see MEASURES.
+    """Measure methods on B images; see MEASURES.
 
     Args:
         model: left as it was found.
-        pictures: (B, 3, H, W), transformed; batches of them go to the model's device.
+        images: (B, 3, H, W), transformed; batches of them go to the model's device.
         std: by which the transform divided their three channels.
         methods: by name; by default all methods and floors.
         categories: B of them; by default the model's first choices.
         steps: of the curves, a multiple of 10.
-        few: how many pictures, the first ones, randomisation and stability are measured on.
-        batch_size: pictures that the model gets at once.
+        few: how many images, the first ones, randomisation and stability are measured on.
+        batch_size: images that the model gets at once.
         seed: of shuffles, noise and lots.
 
     Raises:
@@ -84,17 +84,17 @@ def evaluate_pictures(
     if not model.num_classes:
         raise ValueError("a model without categories has no probabilities to measure by")
     if categories is None:
-        categories = likeliest(model, pictures, batch_size)
-    check_categories(model, pictures, categories)
+        categories = top1(model, images, batch_size)
+    check_categories(model, images, categories)
     methods = ALL if methods is None else methods
-    masks, left_out = _masks(methods, model, pictures, categories, batch_size)
+    masks, left_out = _masks(methods, model, images, categories, batch_size)
     methods = {name: methods[name] for name in masks}
-    values = _removed(masks, model, pictures, categories, steps, batch_size, seed)
-    first, its = pictures[:few], categories[:few]
+    values = _removed(masks, model, images, categories, steps, batch_size, seed)
+    first, its = images[:few], categories[:few]
     _, alike = randomisation(
         model, first, its, methods, only_last=True, batch_size=batch_size, seed=seed
     )
-    ratios = cost(methods, model, pictures[:TIMED], list(categories[:TIMED]))
+    ratios = cost(methods, model, images[:TIMED], list(categories[:TIMED]))
     for name, method in methods.items():
         values[name]["sanity"] = alike[name][:, -1]
         values[name]["stability"] = stability(
@@ -114,7 +114,7 @@ def evaluate_pictures(
 def _masks(
     methods: Mapping[str, Method],
     model: nn.Module,
-    pictures: Tensor,
+    images: Tensor,
     categories: Sequence[int],
     batch_size: int,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -122,7 +122,7 @@ def _masks(
     masks, left_out = {}, {}
     for name, method in _progress(methods.items(), "maps"):
         try:
-            masks[name] = masks_of(method, model, pictures, categories, batch_size)
+            masks[name] = masks_of(method, model, images, categories, batch_size)
         except UnsupportedModel as error:
             left_out[name] = error.reason
     return masks, left_out
@@ -131,20 +131,20 @@ def _masks(
 def _removed(
     masks: dict[str, np.ndarray],
     model: nn.Module,
-    pictures: Tensor,
+    images: Tensor,
     categories: Sequence[int],
     steps: int,
     batch_size: int,
     seed: int,
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What insertion, deletion and the perturbation test say, for each picture."""
+    """What insertion, deletion and the perturbation test say, for each image."""
     parts: dict[str, list[dict]] = {name: [] for name in masks}
-    for start in _progress(range(0, len(pictures), batch_size), "patches removed"):
+    for start in _progress(range(0, len(images), batch_size), "patches removed"):
         part = slice(start, start + batch_size)
         removals = {
             baseline: Removal(
                 model,
-                pictures[part],
+                images[part],
                 categories[part],
                 baseline,
                 steps,

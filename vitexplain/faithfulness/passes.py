@@ -1,4 +1,4 @@
-"""Pictures through a model and through a method, batch by batch, the model left as it was."""
+"""Images through a model and through a method, batch by batch, the model left as it was."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from vitexplain.attention.capture import forward
-from vitexplain.attention.checks import pictures_for
+from vitexplain.attention.checks import images_for
 from vitexplain.device import in_batches
 from vitexplain.methods.registry import Method
 
-BATCH = 16  # pictures at once
+BATCH = 16  # images at once
 
 tell = partial(print, file=sys.stderr)
 
@@ -31,22 +31,22 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def likeliest(model: nn.Module, pictures: Tensor, batch_size: int = BATCH) -> list[int]:
+def top1(model: nn.Module, images: Tensor, batch_size: int = BATCH) -> list[int]:
     """The model's first choice for each of (B, 3, H, W)."""
 
     @torch.inference_mode()
     def run(batch: Tensor) -> list[int]:
-        return forward(model, pictures_for(model, batch)).argmax(dim=1).tolist()
+        return forward(model, images_for(model, batch)).argmax(dim=1).tolist()
 
     with evaluation_mode(model):
-        found = in_batches(run, pictures, batch_size, tell)
+        found = in_batches(run, images, batch_size, tell)
         return [category for batch in found for category in batch]
 
 
-def check_categories(model: nn.Module, pictures: Tensor, categories: Sequence[int]) -> None:
-    """One category for each picture, all of them the model's, or a ValueError."""
-    if len(categories) != len(pictures):
-        raise ValueError(f"{len(pictures)} pictures need as many categories, not {len(categories)}")
+def check_categories(model: nn.Module, images: Tensor, categories: Sequence[int]) -> None:
+    """One category for each image, all of them the model's, or a ValueError."""
+    if len(categories) != len(images):
+        raise ValueError(f"{len(images)} images need as many categories, not {len(categories)}")
     count = model.num_classes
     if not all(0 <= category < count for category in categories):
         raise ValueError(f"categories must be from 0 to {count - 1}, not {list(categories)}")
@@ -55,11 +55,11 @@ def check_categories(model: nn.Module, pictures: Tensor, categories: Sequence[in
 def masks_of(
     method: Method,
     model: nn.Module,
-    pictures: Tensor,
+    images: Tensor,
     categories: Sequence[int],
     batch_size: int = BATCH,
 ) -> np.ndarray:
-    """The masks (B, h, w) of B pictures, of one category each where the method knows of any.
+    """The masks (B, h, w) of B images, of one category each where the method knows of any.
 
     Raises:
         UnsupportedModel: if the method can't explain this model.
@@ -67,9 +67,9 @@ def masks_of(
     explain = method.make(model).explain
 
     def run(places: range) -> np.ndarray:
-        batch = pictures[places.start : places.stop]
+        batch = images[places.start : places.stop]
         if method.of_category:
             return explain(batch, [int(categories[place]) for place in places]).masks
         return explain(batch).masks
 
-    return np.concatenate(list(in_batches(run, range(len(pictures)), batch_size, tell)))
+    return np.concatenate(list(in_batches(run, range(len(images)), batch_size, tell)))

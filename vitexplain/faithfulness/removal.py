@@ -2,15 +2,15 @@
 
 Petsiuk, Das & Saenko 2018, "RISE: Randomized Input Sampling for Explanation of Black-box Models"
 (section 4.2): in deletion patches go, the most relevant first, and a faithful map makes the
-probability fall soon; in insertion they are put into an empty picture in the same order, and it
+probability fall soon; in insertion they are put into an empty image in the same order, and it
 rises soon. Either is the area under the curve of the probability over the share of patches.
 
 Chefer, Gur & Wolf 2021, "Transformer Interpretability Beyond Attention Visualization" (section 4,
-perturbation tests): how often the category is still the likeliest while 10 % to 90 % are removed,
+perturbation tests): how often the category is still the most likely while 10 % to 90 % are removed,
 the most relevant first (positive) or last (negative).
 
 The papers remove pixels. Here whole patches go: a map has one value for each. What stands in
-their place, the baseline, is the mean colour ("mean"), or the blurred picture ("blur"), which
+their place, the baseline, is the mean colour ("mean"), or the blurred image ("blur"), which
 leaves no edges that a model could take for something. (Chefer, Gur & Wolf remove to black.)
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitexplain.attention.capture import forward
-from vitexplain.attention.checks import pictures_for
+from vitexplain.attention.checks import images_for
 from vitexplain.device import in_batches
 from vitexplain.faithfulness.passes import BATCH, check_categories, evaluation_mode, tell
 
@@ -36,12 +36,12 @@ TENTHS = range(1, 10)
 
 @dataclass(frozen=True)
 class Curves:
-    """What the model says of B pictures while patches are removed, or put in, in S steps.
+    """What the model says of B images while patches are removed, or put in, in S steps.
 
     Attributes:
         shares: (S + 1,), 0 to 1, the share of the patches removed, or put in.
         probabilities: (B, S + 1), the category's probability.
-        first: (B, S + 1) bool, whether the category is the likeliest.
+        first: (B, S + 1) bool, whether the category is the most likely.
     """
 
     shares: np.ndarray
@@ -55,18 +55,18 @@ class Curves:
 
 
 class Removal:
-    """B pictures with one category each, whose patches can be removed as any map says.
+    """B images with one category each, whose patches can be removed as any map says.
 
-    The whole picture and the one without any patch are the same for all maps and both directions:
-    they pass the model once. A curve then takes `steps` - 1 passes of each picture.
+    The whole image and the one without any patch are the same for all maps and both directions:
+    they pass the model once. A curve then takes `steps` - 1 passes of each image.
 
     Args:
         model: gives logits (B, categories); used in evaluation mode, left as it was found.
-        pictures: (B, 3, H, W), normalised: 0 is the mean colour.
+        images: (B, 3, H, W), normalised: 0 is the mean colour.
         categories: B of them.
         baseline: what stands in place of a removed patch, "mean" or "blur".
         steps: in how many about equal parts the patches go.
-        batch_size: pictures that the model gets at once; halved where memory does not suffice.
+        batch_size: images that the model gets at once; halved where memory does not suffice.
         seed: of the order of patches with equal values.
 
     Raises:
@@ -76,7 +76,7 @@ class Removal:
     def __init__(
         self,
         model: nn.Module,
-        pictures: Tensor,
+        images: Tensor,
         categories: Sequence[int],
         baseline: str,
         steps: int = 20,
@@ -88,15 +88,15 @@ class Removal:
             raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, not {baseline!r}")
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
-        check_categories(model, pictures, categories)
+        check_categories(model, images, categories)
         self.model, self.steps, self.batch_size, self.seed = model, steps, batch_size, seed
-        self.pictures = pictures_for(model, pictures)
-        self.categories = torch.as_tensor(categories, device=self.pictures.device)
+        self.images = images_for(model, images)
+        self.categories = torch.as_tensor(categories, device=self.images.device)
         self.baseline = (
-            torch.zeros_like(self.pictures) if baseline == "mean" else blurred(self.pictures)
+            torch.zeros_like(self.images) if baseline == "mean" else blurred(self.images)
         )
-        places = torch.arange(len(pictures), device=self.pictures.device)
-        self._whole = self._batches(lambda i: self._told(self.pictures[i], i), places)
+        places = torch.arange(len(images), device=self.images.device)
+        self._whole = self._batches(lambda i: self._told(self.images[i], i), places)
         self._empty = self._batches(lambda i: self._told(self.baseline[i], i), places)
 
     def deletion(self, masks: np.ndarray) -> Curves:
@@ -108,12 +108,12 @@ class Removal:
         return self._curves(masks, insert=True)
 
     def _curves(self, masks: np.ndarray, *, insert: bool) -> Curves:
-        count = len(self.pictures)
+        count = len(self.images)
         if masks.ndim != 3 or len(masks) != count:
-            raise ValueError(f"{count} pictures need as many masks (h, w), not {masks.shape}")
-        device = self.pictures.device
+            raise ValueError(f"{count} images need as many masks (h, w), not {masks.shape}")
+        device = self.images.device
         ranks = torch.from_numpy(patch_ranks(masks, self.seed)).to(device)  # (B, h*w)
-        patch_of_pixel = patches_of_pixels(masks.shape[1:], self.pictures.shape[2:]).to(device)
+        patch_of_pixel = patches_of_pixels(masks.shape[1:], self.images.shape[2:]).to(device)
         patches = masks[0].size
         moved = [round(step * patches / self.steps) for step in range(self.steps + 1)]
 
@@ -122,7 +122,7 @@ class Removal:
             of_map = ranks[places] < so_many[:, None]  # (b, h*w), the patches that have moved
             seen = of_map if insert else ~of_map
             seen = seen[:, patch_of_pixel][:, None]  # (b, 1, H, W)
-            shown = torch.where(seen, self.pictures[places], self.baseline[places])
+            shown = torch.where(seen, self.images[places], self.baseline[places])
             return self._told(shown, places)
 
         pairs = torch.tensor([(i, so_many) for i in range(count) for so_many in moved[1:-1]])
@@ -138,9 +138,9 @@ class Removal:
         return np.concatenate([np.empty((0, 2)), *found])
 
     def _told(self, shown: Tensor, places: Tensor) -> np.ndarray:
-        """What the model says of b pictures, made of the pictures at `places`.
+        """What the model says of b images, made of the images at `places`.
 
-        (b, 2): the category's probability, and 1 where it is the likeliest.
+        (b, 2): the category's probability, and 1 where it is the most likely.
         """
         logits = forward(self.model, shown).float()
         wanted = self.categories[places]
@@ -151,7 +151,7 @@ class Removal:
 
 def perturbation(deletion: Curves, insertion: Curves) -> tuple[np.ndarray, np.ndarray]:
     """(positive, negative), (B,) each: the share of 10 %, 20 %, ... 90 % removed at which the
-    category is still the likeliest, the most relevant patches going first, or last.
+    category is still the most likely, the most relevant patches going first, or last.
 
     Low is good in positive, high in negative. To remove the least relevant 10 % is to put in the
     most relevant 90 %: the curves (of one baseline, in a multiple of 10 steps) say it all.
@@ -169,7 +169,7 @@ def perturbation(deletion: Curves, insertion: Curves) -> tuple[np.ndarray, np.nd
 def patch_ranks(masks: np.ndarray, seed: int = 0) -> np.ndarray:
     """(B, h, w) -> (B, h*w): each patch's place in the order of relevance, 0 the most relevant.
 
-    Among equal values a random order decides, the same for all pictures: were it the position,
+    Among equal values a random order decides, the same for all images: were it the position,
     maps with many equal values (nothing, after a discard) would be measured by where they look.
     """
     values = masks.reshape(len(masks), -1)
@@ -186,13 +186,13 @@ def patches_of_pixels(grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     return rows[:, None] * grid[1] + columns
 
 
-def blurred(pictures: Tensor) -> Tensor:
+def blurred(images: Tensor) -> Tensor:
     """(B, C, H, W) under a Gaussian of BLUR times the shorter side; edges are mirrored."""
-    sigma = BLUR * min(pictures.shape[2:])
-    radius = min(math.ceil(3 * sigma), min(pictures.shape[2:]) - 1)
-    offsets = torch.arange(-radius, radius + 1, device=pictures.device, dtype=torch.float32)
+    sigma = BLUR * min(images.shape[2:])
+    radius = min(math.ceil(3 * sigma), min(images.shape[2:]) - 1)
+    offsets = torch.arange(-radius, radius + 1, device=images.device, dtype=torch.float32)
     kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).to(pictures.dtype)
-    planes = F.pad(pictures, [radius] * 4, mode="reflect").flatten(0, 1)[:, None]  # (B*C, 1, ...)
+    kernel = (kernel / kernel.sum()).to(images.dtype)
+    planes = F.pad(images, [radius] * 4, mode="reflect").flatten(0, 1)[:, None]  # (B*C, 1, ...)
     planes = F.conv2d(F.conv2d(planes, kernel[None, None, :, None]), kernel[None, None, None])
-    return planes.reshape(pictures.shape)
+    return planes.reshape(images.shape)

@@ -2,7 +2,7 @@
 
 Adebayo et al. 2018, "Sanity Checks for Saliency Maps" (section 3, cascading randomisation): the
 weights are randomised from the head down to the embedding, step by step, and the map is compared
-with that of the whole model. One that stays as it was shows the picture, or the architecture, but
+with that of the whole model. One that stays as it was shows the image, or the architecture, but
 nothing that the model has learnt. Low is good.
 
 Each tensor of weights is shuffled, so that their size and spread stay what they were: fresh ones
@@ -75,7 +75,7 @@ def shuffle_(parameters: Sequence[nn.Parameter], generator: torch.Generator) -> 
 
 def randomisation(
     model: nn.Module,
-    pictures: Tensor,
+    images: Tensor,
     categories: Sequence[int],
     methods: Mapping[str, Method],
     *,
@@ -87,7 +87,7 @@ def randomisation(
 
     Args:
         model: a timm ViT; left as it was found.
-        pictures: (B, 3, H, W).
+        images: (B, 3, H, W).
         categories: B of them, explained throughout, whatever a random model says.
         methods: by name.
         only_last: only the model all of whose weights are random.
@@ -99,7 +99,7 @@ def randomisation(
     Raises:
         UnsupportedModel: if a method can't explain the model.
     """
-    check_categories(model, pictures, categories)
+    check_categories(model, images, categories)
     stages = stages_of(model)
     steps = [list(stages)] if only_last else [[name] for name in stages]
     generator = torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ def randomisation(
 
     def masks(name: str) -> np.ndarray:
         # a method is made anew each time: it may have read the weights
-        return masks_of(methods[name], model, pictures, categories, batch_size)
+        return masks_of(methods[name], model, images, categories, batch_size)
 
     whole = {name: masks(name) for name in methods}
     with weights_restored(model):

@@ -1,4 +1,4 @@
-"""One number for how faithful a map is to one picture, to choose among several maps of it."""
+"""One number for how faithful a map is to one image, to choose among several maps of it."""
 
 import numpy as np
 from torch import Tensor, nn
@@ -8,12 +8,12 @@ from vitexplain.faithfulness.removal import BASELINES, Removal
 STEPS = 10
 
 
-def faithfulness(model: nn.Module, picture: Tensor, mask: np.ndarray, category: int) -> float:
+def faithfulness(model: nn.Module, image: Tensor, mask: np.ndarray, category: int) -> float:
     """Area under insertion minus that under deletion, the mean of both baselines; -1 to 1.
 
     Args:
         model: a classifier; used in evaluation mode, left as it was found.
-        picture: (3, H, W), normalised.
+        image: (3, H, W), normalised.
         mask: (h, w), >= 0.
         category: the one that the mask explains.
 
@@ -23,11 +23,11 @@ def faithfulness(model: nn.Module, picture: Tensor, mask: np.ndarray, category: 
     scored, by 40 steps, 0.001 less than the best one on average; best and worst differed by 0.13.
 
     Raises:
-        ValueError: if picture, mask and category don't fit the model.
+        ValueError: if image, mask and category don't fit the model.
     """
-    pictures, masks = picture[None], mask[None]
+    images, masks = image[None], mask[None]
     differences = []
     for baseline in BASELINES:
-        removal = Removal(model, pictures, [category], baseline, STEPS)
+        removal = Removal(model, images, [category], baseline, STEPS)
         differences.append(removal.insertion(masks).areas - removal.deletion(masks).areas)
     return float(np.mean(differences))

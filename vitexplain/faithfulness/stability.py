@@ -15,14 +15,14 @@ from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
 from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
 
-SIGMA = 0.05  # of the noise, for pictures from 0 to 1: 13 grey levels
+SIGMA = 0.05  # of the noise, for images from 0 to 1: 13 grey levels
 DRAWS = 3
 
 
 def stability(
     method: Method,
     model: nn.Module,
-    pictures: Tensor,
+    images: Tensor,
     categories: Sequence[int],
     std: Sequence[float],
     *,
@@ -32,25 +32,25 @@ def stability(
     batch_size: int = BATCH,
     seed: int = 0,
 ) -> np.ndarray:
-    """(B,): rank correlation of the map and that of the picture with noise, mean over the draws.
+    """(B,): rank correlation of the map and that of the image with noise, mean over the draws.
 
     Args:
-        pictures: (B, 3, H, W), normalised.
+        images: (B, 3, H, W), normalised.
         categories: B of them, explained with noise and without.
-        std: what each channel was divided by; noise of `sigma` is for pictures from 0 to 1.
+        std: what each channel was divided by; noise of `sigma` is for images from 0 to 1.
         masks: (B, h, w), the maps without noise, if they are at hand.
-        seed: of the noise, which is the same for all pictures.
+        seed: of the noise, which is the same for all images.
 
     Raises:
         UnsupportedModel: if the method can't explain the model.
     """
-    check_categories(model, pictures, categories)
+    check_categories(model, images, categories)
     if masks is None:
-        masks = masks_of(method, model, pictures, categories, batch_size)
+        masks = masks_of(method, model, images, categories, batch_size)
     generator = torch.Generator().manual_seed(seed)
     scale = sigma / torch.tensor(std)[:, None, None]
     found = []
     for _ in range(draws):
-        noise = (torch.randn(pictures.shape[1:], generator=generator) * scale).to(pictures)
-        found.append(masks_of(method, model, pictures + noise, categories, batch_size))
+        noise = (torch.randn(images.shape[1:], generator=generator) * scale).to(images)
+        found.append(masks_of(method, model, images + noise, categories, batch_size))
     return np.mean([rank_correlation(masks, other) for other in found], axis=0)

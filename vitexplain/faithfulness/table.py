@@ -24,7 +24,7 @@ class Measure:
 
 COLUMN = 14  # characters of a column in a terminal
 
-# method -> key of a measure -> its value for each picture
+# method -> key of a measure -> its value for each image
 Values = Mapping[str, Mapping[str, np.ndarray]]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vitexplain.attention.capture import forward
-from vitexplain.attention.checks import pictures_for
+from vitexplain.attention.checks import images_for
 from vitexplain.faithfulness.passes import evaluation_mode, masks_of
 from vitexplain.methods.registry import Method
 
@@ -16,19 +16,19 @@ ROUNDS = 5
 
 
 def cost(
-    methods: Mapping[str, Method], model: nn.Module, pictures: Tensor, categories: list[int]
+    methods: Mapping[str, Method], model: nn.Module, images: Tensor, categories: list[int]
 ) -> dict[str, float]:
     """By name: median seconds of a map ÷ median seconds of a plain forward pass."""
-    pictures = pictures_for(model, pictures)
+    images = images_for(model, images)
 
     def plain() -> None:
         with torch.inference_mode(), evaluation_mode(model):
-            forward(model, pictures)
+            forward(model, images)
 
     runs: dict[str, Callable[[], object]] = {"": plain}
     for name, method in methods.items():
-        runs[name] = lambda method=method: masks_of(method, model, pictures, categories)
-    seconds = alternating_medians(runs, pictures.device)
+        runs[name] = lambda method=method: masks_of(method, model, images, categories)
+    seconds = alternating_medians(runs, images.device)
     return {name: seconds[name] / seconds[""] for name in methods}
 
 

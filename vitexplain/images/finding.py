@@ -1,4 +1,4 @@
-"""Find the pictures that a request names: files, folders, globs and lists."""
+"""Find the images that a request names: files, folders, globs and lists."""
 
 import glob
 import os
@@ -13,12 +13,12 @@ STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture to explain.
+class ImageFile:
+    """An image to explain.
 
     Attributes:
         path: where it is.
-        name: its path below what all requested pictures have in common, with "/"; outputs are
+        name: its path below what all requested images have in common, with "/"; outputs are
             called after it, so that no two share one.
     """
 
@@ -26,30 +26,30 @@ class Picture:
     name: str
 
 
-def is_one_picture(requests: Sequence[str]) -> bool:
-    """Whether the request is one path that is meant to be a single picture."""
+def is_one_image(requests: Sequence[str]) -> bool:
+    """Whether the request is one path that is meant to be a single image."""
     return len(requests) == 1 and not (
         requests[0].startswith("@") or Path(requests[0]).is_dir() or _is_pattern(requests[0])
     )
 
 
-def find_pictures(
+def find_images(
     requests: Sequence[str], recursive: bool, leave_out: Path
-) -> tuple[list[Picture], list[str]]:
-    """All pictures that are requested, each once; and what should be said of the request.
+) -> tuple[list[ImageFile], list[str]]:
+    """All images that are requested, each once; and what should be said of the request.
 
     Of a folder and of a glob's matches, everything that Pillow can open counts, and the rest is
     passed over, as hidden files are. A file that is named counts in any case: what can't be
-    opened is an error of that picture.
+    opened is an error of that image.
 
     Args:
-        requests: paths of pictures or folders, globs, and "@list.txt" with one path a line.
+        requests: paths of images or folders, globs, and "@list.txt" with one path a line.
         recursive: also folders in folders.
-        leave_out: the output folder, whose pictures are not input.
+        leave_out: the output folder, whose images are not input.
 
     Raises:
         ValueError: if a list can't be read, nothing is found, or the output folder is one of the
-            folders to explain: the next run would take its pictures for input.
+            folders to explain: the next run would take its images for input.
     """
     found: dict[str, str] = {}  # absolute path -> path as it was given
     anchors: list[str] = []
@@ -67,9 +67,9 @@ def find_pictures(
         for file in files:
             found.setdefault(os.path.abspath(file), file)
     if not found:
-        raise ValueError(f"no picture found in {', '.join(requests)}{_hint(recursive)}")
+        raise ValueError(f"no image found in {', '.join(requests)}{_hint(recursive)}")
     base = _common([os.path.abspath(anchor) for anchor in anchors])
-    return [Picture(path, _name(absolute, base)) for absolute, path in found.items()], notices
+    return [ImageFile(path, _name(absolute, base)) for absolute, path in found.items()], notices
 
 
 def _hint(recursive: bool) -> str:
@@ -92,7 +92,7 @@ def _listed(requests: Sequence[str]) -> Iterator[str]:
 
 def _of_folder(folder: str, recursive: bool, leave_out: Path, notices: list[str]) -> Iterator[str]:
     if _same(folder, leave_out):
-        raise ValueError(f"the results can't be written among the pictures of {folder}: "
+        raise ValueError(f"the results can't be written among the images of {folder}: "
                          "name another --output_dir")  # fmt: skip
 
     def unreadable(error: OSError) -> None:
@@ -103,7 +103,7 @@ def _of_folder(folder: str, recursive: bool, leave_out: Path, notices: list[str]
         folders[:] = sorted(name for name in kept if not _same(f"{parent}/{name}", leave_out))
         for name in sorted(files):
             path = os.path.join(parent, name)
-            if not _hidden(name) and _is_picture(path):
+            if not _hidden(name) and _is_image(path):
                 yield path
 
 
@@ -115,7 +115,7 @@ def _of_pattern(
         if Path(path).is_dir():
             if recursive:
                 yield from _of_folder(path, recursive, leave_out, notices)
-        elif not os.path.abspath(path).startswith(outputs) and _is_picture(path):
+        elif not os.path.abspath(path).startswith(outputs) and _is_image(path):
             yield path
 
 
@@ -131,7 +131,7 @@ def _fixed_part(pattern: str) -> str:
     return str(Path(*parts[:first])) if first else "."
 
 
-def _is_picture(path: str) -> bool:
+def _is_image(path: str) -> bool:
     """By its name; a file of another name is looked into."""
     format_ = Image.registered_extensions().get(Path(path).suffix.lower())
     if format_ in Image.OPEN:
@@ -139,12 +139,12 @@ def _is_picture(path: str) -> bool:
     try:
         with Image.open(path) as image:
             return image.format not in STUBS
-    except Exception:  # whatever the decoders raise: then it is no picture
+    except Exception:  # whatever the decoders raise: then it is no image
         return False
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".")  # also what macOS leaves beside each picture, "._a.jpg"
+    return name.startswith(".")  # also what macOS leaves beside each image, "._a.jpg"
 
 
 def _same(folder: str, other: Path) -> bool:

@@ -1,6 +1,6 @@
-"""RGB pictures as PNG with texts, several times as fast as general encoders make them.
+"""RGB images as PNG with texts, several times as fast as general encoders make them.
 
-In a run over many pictures, drawing is what competes with the model for the processor, and most
+In a run over many images, drawing is what competes with the model for the processor, and most
 of drawing is compression. One filter for all rows suits photographs under smooth colours nearly
 as well as the best for each row, and ISA-L deflates three times as fast as zlib at its fastest.
 """
@@ -22,18 +22,18 @@ EIGHT_BIT_RGB = (8, 2, 0, 0, 0)  # depth, colour type, compression, filter metho
 SUB = 1  # filter: each value less that of the pixel to its left
 
 
-def save_png(file: BinaryIO, picture: Image.Image, texts: Mapping[str, str]) -> None:
-    """An RGB picture as PNG (ISO/IEC 15948), with text chunks."""
+def save_png(file: BinaryIO, image: Image.Image, texts: Mapping[str, str]) -> None:
+    """An RGB image as PNG (ISO/IEC 15948), with text chunks."""
     info = PngImagePlugin.PngInfo()
     for key, text in texts.items():
         # names of files need not be valid Unicode, text chunks must be
         info.add_itxt(key, text.encode("utf-8", "backslashreplace").decode("utf-8"))
     file.write(SIGNATURE)
     put = PngImagePlugin.putchunk
-    put(file, b"IHDR", struct.pack(">2I5B", *picture.size, *EIGHT_BIT_RGB))
+    put(file, b"IHDR", struct.pack(">2I5B", *image.size, *EIGHT_BIT_RGB))
     for kind, data, *_ in info.chunks:
         put(file, kind, data)
-    put(file, b"IDAT", compress(_filtered(np.asarray(picture)), 1))
+    put(file, b"IDAT", compress(_filtered(np.asarray(image)), 1))
     put(file, b"IEND", b"")
 
 

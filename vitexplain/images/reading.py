@@ -1,4 +1,4 @@
-"""Open pictures safely: whatever Pillow reads, as upright 8-bit RGB, or one clear error."""
+"""Open images safely: whatever Pillow reads, as upright 8-bit RGB, or one clear error."""
 
 import warnings
 from pathlib import Path
@@ -9,22 +9,22 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 
 class PictureError(ValueError):
-    """A picture is missing, broken, too large, or no picture."""
+    """An image is missing, broken, too large, or no image."""
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """The picture at `path` as RGB: EXIF orientation applied, transparency on white.
+def open_image(path: str | Path) -> Image.Image:
+    """The image at `path` as RGB: EXIF orientation applied, transparency on white.
 
     Of an animation the first frame; 16-bit and floating-point grey are brought to 8 bits.
 
     Raises:
         PictureError: in one sentence that names the path and what is wrong.
     """
-    return read_picture(Path(path), str(Path(path)))
+    return read_image(Path(path), str(Path(path)))
 
 
-def read_picture(source: Path | BinaryIO, name: str) -> Image.Image:
-    """As `open_picture`, also from an open file; `name` is what errors call it."""
+def read_image(source: Path | BinaryIO, name: str) -> Image.Image:
+    """As `open_image`, also from an open file; `name` is what errors call it."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of a possible decompression bomb at half the size it refuses, and of
@@ -34,11 +34,11 @@ def read_picture(source: Path | BinaryIO, name: str) -> Image.Image:
                 image.load()
                 return to_rgb(_upright(image))
     except FileNotFoundError:
-        raise PictureError(f"no picture at {name}: no such file") from None
+        raise PictureError(f"no image at {name}: no such file") from None
     except IsADirectoryError:
-        raise PictureError(f"{name} is a folder: name one picture in it") from None
+        raise PictureError(f"{name} is a folder: name one image in it") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a picture, or of a format Pillow can't read") from None
+        raise PictureError(f"{name} is not an image, or of a format Pillow can't read") from None
     except Image.DecompressionBombError:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
         raise PictureError(f"{name} is too large: more than {limit} million pixels") from None
@@ -68,7 +68,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # damaged EXIF: the picture itself may still be fine
+    except Exception:  # damaged EXIF: the image itself may still be fine
         return image
 
 

@@ -26,9 +26,9 @@ def writable_folder(folder: str | Path) -> Path:
         return folder
 
 
-def write_png(path: Path, picture: Image.Image, texts: Mapping[str, str]) -> None:
-    """An RGB picture as PNG, with text chunks."""
-    write_whole(path, lambda file: save_png(file, picture, texts))
+def write_png(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:
+    """An RGB image as PNG, with text chunks."""
+    write_whole(path, lambda file: save_png(file, image, texts))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -1,16 +1,16 @@
 """The arithmetic of the script that papers of 2021 to 2025 used, so that their maps can be redone.
 
 It differs from attention rollout in several steps, and is kept here, apart from the rest, for
-comparison only. For one picture and a model with one prefix token:
+comparison only. For one image and a model with one prefix token:
 
 - each entry [i, j] is divided by the sum of row j, where the paper divides it by that of row i;
 - the weakest entries are dropped over all N*N, and of the class token only [0, 0] is spared
   (with gradients, nothing is);
 - with gradients, block l's attention is weighed with block L+1-l's gradient, that gradient is the
   one with respect to the scores before the softmax, and heads are averaged before the clamp;
-- the overlay adds heatmap and picture and divides by the brightest value.
+- the overlay adds heatmap and image and divides by the brightest value.
 
-All matrices are of one picture; block 1 comes first.
+All matrices are of one image; block 1 comes first.
 """
 
 from collections.abc import Sequence
@@ -43,12 +43,12 @@ def grad_rollout(
     return _mask([_discard(matrix, discard_ratio, spare_first=False) for matrix in fused], layout)
 
 
-def overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Heatmap and picture (H, W, 3), uint8 RGB, added and divided by the brightest value."""
-    height, width = picture.shape[:2]
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Heatmap and image (H, W, 3), uint8 RGB, added and divided by the brightest value."""
+    height, width = image.shape[:2]
     enlarged = cv2.resize(mask, (width, height))
     heatmap = cv2.applyColorMap(np.uint8(255 * enlarged), cv2.COLORMAP_JET)[:, :, ::-1]
-    added = np.float32(heatmap) / 255 + np.float32(picture) / 255
+    added = np.float32(heatmap) / 255 + np.float32(image) / 255
     return np.uint8(255 * (added / added.max()))
 
 
@@ -56,7 +56,7 @@ def _check(matrix: Tensor, layout) -> None:
     if layout.prefix_tokens != 1 or layout.readout_rows != (0,):
         raise ValueError("as_published needs a model with a class token and no other prefix token")
     if len(matrix) != 1:
-        raise ValueError(f"as_published explains one picture at a time, not {len(matrix)}")
+        raise ValueError(f"as_published explains one image at a time, not {len(matrix)}")
 
 
 def _discard(fused: Tensor, discard_ratio: float, *, spare_first: bool) -> Tensor:

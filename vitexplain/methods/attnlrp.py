@@ -50,7 +50,7 @@ NONLINEAR = frozenset(
 
 
 class AttnLRP(OfCategory):
-    """AttnLRP of a timm ViT's patches, for one category of each picture.
+    """AttnLRP of a timm ViT's patches, for one category of each image.
 
     Args:
         model: any that check_supported lets pass; used in evaluation mode, left as it
@@ -69,7 +69,7 @@ class AttnLRP(OfCategory):
         self.model, self.gamma = model, gamma
 
     def _maps(
-        self, pictures: Tensor, layout: TokenLayout, choose: Choose
+        self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         tokens: list[Tensor] = []
 
@@ -81,7 +81,7 @@ class AttnLRP(OfCategory):
             prepare(self.model, undo, freeze=True, fused=True)
             undo.callback(self.model.patch_embed.register_forward_hook(begin).remove)
             undo.enter_context(LrpRules(self.gamma))
-            logits = forward(self.model, pictures)
+            logits = forward(self.model, images)
         categories = choose(logits.detach())
         masks = []
         for score, again in scores(logits, categories):

@@ -1,4 +1,4 @@
-"""What all methods with a map for each category share: which categories, of which pictures."""
+"""What all methods with a map for each category share: which categories, of which images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from vit_rollout import Explanation
-from vitexplain.attention.checks import check_one_picture, pictures_for
+from vitexplain.attention.checks import check_one_image, images_for
 from vitexplain.attention.tokens import TokenLayout, token_layout
 
-# logits (B, categories) -> K categories for each of the B pictures
+# logits (B, categories) -> K categories for each of the B images
 Choose = Callable[[Tensor], list[list[int]]]
 
 
 class OfCategory(ABC):
-    """A method that explains one category of each picture; its own part is `_maps`.
+    """A method that explains one category of each image; its own part is `_maps`.
 
     Attributes:
         model: a timm ViT; used in evaluation mode, left as it was found.
@@ -26,42 +26,42 @@ class OfCategory(ABC):
     model: nn.Module
 
     def __call__(self, input_tensor: Tensor, category_index: int | None = None) -> np.ndarray:
-        """The mask (h, w) of one picture (1, 3, H, W): float32, largest value 1.
+        """The mask (h, w) of one image (1, 3, H, W): float32, largest value 1.
 
         Args:
-            category_index: index of the category; None for the likeliest one.
+            category_index: index of the category; None for the most likely one.
         """
-        check_one_picture(input_tensor)
+        check_one_image(input_tensor)
         return self.batch(input_tensor, None if category_index is None else [category_index])[0]
 
     def batch(
         self, input_tensor: Tensor, category_indices: Sequence[int] | None = None
     ) -> np.ndarray:
-        """The masks (B, h, w) of B pictures, of one category each (None: the likeliest)."""
+        """The masks (B, h, w) of B images, of one category each (None: the most likely)."""
         return self.explain(input_tensor, category_indices).masks
 
     def explain(
         self, input_tensor: Tensor, category_indices: Sequence[int] | None = None
     ) -> Explanation:
-        """Masks and logits of B pictures (B, 3, H, W), of one category each (None: the likeliest).
+        """Masks and logits of B images (B, 3, H, W), of one category each (None: the most likely).
 
         Raises:
             UnsupportedModel: if the method can't explain this model.
             ValueError: if a category is out of range, the model has none, or the input is not a
-                batch of pictures of a size that the model takes.
+                batch of images of a size that the model takes.
         """
         return self._explain(input_tensor, partial(_one_category_each, category_indices))[0]
 
     def explain_several(
         self, input_tensor: Tensor, category_indices: Sequence[Sequence[int]] | int
     ) -> list[Explanation]:
-        """Maps of K categories of each picture, from one forward pass.
+        """Maps of K categories of each image, from one forward pass.
 
         Args:
-            category_indices: K for each of the B pictures, or K itself for the K likeliest.
+            category_indices: K for each of the B images, or K itself for the K most likely.
 
         Returns:
-            K explanations of the B pictures.
+            K explanations of the B images.
 
         Raises:
             As `explain`.
@@ -69,14 +69,14 @@ class OfCategory(ABC):
         return self._explain(input_tensor, partial(_several_categories_each, category_indices))
 
     def _explain(self, input_tensor: Tensor, choose: Choose) -> list[Explanation]:
-        """One explanation for each category that `choose` finds, from the logits, per picture."""
+        """One explanation for each category that `choose` finds, from the logits, per image."""
         if not self.model.num_classes:
             raise ValueError("the model has no categories: only attention rollout explains it")
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made in inference mode could not be recorded by autograd
-            pictures = pictures_for(self.model, input_tensor).clone()
-            layout = token_layout(self.model, *pictures.shape[2:])
-            masks, logits, categories = self._maps(pictures, layout, choose)
+            images = images_for(self.model, input_tensor).clone()
+            layout = token_layout(self.model, *images.shape[2:])
+            masks, logits, categories = self._maps(images, layout, choose)
         logits = logits.detach().float().cpu()
         return [
             Explanation(mask, logits, layout, list(chosen))
@@ -85,13 +85,13 @@ class OfCategory(ABC):
 
     @abstractmethod
     def _maps(
-        self, pictures: Tensor, layout: TokenLayout, choose: Choose
+        self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         """K times masks (B, h, w), the logits (B, categories), and what `choose` made of these."""
 
 
 def scores(logits: Tensor, categories: list[list[int]]) -> Iterator[tuple[Tensor, bool]]:
-    """(sum over the pictures of the k-th category's logit, whether there is another) for each k."""
+    """(sum over the images of the k-th category's logit, whether there is another) for each k."""
     chosen = logits.gather(1, torch.tensor(categories, device=logits.device))  # (B, K)
     count = chosen.shape[1]
     for number in range(count):
@@ -115,11 +115,11 @@ def _several_categories_each(
     categories = [[int(category) for category in several] for several in category_indices]
     if len(categories) != len(logits):
         raise ValueError(
-            f"category_indices must hold one category for each of {len(logits)} pictures, "
+            f"category_indices must hold one category for each of {len(logits)} images, "
             f"not {len(categories)}"
         )
     if not categories[0] or len({len(several) for several in categories}) > 1:
-        raise ValueError("category_indices must hold equally many categories for each picture")
+        raise ValueError("category_indices must hold equally many categories for each image")
     for category in (category for several in categories for category in several):
         if not 0 <= category < count:
             raise ValueError(f"category_index must be from 0 to {count - 1}, not {category}")

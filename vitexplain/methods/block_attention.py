@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vit_rollout import Explanation, fuse_heads, largest_is_one
 from vitexplain.attention.capture import capture_attention, forward
-from vitexplain.attention.checks import check_one_picture, check_settings, pictures_for
+from vitexplain.attention.checks import check_one_image, check_settings, images_for
 from vitexplain.attention.tokens import (
     WINDOWED,
     UnsupportedModel,
@@ -51,28 +51,28 @@ class BlockAttention:
         self.model, self.head_fusion, self.block, self.head = model, head_fusion, block, head
 
     def __call__(self, input_tensor: Tensor) -> np.ndarray:
-        """The mask (h, w) of one picture (1, 3, H, W): float32, largest value 1."""
-        check_one_picture(input_tensor)
+        """The mask (h, w) of one image (1, 3, H, W): float32, largest value 1."""
+        check_one_image(input_tensor)
         return self.batch(input_tensor)[0]
 
     def batch(self, input_tensor: Tensor) -> np.ndarray:
-        """The masks (B, h, w) of B pictures (B, 3, H, W)."""
+        """The masks (B, h, w) of B images (B, 3, H, W)."""
         return self.explain(input_tensor).masks
 
     def explain(self, input_tensor: Tensor) -> Explanation:
-        """Masks and logits of B pictures (B, 3, H, W), from one forward pass.
+        """Masks and logits of B images (B, 3, H, W), from one forward pass.
 
         Raises:
             UnsupportedModel: if what passes the hooks is not attention over the input's tokens.
-            ValueError: if there is no such head, or the input is not a batch of pictures.
+            ValueError: if there is no such head, or the input is not a batch of images.
         """
-        pictures = pictures_for(self.model, input_tensor)
-        layout = token_layout(self.model, *pictures.shape[2:])
+        images = images_for(self.model, input_tensor)
+        layout = token_layout(self.model, *images.shape[2:])
         with (
             torch.inference_mode(),
             capture_attention(self.model, layout, reduce=self._fused) as captured,
         ):
-            logits = forward(self.model, pictures)
+            logits = forward(self.model, images)
             attention = sum(captured.blocks()[self.block])  # branches are summed in the stream
             # all heads of the pool decide what is read, whichever one of the block is wanted
             pooled = None if captured.pool is None else fuse_heads(captured.pool, "mean")

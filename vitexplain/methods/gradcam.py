@@ -28,7 +28,7 @@ from vitexplain.methods.base import Choose, OfCategory, scores
 
 
 class GradCam(OfCategory):
-    """Grad-CAM of a timm ViT's tokens, for one category of each picture.
+    """Grad-CAM of a timm ViT's tokens, for one category of each image.
 
     In Swin its masks are as coarse as the last stage's grid.
 
@@ -47,13 +47,13 @@ class GradCam(OfCategory):
             raise UnsupportedModel(model, "the attention of its last block reads no single input")
 
     def _maps(
-        self, pictures: Tensor, layout: TokenLayout, choose: Choose
+        self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         seen: list[Tensor] = []
         with ExitStack() as undo:
             prepare(self.model, undo, freeze=True, fused=not isinstance(self.model, WINDOWED))
             self._see(seen, undo)
-            logits = forward(self.model, pictures)
+            logits = forward(self.model, images)
         categories = choose(logits.detach())
         masks = []
         for score, again in scores(logits, categories):

@@ -1,4 +1,4 @@
-"""Integrated gradients: the pixels' gradients on the way from a plain colour to the picture.
+"""Integrated gradients: the pixels' gradients on the way from a plain colour to the image.
 
 Sundararajan, Taly & Yan 2017, "Axiomatic Attribution for Deep Networks" (ICML), equations 1 and 3:
 
@@ -35,7 +35,7 @@ STEPS = 50
 
 
 class IntegratedGradients(OfCategory):
-    """Integrated gradients of a timm ViT's patches, for one category of each picture.
+    """Integrated gradients of a timm ViT's patches, for one category of each image.
 
     A category takes STEPS forward and backward passes on the whole batch, one after the other, so
     that no more memory is needed than for one.
@@ -53,28 +53,28 @@ class IntegratedGradients(OfCategory):
         self.model = model
 
     def _maps(
-        self, pictures: Tensor, layout: TokenLayout, choose: Choose
+        self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         with ExitStack() as undo:
             prepare(self.model, undo, freeze=True, fused=True)
             with torch.no_grad():
-                logits = forward(self.model, pictures)
+                logits = forward(self.model, images)
             categories = choose(logits)
             masks = []
             for chosen in zip(*categories, strict=True):
-                pixels = self.of_pixels(pictures, chosen).sum(dim=1)
+                pixels = self.of_pixels(images, chosen).sum(dim=1)
                 patches = patch_sums(pixels, layout.grid, self._patch_size())
                 masks.append(largest_is_one(patches.clamp(min=0), layout.grid))
         return masks, logits, categories
 
-    def of_pixels(self, pictures: Tensor, categories: tuple[int, ...]) -> Tensor:
-        """Signed attributions (B, 3, H, W) of B pictures, of one category each."""
+    def of_pixels(self, images: Tensor, categories: tuple[int, ...]) -> Tensor:
+        """Signed attributions (B, 3, H, W) of B images, of one category each."""
         attributions = Integral(partial(forward, self.model)).attribute(
-            pictures.detach().requires_grad_(),
+            images.detach().requires_grad_(),
             target=list(categories),
             n_steps=STEPS,
             method="gausslegendre",
-            internal_batch_size=len(pictures),
+            internal_batch_size=len(images),
         )
         return attributions.detach()
 
@@ -83,10 +83,10 @@ class IntegratedGradients(OfCategory):
 
 
 def patch_sums(pixels: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
-    """(B, H, W) -> (B, h*w): the sum over each patch, the picture being split evenly.
+    """(B, H, W) -> (B, h*w): the sum over each patch, the image being split evenly.
 
     Args:
-        patch: pixels of a patch, (down, across). Where the grid goes beyond the picture, as timm
+        patch: pixels of a patch, (down, across). Where the grid goes beyond the image, as timm
             pads it, its last patches have fewer.
     """
     height, width = pixels.shape[1:]

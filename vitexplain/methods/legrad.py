@@ -30,7 +30,7 @@ from vitexplain.methods.base import Choose, OfCategory, scores
 
 
 class LeGrad(OfCategory):
-    """LeGrad of a timm ViT, for one category of each picture: two forward passes.
+    """LeGrad of a timm ViT, for one category of each image: two forward passes.
 
     Args:
         model: a timm VisionTransformer; used in evaluation mode, left as it was found.
@@ -49,10 +49,10 @@ class LeGrad(OfCategory):
         self.model, self.start_block = model, start_block
 
     def _maps(
-        self, pictures: Tensor, layout: TokenLayout, choose: Choose
+        self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         with torch.no_grad(), capture_attention(self.model, layout, reduce=torch.numel) as captured:
-            logits = forward(self.model, pictures)
+            logits = forward(self.model, images)
             captured.blocks()  # complete, or the model is refused
         categories = choose(logits)
         found: list[list[Tensor]] = [[] for _ in categories[0]]  # of each category, each block
@@ -69,7 +69,7 @@ class LeGrad(OfCategory):
                     return tokens.detach()  # each block's score is its own
 
                 undo.callback(block.register_forward_hook(score).remove)
-            self.model.forward_features(pictures)
+            self.model.forward_features(images)
         sums = [torch.stack(each).mean(dim=0)[:, layout.prefix_tokens :] for each in found]
         return [largest_is_one(each, layout.grid) for each in sums], logits, categories
 

@@ -1,6 +1,6 @@
 """The methods that there are, by name: each says which patches count, in its own sense.
 
-A method is made of a model, and then explains batches: `METHODS[name].make(model).explain(pictures,
+A method is made of a model, and then explains batches: `METHODS[name].make(model).explain(images,
 categories)` gives an Explanation with masks (B, h, w). Only what is asked for is imported.
 """
 
@@ -55,7 +55,7 @@ _ALL = (
         False,
         ("vit_rollout", "VITAttentionRollout"),
         ("head_fusion", "discard_ratio", "start_block", "as_published"),
-        {"head_fusion": "max"},  # as the older script's published pictures
+        {"head_fusion": "max"},  # as the older script's published images
     ),
     Method(
         "value_rollout",

@@ -21,7 +21,7 @@ from vitexplain.attention.tokens import TokenLayout
 
 
 class Relevance(VITAttentionGradRollout):
-    """Relevance of a timm ViT's patches, for one category of each picture.
+    """Relevance of a timm ViT's patches, for one category of each image.
 
     Args:
         model: a timm VisionTransformer; used in evaluation mode, left as it was found.

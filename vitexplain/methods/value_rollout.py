@@ -14,7 +14,7 @@ LayerScale included. Their norms take the place of attention in the product of A
 
 The mask is the row of R that the classifier reads, at the patches' columns. An attention pool is
 weighed in the same way. MLPs and layer norms are left out. GlobEnc adds the token itself within
-the norm, || sum_h A^h_ij u^h_j + [i = j] x_i ||; on 300 pictures with boxes that pointed at the
+the norm, || sum_h A^h_ij u^h_j + [i = j] x_i ||; on 300 images with boxes that pointed at the
 object less often (DeiT-tiny 0.50 and not 0.56, bundled model 0.77 and not 0.80).
 
 The norms need only the scalar products of the u: || sum_h A^h_ij u^h_j ||^2 =
@@ -69,7 +69,7 @@ class ValueRollout(VITAttentionRollout):
         return True  # values are seen in the attention calls alone, whoever has hooks elsewhere
 
     def _run_fused(
-        self, pictures: Tensor, layout: TokenLayout, only_attention: bool
+        self, images: Tensor, layout: TokenLayout, only_attention: bool
     ) -> tuple[np.ndarray, Tensor | None]:
         found, pool, logits = FusedAttention(self.model, layout), [], None
         norms = _Norms(self.start_block, only_attention)
@@ -81,7 +81,7 @@ class ValueRollout(VITAttentionRollout):
                 pooling = self.model.attn_pool
                 undo.callback(pooling.register_forward_pre_hook(norms.enter_pool).remove)
             answer_calls(self.model, layout, undo, found.blocks, pool, norms.attend)
-            logits = forward(self.model, pictures)
+            logits = forward(self.model, images)
         factors = found.factors(self.start_block)
         return self._masks(factors, layout, pool[0] if pool else None), logits
 

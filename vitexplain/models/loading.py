@@ -30,7 +30,7 @@ from vitexplain.models.categories import default_names, find_category, read_name
 from vitexplain.models.hub import WeightsUnavailable, weights_at_hand
 from vitexplain.models.transform import InputTransform
 
-AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published pictures
+AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
 MOST_PATCHES = 16_384  # a block's matrix over so many takes 1 GiB
 
 
@@ -45,7 +45,7 @@ class LoadedModel:
     Attributes:
         model: the network, on its device.
         name: what was loaded, as timm names it, or "bundled".
-        transform: PIL picture -> (3, H, W) tensor.
+        transform: PIL image -> (3, H, W) tensor.
         categories: their names, by output index; empty for a model without a classifier.
         notice: what the user should know of how the model was chosen, or "".
     """
@@ -67,7 +67,7 @@ class LoadedModel:
 
 @dataclass
 class _Network:
-    """A model and how its pictures are prepared (timm's data config), before all else."""
+    """A model and how its images are prepared (timm's data config), before all else."""
 
     model: nn.Module
     name: str
@@ -96,7 +96,7 @@ def load_model(
             that training wrote, which says itself what it is (`name` stays "auto").
         class_names: file with the categories' names, one a line or JSON.
         device: where the model goes.
-        crop: "none" (the whole picture squashed), "center" (the model's own crop) or "pad".
+        crop: "none" (the whole image squashed), "center" (the model's own crop) or "pad".
         img_size: (H, W) of the input in pixels; None for the size that the model came with.
         explainable: refuse a model whose attention can't be explained.
 
@@ -146,7 +146,7 @@ def build_network(config: dict, num_classes: int | None = None) -> VisionTransfo
 
 
 def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
-    """Make a timm model take pictures of (H, W) pixels; position embeddings are interpolated.
+    """Make a timm model take images of (H, W) pixels; position embeddings are interpolated.
 
     Raises:
         ModelError: the model can't take that size.
@@ -157,21 +157,21 @@ def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     down, across = model.patch_embed.feat_ratio(as_scalar=False)  # pixels of a patch
     if height % down or width % across:
         raise ModelError(
-            f"the model does not take {height}x{width} pictures: its patches have {down}x{across} "
+            f"the model does not take {height}x{width} images: its patches have {down}x{across} "
             f"pixels, try {max(1, round(height / down)) * down}x"
             f"{max(1, round(width / across)) * across}"
         )
     patches = height // down * (width // across)
     if patches > MOST_PATCHES:
         raise ModelError(
-            f"{height}x{width} pictures would be {patches} patches, and each attends to all "
+            f"{height}x{width} images would be {patches} patches, and each attends to all "
             f"others: at most {MOST_PATCHES}"
         )
     try:
         model.set_input_size(img_size=img_size)
     except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ModelError(
-            f"the model does not take {height}x{width} pictures: {_one_line(error)}"
+            f"the model does not take {height}x{width} images: {_one_line(error)}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""From a picture to what the model sees, and back: which region of the picture that is.
+"""From an image to what the model sees, and back: which region of the image that is.
 
 Resizing, cropping and normalisation are timm's own evaluation transform of the model.
 """
@@ -15,15 +15,15 @@ from vitexplain.images.region import Region
 
 
 class InputTransform:
-    """PIL picture -> (3, H, W) float tensor, as the model expects it.
+    """PIL image -> (3, H, W) float tensor, as the model expects it.
 
     Args:
         size: (H, W) of the model's input in pixels.
         mean, std: of each channel, for values from 0 to 1; the model was trained with them.
         interpolation: "bicubic", "bilinear", ...
-        crop: "none" resizes the whole picture to `size` whatever its proportions, as the
-            published pictures do; "center" is the model's own evaluation crop; "pad" resizes
-            the whole picture in its proportions and pads it with the mean colour.
+        crop: "none" resizes the whole image to `size` whatever its proportions, as the
+            published images do; "center" is the model's own evaluation crop; "pad" resizes
+            the whole image in its proportions and pads it with the mean colour.
         crop_pct, crop_mode: timm's description of that crop.
     """
 
@@ -57,12 +57,12 @@ class InputTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, H, W), normalised."""
-        return self.tensor(self.picture(image))
+        return self.tensor(self.seen(image))
 
-    def picture(self, image: Image.Image) -> Image.Image:
+    def seen(self, image: Image.Image) -> Image.Image:
         """What the model sees: RGB, W x H pixels."""
         if self.crop_mode == "border":
-            # timm would shrink the short side of a very thin picture to nothing
+            # timm would shrink the short side of a very thin image to nothing
             least = math.ceil(max(image.width / self.size[1], image.height / self.size[0]))
             if min(image.size) < least:
                 image = image.resize((max(image.width, least), max(image.height, least)))
@@ -70,14 +70,14 @@ class InputTransform:
             image = step(image)
         return image
 
-    def tensor(self, picture: Image.Image) -> Tensor:
+    def tensor(self, image: Image.Image) -> Tensor:
         """What the model sees -> (3, H, W), normalised."""
-        return self._normalize(self._to_tensor(picture))
+        return self._normalize(self._to_tensor(image))
 
     def region(self, width: int, height: int) -> Region:
-        """(left, top, right, bottom) of the part that is seen of a width x height picture.
+        """(left, top, right, bottom) of the part that is seen of a width x height image.
 
-        In the picture's own pixels; beyond its edges where timm pads.
+        In the image's own pixels; beyond its edges where timm pads.
         """
         resized = self._resized(width, height)
         offsets = [round((full - seen) / 2) for full, seen in zip(resized, self._wh, strict=True)]

@@ -1,4 +1,4 @@
-"""How faithful each method's maps are on the user's own pictures, in a table and a figure."""
+"""How faithful each method's maps are on the user's own images, in a table and a figure."""
 
 import dataclasses
 import json
@@ -11,34 +11,34 @@ from torch import Tensor
 from vitexplain.drawing.charts import draw_measures
 from vitexplain.explainer import options_of
 from vitexplain.faithfulness.baselines import FLOORS
-from vitexplain.faithfulness.measures import ALL, MEASURES, Evaluation, evaluate_pictures
+from vitexplain.faithfulness.measures import ALL, MEASURES, Evaluation, evaluate_images
 from vitexplain.faithfulness.table import as_json, as_markdown, as_text
-from vitexplain.images.finding import Picture, find_pictures
-from vitexplain.images.reading import PictureError, open_picture
+from vitexplain.images.finding import ImageFile, find_images
+from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.writing import write_png, write_whole
 from vitexplain.methods.registry import METHODS
 from vitexplain.runs.session import Ready, existing, model_report, prepare, versions
 from vitexplain.settings import Settings
 
-MOST = 200  # pictures that are measured, at some seconds each
+MOST = 200  # images that are measured, at some seconds each
 
 
 def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Measure the methods on all pictures, write a table, and report (JSON-ready).
+    """Measure the methods on all images, write a table, and report (JSON-ready).
 
     Args:
-        tell: gets a sentence for each picture that fails, and for what else there is to say.
+        tell: gets a sentence for each image that fails, and for what else there is to say.
 
     Raises:
         ValueError, OSError: a request that can't be met.
     """
-    pictures = _pictures(settings, tell)
+    images = _images(settings, tell)
     ready = prepare(dataclasses.replace(settings, compare=True))
     if ready.loaded.notice:
         tell(ready.loaded.notice)
-    tensors, failures = _tensors(ready, pictures)
+    tensors, failures = _tensors(ready, images)
     if not tensors:
-        raise ValueError(f"no picture can be read: {failures[0]}")
+        raise ValueError(f"no image can be read: {failures[0]}")
     for reason in failures:
         tell(reason)
     names = settings.method or tuple(METHODS)
@@ -49,7 +49,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
     category = settings.category
     index = None if category in (None, "top") else ready.loaded.category_index(category)
     categories = None if index is None else [index] * len(tensors)
-    found = evaluate_pictures(
+    found = evaluate_images(
         ready.loaded.model,
         torch.stack(tensors),
         ready.loaded.transform.std,
@@ -81,25 +81,25 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
     return report | {"files": {kind: str(path) for kind, path in files.items()}}
 
 
-def _pictures(settings: Settings, tell: Callable[[str], None]) -> list[Picture]:
+def _images(settings: Settings, tell: Callable[[str], None]) -> list[ImageFile]:
     """The requested ones, evenly thinned out if there are too many."""
     leave_out = Path(settings.output_dir)
     requests = [str(existing(path)) for path in settings.image_path]
-    pictures, notices = find_pictures(requests, settings.recursive, leave_out)
+    images, notices = find_images(requests, settings.recursive, leave_out)
     for notice in notices:
         tell(notice)
-    if len(pictures) <= MOST:
-        return pictures
-    tell(f"measuring on {MOST} of {len(pictures)} pictures")
-    return [pictures[number * len(pictures) // MOST] for number in range(MOST)]
+    if len(images) <= MOST:
+        return images
+    tell(f"measuring on {MOST} of {len(images)} images")
+    return [images[number * len(images) // MOST] for number in range(MOST)]
 
 
-def _tensors(ready: Ready, pictures: list[Picture]) -> tuple[list[Tensor], list[str]]:
-    """(3, H, W) of each picture that can be read, and why the others can't."""
+def _tensors(ready: Ready, images: list[ImageFile]) -> tuple[list[Tensor], list[str]]:
+    """(3, H, W) of each image that can be read, and why the others can't."""
     tensors, failures = [], []
-    for picture in pictures:
+    for image in images:
         try:
-            tensors.append(ready.output.transform(open_picture(picture.path)))
+            tensors.append(ready.output.transform(open_image(image.path)))
         except (PictureError, OSError) as error:
             failures.append(str(error))
     return tensors, failures

@@ -1,6 +1,6 @@
-"""Many pictures: opened, explained in batches and drawn at the same time, with bounded memory.
+"""Many images: opened, explained in batches and drawn at the same time, with bounded memory.
 
-picture -> Workers.decode -> Item -> Explainer -> Item with maps -> Workers.write -> Results: each
+image -> Workers.decode -> Item -> Explainer -> Item with maps -> Workers.write -> Results: each
 step is a generator that holds a few batches at most. What fails stays an Item, with its reason.
 """
 
@@ -25,7 +25,7 @@ from vitexplain.device import in_batches, keep_freed_memory
 from vitexplain.drawing.contact_sheet import layout, write_contact_sheet
 from vitexplain.drawing.report.report import write_report
 from vitexplain.explainer import Explainer
-from vitexplain.images.finding import Picture, find_pictures
+from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
 from vitexplain.models.transform import InputTransform
 from vitexplain.parallel import in_order
@@ -35,7 +35,7 @@ from vitexplain.runs.session import Ready, model_report, prepare, versions
 from vitexplain.runs.workers import Decoded, Workers, Written, processors
 from vitexplain.settings import Settings
 
-# errors of writing that the next picture would meet too
+# errors of writing that the next image would meet too
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 # settings that change no result, or that the record holds in another form
 NOT_RECORDED = {"image_path", "recursive", "model", "checkpoint", "class_names", "device",
@@ -44,10 +44,10 @@ NOT_RECORDED = {"image_path", "recursive", "model", "checkpoint", "class_names",
 
 
 def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Explain all requested pictures that are not explained yet, and report (JSON-ready).
+    """Explain all requested images that are not explained yet, and report (JSON-ready).
 
     Args:
-        tell: gets a sentence for each picture that fails, and for what else there is to say.
+        tell: gets a sentence for each image that fails, and for what else there is to say.
 
     Raises:
         ValueError, OSError: a request that can't be met, or nowhere to write: what is finished
@@ -61,19 +61,19 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
 
     started = time.monotonic()
     leave_out = Path(settings.output_dir)
-    pictures, notices = find_pictures(settings.image_path, settings.recursive, leave_out)
+    images, notices = find_images(settings.image_path, settings.recursive, leave_out)
     if settings.contact_sheet == "png":
-        layout(len(pictures) * (settings.top_k or 1))  # too many must not be found out in the end
+        layout(len(images) * (settings.top_k or 1))  # too many must not be found out in the end
     ready = prepare(settings)
     for notice in notices + ([ready.loaded.notice] if ready.loaded.notice else []):
         tell(notice)
-    with Results(ready.folder, _record(settings, ready), pictures, tell) as results:
+    with Results(ready.folder, _record(settings, ready), images, tell) as results:
         before = results.done
         if results.missing:
             _explain_missing(settings, ready, results, tell_beside_the_bar)
         files = _look_at_all(settings, ready, tell)
     files = {"errors": ready.folder / ERRORS, **files} if results.failed else files
-    counts = (len(pictures), before, results.done - before, results.failed)
+    counts = (len(images), before, results.done - before, results.failed)
     return run_report(
         settings, ready, started, counts, {"results": ready.folder / RESULTS, **files}
     )
@@ -86,15 +86,15 @@ def run_report(
     counts: tuple[int, int, int, int],
     files: Mapping[str, Path],
 ) -> dict:
-    """What a run over many pictures says in the end (JSON-ready).
+    """What a run over many images says in the end (JSON-ready).
 
     Args:
         started: when, by time.monotonic().
-        counts: of all pictures, those explained before, those explained now, those that failed.
+        counts: of all images, those explained before, those explained now, those that failed.
     """
-    pictures, before, explained, failed = counts
+    images, before, explained, failed = counts
     return {
-        "pictures": pictures,
+        "pictures": images,
         "explained": explained,
         "explained_before": before,
         "failed": failed,
@@ -139,7 +139,7 @@ def _explain_missing(
     settings: Settings, ready: Ready, results: Results, tell: Callable[[str], None]
 ) -> None:
     progress = tqdm(
-        total=len(results.pictures),
+        total=len(results.images),
         initial=results.done,
         unit="picture",
         disable=True if settings.quiet else None,  # None: unless stderr is a terminal
@@ -153,14 +153,14 @@ def _explain_missing(
             items = _explained(ready, items, size, tell)
             for item in _written(workers, items, ahead=2 * size):
                 if item.failure:
-                    results.fail(item.picture, item.failure)
+                    results.fail(item.image, item.failure)
                     tell(item.failure)
                     progress.set_postfix(failed=results.failed, refresh=False)
                 else:
-                    results.add(item.picture, result_of(item, ready))
+                    results.add(item.image, result_of(item, ready))
                 progress.update()
     except KeyboardInterrupt:
-        told = f"{results.done} of {len(results.pictures)} pictures are done"
+        told = f"{results.done} of {len(results.images)} images are done"
         raise KeyboardInterrupt(f"{told}; the same command goes on from there") from None
     except BrokenProcessPool:
         raise ValueError("a worker process was killed, perhaps for want of memory: the same "
@@ -168,17 +168,17 @@ def _explain_missing(
 
 
 def _fitting(ready: Ready) -> int:
-    """How many pictures at once suit the device: on a CPU what the cache can bear."""
+    """How many images at once suit the device: on a CPU what the cache can bear."""
     if ready.device["name"] != "cpu":
         return 32
     tokens = token_layout(ready.loaded.model, *ready.loaded.transform.size).tokens
     return max(1, min(8, 2048 // tokens))
 
 
-def _decoded(workers: Workers, pictures: Sequence[Picture], ahead: int) -> Iterator[Item]:
-    """The pictures in their order, opened, or failed; `ahead` are being opened meanwhile."""
-    items = (Item(number, picture) for number, picture in enumerate(pictures))
-    submitted = ((item, workers.decode(item.number, item.picture)) for item in items)
+def _decoded(workers: Workers, images: Sequence[ImageFile], ahead: int) -> Iterator[Item]:
+    """The images in their order, opened, or failed; `ahead` are being opened meanwhile."""
+    items = (Item(number, image) for number, image in enumerate(images))
+    submitted = ((item, workers.decode(item.number, item.image)) for item in items)
     for item, future in in_order(submitted, ahead):
         yield _opened(item, future)
 
@@ -270,7 +270,7 @@ def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[It
     submitted = (
         (
             item,
-            None if item.failure else workers.write(item.number, item.picture, item.explained.maps),
+            None if item.failure else workers.write(item.number, item.image, item.explained.maps),
         )
         for item in items
     )
@@ -285,7 +285,7 @@ def _finished(item: Item, future: Future[Written]) -> Item:
     except (PictureError, OSError) as error:
         if isinstance(error, OSError) and error.errno in FATAL:
             raise
-        item.failure = f"{item.picture.path}: {' '.join(str(error).split())}"
+        item.failure = f"{item.image.path}: {' '.join(str(error).split())}"
     return item
 
 

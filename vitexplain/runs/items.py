@@ -1,4 +1,4 @@
-"""One of many pictures on its way: what is known of it so far, its maps, and its result."""
+"""One of many images on its way: what is known of it so far, its maps, and its result."""
 
 import base64
 import time
@@ -11,7 +11,7 @@ from PIL import Image
 
 from vitexplain.drawing.heatmap import stretch
 from vitexplain.explainer import Explained, Explainer, most_faithful
-from vitexplain.images.finding import Picture
+from vitexplain.images.finding import ImageFile
 from vitexplain.models.transform import InputTransform
 from vitexplain.runs.session import Ready
 from vitexplain.runs.workers import Decoded, Written
@@ -19,10 +19,10 @@ from vitexplain.runs.workers import Decoded, Written
 
 @dataclass
 class Item:
-    """One picture on its way; with `failure`, why it goes no further."""
+    """One image on its way; with `failure`, why it goes no further."""
 
     number: int
-    picture: Picture
+    image: ImageFile
     failure: str = ""
     decoded: Decoded | None = None
     explained: Explained | None = None
@@ -33,7 +33,7 @@ class Item:
 def explain_items(
     transform: InputTransform, explainer: Explainer, batch: Sequence[Item]
 ) -> Sequence[Item]:
-    """Fills in what one batch of decoded items gives: maps and likeliest categories."""
+    """Fills in what one batch of decoded items gives: maps and most likely categories."""
     started = time.perf_counter()
     seen = [transform.tensor(Image.fromarray(item.decoded.seen)) for item in batch]
     explained = explainer(torch.stack(seen))
@@ -44,7 +44,7 @@ def explain_items(
 
 
 def result_of(item: Item, ready: Ready) -> dict:
-    """What results.jsonl says of a picture."""
+    """What results.jsonl says of an image."""
     decoded, written = item.decoded, item.written
     maps = []
     best = most_faithful(item.explained.maps) if ready.explainer.settings.compare else set()

@@ -1,4 +1,4 @@
-"""The same over many pictures as a Ray Data pipeline, on one machine or a cluster.
+"""The same over many images as a Ray Data pipeline, on one machine or a cluster.
 
 Read, a pool of actors that hold one model each, Parquet: retries, restarts and back-pressure are
 Ray's. What an actor does twice, because another died, it writes under the same names, and a row
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitexplain.images.finding import Picture, find_pictures
+from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
 from vitexplain.runs.folder import run_report
 from vitexplain.runs.items import Item, explain_items, result_of
@@ -40,13 +40,13 @@ COLUMNS = ("path", "name", "error", "method", "category", "rows", "columns", "ma
 
 
 def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Explain all requested pictures, and report (JSON-ready).
+    """Explain all requested images, and report (JSON-ready).
 
-    Where RAY_ADDRESS names a cluster, there; else on this machine. Pictures may also be at any
+    Where RAY_ADDRESS names a cluster, there; else on this machine. Images may also be at any
     address that pyarrow reads (s3://, gs://); the output folder must be the same for all nodes.
 
     Args:
-        tell: gets a sentence for each picture that fails.
+        tell: gets a sentence for each image that fails.
 
     Raises:
         ValueError, OSError: a request that can't be met.
@@ -102,17 +102,15 @@ def _start(workers: int) -> None:
 
 
 def _names(settings: Settings) -> tuple[dict[str, str], list[str]]:
-    """What each local picture is called in the output, by its absolute path; none for addresses."""
+    """What each local image is called in the output, by its absolute path; none for addresses."""
     if any("://" in request for request in settings.image_path):
         return {}, []
-    found, notices = find_pictures(
-        settings.image_path, settings.recursive, Path(settings.output_dir)
-    )
-    return {str(Path(picture.path).absolute()): picture.name for picture in found}, notices
+    found, notices = find_images(settings.image_path, settings.recursive, Path(settings.output_dir))
+    return {str(Path(image.path).absolute()): image.name for image in found}, notices
 
 
 class Actor:
-    """Holds a model; explains batches of pictures and writes their overlays."""
+    """Holds a model; explains batches of images and writes their overlays."""
 
     def __init__(self, settings: Settings, names: dict[str, str]):
         self.names = names
@@ -132,17 +130,17 @@ class Actor:
         return {column: [row[column] for row in rows] for column in COLUMNS}
 
     def _opened(self, path: str, content: bytes) -> tuple:
-        """(item, picture, what the model sees of it)."""
-        item = Item(0, Picture(path, self.names.get(path) or PurePosixPath(path).name))
+        """(item, image, what the model sees of it)."""
+        item = Item(0, ImageFile(path, self.names.get(path) or PurePosixPath(path).name))
         try:
-            item.decoded, picture, seen = look(self.ready.output, path, io.BytesIO(content))
+            item.decoded, image, seen = look(self.ready.output, path, io.BytesIO(content))
         except PictureError as error:
             item.failure = str(error)
             return item, None, None
-        return item, picture, seen
+        return item, image, seen
 
-    def _rows(self, item: Item, picture: Image.Image | None, seen: Image.Image | None) -> list:
-        common = {"path": item.picture.path, "name": item.picture.name, "error": item.failure}
+    def _rows(self, item: Item, image: Image.Image | None, seen: Image.Image | None) -> list:
+        common = {"path": item.image.path, "name": item.image.name, "error": item.failure}
         if item.failure:
             return [
                 common
@@ -155,8 +153,8 @@ class Actor:
                     "result": "{}",
                 }
             ]
-        base = self.ready.folder / item.picture.name
-        item.written = write_maps(self.ready.output, base, picture, seen, item.explained.maps)
+        base = self.ready.folder / item.image.name
+        item.written = write_maps(self.ready.output, base, image, seen, item.explained.maps)
         result = json.dumps(result_of(item, self.ready))
         return [
             common

@@ -1,8 +1,8 @@
-"""What a run over many pictures has done so far: on disk, so that it can go on after any stop.
+"""What a run over many images has done so far: on disk, so that it can go on after any stop.
 
-results.jsonl holds one line for each finished picture, errors.csv one for each that failed, and
-run.json the settings. A line is written when the picture's files are whole; a run that finds
-lines of the same settings does not do these pictures again.
+results.jsonl holds one line for each finished image, errors.csv one for each that failed, and
+run.json the settings. A line is written when the image's files are whole; a run that finds
+lines of the same settings does not do these images again.
 """
 
 import csv
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from vitexplain.images.finding import Picture
+from vitexplain.images.finding import ImageFile
 from vitexplain.images.writing import remove_parts, write_whole
 
 RESULTS, ERRORS, RUN = "results.jsonl", "errors.csv", "run.json"
@@ -25,12 +25,12 @@ class Results:
     Args:
         folder: the output folder.
         settings: whatever changes results, JSON-ready. If the folder's run had others, its list
-            is renamed, and all pictures are done afresh.
-        pictures: those to explain.
+            is renamed, and all images are done afresh.
+        images: those to explain.
         tell: gets sentences for the user.
 
     Attributes:
-        missing: the pictures that are not finished, or have changed since.
+        missing: the images that are not finished, or have changed since.
         done, failed: how many are finished, and how many failed in this run.
 
     Raises:
@@ -41,11 +41,11 @@ class Results:
         self,
         folder: Path,
         settings: dict,
-        pictures: Sequence[Picture],
+        images: Sequence[ImageFile],
         tell: Callable[[str], None],
     ):
-        self.folder, self.settings, self.pictures, self.tell = folder, settings, pictures, tell
-        self.missing: list[Picture] = []
+        self.folder, self.settings, self.images, self.tell = folder, settings, images, tell
+        self.missing: list[ImageFile] = []
         self.done = self.failed = 0
         self._lock = FileLock(folder / ".lock")
 
@@ -55,11 +55,11 @@ class Results:
         except Timeout:
             raise ValueError(f"another run is writing into {self.folder}: wait for it, or "
                              "name another --output_dir") from None  # fmt: skip
-        remove_parts({self.folder, *((self.folder / p.name).parent for p in self.pictures)})
+        remove_parts({self.folder, *((self.folder / p.name).parent for p in self.images)})
         self._start_afresh_if_settings_changed()
         finished = self._finished()
-        self.missing = [picture for picture in self.pictures if picture.name not in finished]
-        self.done = len(self.pictures) - len(self.missing)
+        self.missing = [image for image in self.images if image.name not in finished]
+        self.done = len(self.images) - len(self.missing)
         self._lines = (self.folder / RESULTS).open("a", encoding="utf-8")
         # what failed before is tried again
         self._errors = (self.folder / ERRORS).open(
@@ -73,17 +73,17 @@ class Results:
         self._errors.close()
         self._lock.release()
 
-    def add(self, picture: Picture, result: dict) -> None:
+    def add(self, image: ImageFile, result: dict) -> None:
         """One line; the files that it names must be there."""
-        state = _state(picture.path)
-        line = {"path": picture.path, "name": picture.name, **result, "file": state}
+        state = _state(image.path)
+        line = {"path": image.path, "name": image.name, **result, "file": state}
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
         self.done += 1
 
-    def fail(self, picture: Picture, reason: str) -> None:
+    def fail(self, image: ImageFile, reason: str) -> None:
         """One line of errors.csv."""
-        self._failed_row([picture.path, reason])
+        self._failed_row([image.path, reason])
         self.failed += 1
 
     def _failed_row(self, row: list[str]) -> None:
@@ -106,11 +106,11 @@ class Results:
         write_whole(file, lambda opened: opened.write(text))
 
     def _finished(self) -> set[str]:
-        """Names of finished pictures; lines that do not hold any more are taken out."""
+        """Names of finished images; lines that do not hold any more are taken out."""
         file = self.folder / RESULTS
         if not file.exists():
             return set()
-        paths = {picture.name: picture.path for picture in self.pictures}
+        paths = {image.name: image.path for image in self.images}
         kept: dict[str, dict] = {}
         for line in read_results(file):
             path = paths.get(line["name"])
@@ -138,7 +138,7 @@ def files_of(result: dict) -> list[str]:
 
 
 def _state(path: str) -> dict | None:
-    """By which a changed picture is recognised."""
+    """By which a changed image is recognised."""
     try:
         status = Path(path).stat()
     except OSError:

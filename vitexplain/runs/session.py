@@ -1,4 +1,4 @@
-"""One picture, from its path to the files that explain it."""
+"""One image, from its path to the files that explain it."""
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 import vitexplain
 from vitexplain.anatomy import anatomy
 from vitexplain.attention.tokens import token_layout
-from vitexplain.choices import DEFAULT_PICTURE
+from vitexplain.choices import DEFAULT_IMAGE
 from vitexplain.device import choose_device
 from vitexplain.drawing.anatomy import draw_anatomy
 from vitexplain.drawing.comparison import draw_compare
@@ -24,7 +24,7 @@ from vitexplain.drawing.heatmap import check_style
 from vitexplain.drawing.overlay import Output
 from vitexplain.drawing.sweep import draw_sweep, shrunk, sweep_maps, write_gif
 from vitexplain.explainer import Explainer, Map, most_faithful, names_of
-from vitexplain.images.reading import open_picture
+from vitexplain.images.reading import open_image
 from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder, write_png
 from vitexplain.models.loading import LoadedModel, load_model
@@ -34,7 +34,7 @@ from vitexplain.settings import Settings
 
 @dataclass(frozen=True)
 class Ready:
-    """All that the pictures of a run have in common."""
+    """All that the images of a run have in common."""
 
     folder: Path
     device: dict[str, str]
@@ -51,7 +51,7 @@ def prepare(settings: Settings) -> Ready:
     """
     check_style(settings.alpha, settings.colormap)
     if settings.as_published and settings.crop != "none":
-        raise ValueError("as_published explains the whole picture: leave out --crop")
+        raise ValueError("as_published explains the whole image: leave out --crop")
     folder = writable_folder(settings.output_dir)
     device, notice = choose_device(settings.device, settings.use_cuda)
     loaded = load_model(
@@ -74,8 +74,8 @@ def prepare(settings: Settings) -> Ready:
     return Ready(folder, {"name": str(device), "notice": notice}, loaded, explainer, output)
 
 
-def explain_picture(settings: Settings) -> dict:
-    """Explain one picture by one method, write the files, and report (JSON-ready).
+def explain_image(settings: Settings) -> dict:
+    """Explain one image by one method, write the files, and report (JSON-ready).
 
     Raises:
         ValueError, OSError: a request that can't be met; nothing has been written then, save
@@ -86,7 +86,7 @@ def explain_picture(settings: Settings) -> dict:
     (explained,) = ready.explainer(opened.tensor)
     (found,) = explained.maps
     base = ready.folder / opened.path.stem
-    files = output.write(base, opened.picture, opened.seen, found)
+    files = output.write(base, opened.image, opened.seen, found)
     files["input"] = base.with_name(f"{base.name}_input.png")
     write_png(files["input"], opened.seen, output.texts)
     return {
@@ -95,19 +95,19 @@ def explain_picture(settings: Settings) -> dict:
         "method": {**found.method, "category": found.category},
         "picture": {
             "path": str(opened.path),
-            "size": list(opened.picture.size),
+            "size": list(opened.image.size),
             "region_seen": [round(edge, 2) for edge in opened.region],
         },
     }
 
 
 def explain_sweep(settings: Settings) -> dict:
-    """The maps of one picture for all values of a sweep, on a sheet, and report (JSON-ready).
+    """The maps of one image for all values of a sweep, on a sheet, and report (JSON-ready).
 
     A sweep of one parameter is also written as an animation.
 
     Raises:
-        ValueError, OSError: as `explain_picture`.
+        ValueError, OSError: as `explain_image`.
     """
     sweep = settings.sweep
     opened = _open(settings)
@@ -126,10 +126,10 @@ def explain_sweep(settings: Settings) -> dict:
 
 
 def explain_compare(settings: Settings) -> dict:
-    """All methods' maps of one picture on a sheet, and report (JSON-ready).
+    """All methods' maps of one image on a sheet, and report (JSON-ready).
 
     Raises:
-        ValueError, OSError: as `explain_picture`.
+        ValueError, OSError: as `explain_image`.
     """
     opened = _open(settings)
     ready = opened.ready
@@ -155,39 +155,39 @@ def explain_compare(settings: Settings) -> dict:
 
 @dataclass(frozen=True)
 class _Opened:
-    """One picture, and all that is ready for it.
+    """One image, and all that is ready for it.
 
     Attributes:
-        picture, seen: RGB, as it is and as the model sees it.
-        region: (left, top, right, bottom) of what is seen, in the picture's pixels.
+        image, seen: RGB, as it is and as the model sees it.
+        region: (left, top, right, bottom) of what is seen, in the image's pixels.
         tensor: (1, 3, H, W).
     """
 
     path: Path
     ready: Ready
-    picture: Image.Image
+    image: Image.Image
     seen: Image.Image
     region: Region
     tensor: Tensor
 
     def small(self) -> tuple[Image.Image, Callable[[np.ndarray], Image.Image]]:
-        """The picture as small as sheets need it, and what draws a mask over it."""
-        picture, region = shrunk(self.picture, self.region)
-        return picture, lambda mask: self.ready.output.draw(picture, self.seen, mask, region)
+        """The image as small as sheets need it, and what draws a mask over it."""
+        image, region = shrunk(self.image, self.region)
+        return image, lambda mask: self.ready.output.draw(image, self.seen, mask, region)
 
 
 def _open(settings: Settings) -> _Opened:
     (path,) = settings.image_path
-    picture = open_picture(existing(path))
+    image = open_image(existing(path))
     ready = prepare(settings)
     transform = ready.output.transform
-    seen = transform.picture(picture)
-    region, tensor = transform.region(*picture.size), transform.tensor(seen)[None]
-    return _Opened(Path(path), ready, picture, seen, region, tensor)
+    seen = transform.seen(image)
+    region, tensor = transform.region(*image.size), transform.tensor(seen)[None]
+    return _Opened(Path(path), ready, image, seen, region, tensor)
 
 
 def _report(settings: Settings, ready: Ready, maps: Sequence[Map], files: Mapping) -> dict:
-    """What every report of one picture says."""
+    """What every report of one image says."""
     return {
         "model": model_report(settings, ready.loaded),
         "versions": versions(),
@@ -198,10 +198,10 @@ def _report(settings: Settings, ready: Ready, maps: Sequence[Map], files: Mappin
 
 
 def explain_anatomy(settings: Settings) -> dict:
-    """What the model does with one picture, block by block, on a figure, and report (JSON-ready).
+    """What the model does with one image, block by block, on a figure, and report (JSON-ready).
 
     Raises:
-        ValueError, OSError: as `explain_picture`; also where the settings ask for a category.
+        ValueError, OSError: as `explain_image`; also where the settings ask for a category.
     """
     if names_of(settings) != ("attention_rollout",) or settings.sweep or settings.as_published:
         raise ValueError("--anatomy shows attention and rollout, the same for every category: "
@@ -221,16 +221,16 @@ def explain_anatomy(settings: Settings) -> dict:
 
 
 def existing(path: str) -> Path:
-    """The default picture is there wherever the command is run from."""
-    if path == DEFAULT_PICTURE and not Path(path).exists():
+    """The default image is there wherever the command is run from."""
+    if path == DEFAULT_IMAGE and not Path(path).exists():
         package = Path(vitexplain.__file__).resolve().parent
-        beside, installed = package.parent / DEFAULT_PICTURE, package / DEFAULT_PICTURE
+        beside, installed = package.parent / DEFAULT_IMAGE, package / DEFAULT_IMAGE
         return installed if installed.exists() else beside
     return Path(path)
 
 
 def _published_transform(loaded: LoadedModel) -> InputTransform:
-    """The older script's: the whole picture resized, mean and deviation 0.5 for every model."""
+    """The older script's: the whole image resized, mean and deviation 0.5 for every model."""
     half = (0.5, 0.5, 0.5)
     return InputTransform(loaded.transform.size, half, half, "bicubic")
 

@@ -1,6 +1,6 @@
-"""Worker processes that open pictures and draw what was found in them, while the model runs.
+"""Worker processes that open images and draw what was found in them, while the model runs.
 
-The process that opened a picture draws it too, so that no picture travels between processes.
+The process that opened an image draws it too, so that no image travels between processes.
 """
 
 import multiprocessing
@@ -21,17 +21,17 @@ from PIL import Image
 
 from vitexplain.drawing.overlay import Output
 from vitexplain.explainer import Map
-from vitexplain.images.finding import Picture
-from vitexplain.images.reading import open_picture, read_picture
+from vitexplain.images.finding import ImageFile
+from vitexplain.images.reading import open_image, read_image
 from vitexplain.images.region import Region
 from vitexplain.parallel import begin
 
-KEPT_PIXELS = 16_000_000  # of pictures that a worker keeps open; others it opens a second time
+KEPT_PIXELS = 16_000_000  # of images that a worker keeps open; others it opens a second time
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """An opened picture.
+    """An opened image.
 
     Attributes:
         seen: what the model sees of it, (H, W, 3) uint8.
@@ -48,7 +48,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a picture's maps, kind -> path for each, and how long they took."""
+    """The files of an image's maps, kind -> path for each, and how long they took."""
 
     files: list[dict[str, Path]]
     milliseconds: float
@@ -75,13 +75,13 @@ class Workers:
             for pool in self._pools:
                 threads.submit(pool.shutdown, cancel_futures=True)
 
-    def decode(self, number: int, picture: Picture) -> Future[Decoded]:
-        """Open the picture, number `number` of the run."""
-        return self._pool(number).submit(_Worker.call, "decode", number, picture)
+    def decode(self, number: int, image: ImageFile) -> Future[Decoded]:
+        """Open the image, number `number` of the run."""
+        return self._pool(number).submit(_Worker.call, "decode", number, image)
 
-    def write(self, number: int, picture: Picture, maps: Sequence[Map]) -> Future[Written]:
-        """Draw and write the maps of a decoded picture."""
-        return self._pool(number).submit(_Worker.call, "write", number, picture, maps)
+    def write(self, number: int, image: ImageFile, maps: Sequence[Map]) -> Future[Written]:
+        """Draw and write the maps of a decoded image."""
+        return self._pool(number).submit(_Worker.call, "write", number, image, maps)
 
     def _pool(self, number: int) -> ProcessPoolExecutor:
         return self._pools[number % len(self._pools)]
@@ -109,32 +109,32 @@ class _Worker:
     def call(cls, task: str, *arguments: object) -> Decoded | Written:
         return getattr(cls.here, task)(*arguments)
 
-    def decode(self, number: int, picture: Picture) -> Decoded:
-        decoded, opened, seen = look(self.output, picture.path)
+    def decode(self, number: int, image: ImageFile) -> Decoded:
+        decoded, opened, seen = look(self.output, image.path)
         kept = sum(other.width * other.height for other, _ in self.open.values())
         if kept + opened.width * opened.height <= KEPT_PIXELS:
             self.open[number] = opened, seen
         return decoded
 
-    def write(self, number: int, picture: Picture, maps: Sequence[Map]) -> Written:
+    def write(self, number: int, image: ImageFile, maps: Sequence[Map]) -> Written:
         if number in self.open:
             opened, seen = self.open.pop(number)
         else:
-            _, opened, seen = look(self.output, picture.path)
-        return write_maps(self.output, self.folder / picture.name, opened, seen, maps)
+            _, opened, seen = look(self.output, image.path)
+        return write_maps(self.output, self.folder / image.name, opened, seen, maps)
 
 
 def look(
     output: Output, path: str, content: BinaryIO | None = None
 ) -> tuple[Decoded, Image.Image, Image.Image]:
-    """Open the picture at `path`, or in `content`: (about it, itself, as the model sees it).
+    """Open the image at `path`, or in `content`: (about it, itself, as the model sees it).
 
     Raises:
         vitexplain.images.reading.PictureError: it can't be opened.
     """
     started = time.perf_counter()
-    opened = open_picture(path) if content is None else read_picture(content, path)
-    seen = output.transform.picture(opened)
+    opened = open_image(path) if content is None else read_image(content, path)
+    seen = output.transform.seen(opened)
     region = output.transform.region(*opened.size)
     return Decoded(np.asarray(seen), opened.size, region, _since(started)), opened, seen
 
@@ -146,7 +146,7 @@ def write_maps(
     seen: Image.Image,
     maps: Sequence[Map],
 ) -> Written:
-    """The files of a picture's maps, their names beginning with `base`."""
+    """The files of an image's maps, their names beginning with `base`."""
     started = time.perf_counter()
     base.parent.mkdir(parents=True, exist_ok=True)
     files = [output.write(base, opened, seen, found) for found in maps]

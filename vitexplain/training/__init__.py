@@ -1,1 +1,1 @@
-"""Train, fine-tune and evaluate Vision Transformers on a folder of pictures."""
+"""Train, fine-tune and evaluate Vision Transformers on a folder of images."""

@@ -31,7 +31,7 @@ class Share:
 
 
 def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> Share:
-    """How often the label is among the k likeliest. probabilities (M, K), labels (M,)."""
+    """How often the label is among the k most likely. probabilities (M, K), labels (M,)."""
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return Share(int((best == labels[:, None]).any(axis=1).sum()), len(labels))
 
@@ -51,7 +51,7 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(categories, counts): counts[i, j] pictures of categories[i] were taken for categories[j]."""
+    """(categories, counts): counts[i, j] images of categories[i] were taken for categories[j]."""
     categories = np.unique(np.concatenate([labels, predicted]))
     counts = np.zeros((len(categories), len(categories)), dtype=int)
     places = np.searchsorted(categories, labels), np.searchsorted(categories, predicted)

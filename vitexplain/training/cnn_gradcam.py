@@ -13,29 +13,29 @@ from torch import Tensor, nn
 from vitexplain.attention.tokens import UnsupportedModel
 
 
-def gradcam(model: nn.Module, pictures: Tensor, categories: Sequence[int]) -> Tensor:
-    """Grad-CAM of a timm CNN in evaluation mode, for one category of each picture.
+def gradcam(model: nn.Module, images: Tensor, categories: Sequence[int]) -> Tensor:
+    """Grad-CAM of a timm CNN in evaluation mode, for one category of each image.
 
     Args:
         model: has `forward_features`, which gives (B, C, h, w), and `forward_head`.
-        pictures: (B, 3, H, W).
+        images: (B, 3, H, W).
         categories: B of them.
 
     Returns:
-        (B, h, w), >= 0, the largest value of each picture 1; all 0 where nothing speaks for it.
+        (B, h, w), >= 0, the largest value of each image 1; all 0 where nothing speaks for it.
 
     Raises:
         UnsupportedModel: the model's features are not one map.
     """
     with torch.no_grad():
-        features = model.forward_features(pictures)
+        features = model.forward_features(images)
     channels = getattr(model, "num_features", None)
     if not (isinstance(features, Tensor) and features.ndim == 4 and features.shape[1] == channels):
         raise UnsupportedModel(model, "Grad-CAM needs a CNN whose features are (B, C, h, w)")
     with torch.enable_grad():
         features = features.requires_grad_()
         logits = model.forward_head(features)
-        score = logits[range(len(pictures)), list(categories)].sum()
+        score = logits[range(len(images)), list(categories)].sum()
         (gradient,) = torch.autograd.grad(score, features)
     weights = gradient.mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
     masks = (weights * features.detach()).sum(dim=1).clamp(min=0)

@@ -1,7 +1,7 @@
 """Models compared: `python -m vitexplain.training.compare --data DATA --checkpoints A B C`.
 
 Each is evaluated as by training.evaluate, timed against the others in one run, and shown on the
-same pictures: the rollouts of a Vision Transformer, the Grad-CAM of a CNN.
+same images: the rollouts of a Vision Transformer, the Grad-CAM of a CNN.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from vitexplain.drawing.sheet import draw_sheet
 from vitexplain.images.writing import writable_folder
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.training import evaluate
-from vitexplain.training.data import LabelledPictures, category_of
+from vitexplain.training.data import LabelledImages, category_of
 from vitexplain.training.maps import explainers_of
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 15
@@ -49,7 +49,7 @@ def compare(options: argparse.Namespace, rest: list[str]) -> str:
     for name, report in reports.items():
         report["parameters"] = sum(p.numel() for p in models[name].model.parameters())
         report["milliseconds_per_picture"] = milliseconds[name]
-    data = LabelledPictures(options.data)
+    data = LabelledImages(options.data)
     sheet(models, data, options.pictures).save(output / "maps.png")
     text = table(reports)
     (output / "comparison.md").write_text(text + "\n", encoding="utf-8")
@@ -59,7 +59,7 @@ def compare(options: argparse.Namespace, rest: list[str]) -> str:
 
 @torch.inference_mode()
 def timed(models: dict[str, LoadedModel]) -> dict[str, float]:
-    """Milliseconds a picture of a forward pass, the median of rounds in alternating order."""
+    """Milliseconds an image of a forward pass, the median of rounds in alternating order."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     batches = {n: torch.zeros(TIMED_BATCH, 3, *m.transform.size) for n, m in models.items()}
     order = list(models)
@@ -72,8 +72,8 @@ def timed(models: dict[str, LoadedModel]) -> dict[str, float]:
     return {n: 1000 * statistics.median(s) / TIMED_BATCH for n, s in seconds.items()}
 
 
-def sheet(models: dict[str, LoadedModel], data: LabelledPictures, count: int) -> Image.Image:
-    """A row for each of `count` pictures of different categories: it, then each model's maps."""
+def sheet(models: dict[str, LoadedModel], data: LabelledImages, count: int) -> Image.Image:
+    """A row for each of `count` images of different categories: it, then each model's maps."""
     first = {category_of(name): name for name in reversed(data.names)}
     names = [first[category] for category in sorted(first)]
     names = names[:: max(1, len(names) // count)][:count]
@@ -81,19 +81,19 @@ def sheet(models: dict[str, LoadedModel], data: LabelledPictures, count: int) ->
     return draw_sheet([_row(models, explainers, data.read(n), category_of(n)) for n in names])
 
 
-def _row(models, explainers, picture: Image.Image, folder: str) -> list[tuple[str, Image.Image]]:
-    """The picture, and every map of its category with the probability that the model gives it."""
+def _row(models, explainers, image: Image.Image, folder: str) -> list[tuple[str, Image.Image]]:
+    """The image, and every map of its category with the probability that the model gives it."""
     cells = []
     for name, loaded in models.items():
         label = evaluate.label_of(loaded, folder)
-        tensor = loaded.transform(picture)[None]
+        tensor = loaded.transform(image)[None]
         with torch.inference_mode():
             probability = loaded.model(tensor).softmax(dim=1)[0, label].item()
         if not cells:
-            cells.append((loaded.categories[label], picture))
+            cells.append((loaded.categories[label], image))
         for method, explain in explainers[name].items():
             mask = explain(tensor, [label])[0]
-            cells.append((f"{name} {method}, {probability:.0%}", draw_overlay(picture, mask)))
+            cells.append((f"{name} {method}, {probability:.0%}", draw_overlay(image, mask)))
     return cells
 
 
@@ -101,7 +101,7 @@ def table(reports: dict[str, dict]) -> str:
     """Markdown: a row for each model."""
     lines = [
         "| model | parameters | top-1 (95 % interval) | top-5 | calibration error "
-        "| ms a picture | right cell of four: map, share |",
+        "| ms an image | right cell of four: map, share |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, report in reports.items():
@@ -133,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
         help="folders that vitexplain.training.train wrote",
     )
     add("--output", default="comparison", help="folder for table, maps and the evaluations")
-    add("--pictures", type=int, default=4, help="how many pictures to draw the maps of")
+    add("--pictures", type=int, default=4, help="how many images to draw the maps of")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The learning curves of a run as a picture."""
+"""The learning curves of a run as an image."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Labelled pictures: a folder of folders, or a zip file of the same layout.
+"""Labelled images: a folder of folders, or a zip file of the same layout.
 
 The folder's name is the category: an index of the model's output ("0243"), or a name.
 """
@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitexplain.images.reading import PictureError, read_picture
+from vitexplain.images.reading import PictureError, read_image
 
 HELD_OUT = 1  # a photograph is for evaluation only if its category index is this modulo 5
 
 
 class DataError(ValueError):
-    """There are no labelled pictures where they were looked for."""
+    """There are no labelled images where they were looked for."""
 
 
-class LabelledPictures:
+class LabelledImages:
     """Every file in a category's folder, in the order of their names.
 
     Attributes:
@@ -43,20 +43,20 @@ class LabelledPictures:
             raise DataError(f"{path} is neither a folder nor a zip file")
         self.names = sorted(n for n in names if not n.endswith("/") and "/." not in n)
         if not self.names:
-            raise DataError(f"{path} holds no pictures in folders named by category")
+            raise DataError(f"{path} holds no images in folders named by category")
 
     def read(self, name: str) -> Image.Image:
-        """One picture, RGB.
+        """One image, RGB.
 
         Raises:
             PictureError: if it is broken.
         """
         if self._archive is None:
-            return read_picture(self.path / name, name)
-        return read_picture(io.BytesIO(self._archive.read(name)), name)
+            return read_image(self.path / name, name)
+        return read_image(io.BytesIO(self._archive.read(name)), name)
 
     def good(self, names: list[str]) -> Iterator[tuple[str, Image.Image]]:
-        """Each picture that can be read; the others are named on stderr and passed over."""
+        """Each image that can be read; the others are named on stderr and passed over."""
         for name in names:
             try:
                 yield name, self.read(name)
@@ -64,7 +64,7 @@ class LabelledPictures:
                 print(f"passed over: {error}", file=sys.stderr)
 
     def categories(self) -> set[str]:
-        """Every category there is a folder for, with or without pictures in it."""
+        """Every category there is a folder for, with or without images in it."""
         if self._archive is None:
             return {f.name for f in self.path.iterdir() if f.is_dir() and f.name[0] != "."}
         folders = (name.split("/") for name in self._archive.namelist() if "/" in name)
@@ -85,17 +85,17 @@ def category_of(name: str) -> str:
     return name.partition("/")[0]
 
 
-class PictureDataset(Dataset):
-    """Pictures through a transform, with their category's place in `categories`."""
+class ImageDataset(Dataset):
+    """Images through a transform, with their category's place in `categories`."""
 
     def __init__(
         self,
-        pictures: LabelledPictures,
+        images: LabelledImages,
         names: list[str],
         categories: list[str],
         transform: Callable[[Image.Image], Tensor],
     ):
-        self.pictures, self.names, self.transform = pictures, names, transform
+        self.images, self.names, self.transform = images, names, transform
         place = {category: index for index, category in enumerate(categories)}
         self.labels = [place[category_of(name)] for name in names]
 
@@ -103,7 +103,7 @@ class PictureDataset(Dataset):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(self.pictures.read(self.names[index])), self.labels[index]
+        return self.transform(self.images.read(self.names[index])), self.labels[index]
 
 
 def is_held_out(category: int) -> bool:
@@ -111,26 +111,26 @@ def is_held_out(category: int) -> bool:
     return category % 5 == HELD_OUT
 
 
-def usable_names(pictures: LabelledPictures) -> list[str]:
-    """Names of the pictures that can be read; the others are named on stderr.
+def usable_names(images: LabelledImages) -> list[str]:
+    """Names of the images that can be read; the others are named on stderr.
 
     Raises:
-        DataError: if there are fewer than two categories, or one has no picture that can be read.
+        DataError: if there are fewer than two categories, or one has no image that can be read.
     """
-    names = [name for name, _ in pictures.good(pictures.names)]
+    names = [name for name, _ in images.good(images.names)]
     found = {category_of(name) for name in names}
-    empty = sorted(pictures.categories() - found)
+    empty = sorted(images.categories() - found)
     if empty:
-        raise DataError(f"{pictures.path}: no usable picture in category {', '.join(empty)}")
+        raise DataError(f"{images.path}: no usable image in category {', '.join(empty)}")
     if len(found) < 2:
-        raise DataError(f"{pictures.path}: training needs at least two categories")
+        raise DataError(f"{images.path}: training needs at least two categories")
     return names
 
 
 def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """(training, validation): about `share` of every category for validation, at least one.
 
-    A category of a single picture is in training only.
+    A category of a single image is in training only.
     """
     rng = random.Random(seed)
     train, validation = [], []

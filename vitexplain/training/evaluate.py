@@ -2,7 +2,7 @@
 
 Accuracy, calibration and confusion; and, because these models are made to be looked at, whether
 their maps fall on what they are about: on boxes, where boxes.csv gives some, and on mosaics of
-confidently classified pictures of several categories.
+confidently classified images of several categories.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from vitexplain.faithfulness.table import bootstrap_interval
 from vitexplain.images.writing import writable_folder
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.training.accuracy import Share, calibration_error, confusion, top_k
-from vitexplain.training.data import DataError, LabelledPictures, category_of, is_held_out
+from vitexplain.training.data import DataError, LabelledImages, category_of, is_held_out
 from vitexplain.training.localisation import (
     cell_share,
     groups,
@@ -34,7 +34,7 @@ from vitexplain.training.localisation import (
     seen_box,
 )
 from vitexplain.training.maps import OF_CATEGORY, explainers_of
-from vitexplain.training.page import confusion_picture, page
+from vitexplain.training.page import confusion_image, page
 
 SHOWN_MOSAICS = 6
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 def evaluate(options: argparse.Namespace) -> dict:
     """Everything that can be measured on the data, and the files that show it."""
     output = writable_folder(options.output)
-    data = LabelledPictures(options.data)
+    data = LabelledImages(options.data)
     loaded = load_model(
         options.model,
         options.checkpoint,
@@ -86,18 +86,18 @@ def evaluate(options: argparse.Namespace) -> dict:
             )
             shown += samples
     counts = confusion(probabilities.argmax(axis=1), labels)
-    picture = confusion_picture(*counts, loaded.categories)
-    picture.save(output / "confusion.png")
-    text = page(as_text(report), [("Confusion", picture), *shown])
+    image = confusion_image(*counts, loaded.categories)
+    image.save(output / "confusion.png")
+    text = page(as_text(report), [("Confusion", image), *shown])
     (output / "report.html").write_text(text, encoding="utf-8")
     (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
     return report
 
 
 def classify(
-    loaded: LoadedModel, data: LabelledPictures, names: list[str], batch_size: int
+    loaded: LoadedModel, data: LabelledImages, names: list[str], batch_size: int
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of the pictures that can be read, their labels (M,), and probabilities (M, K)."""
+    """Names of the images that can be read, their labels (M,), and probabilities (M, K)."""
     labels_of = {c: label_of(loaded, c) for c in sorted({category_of(name) for name in names})}
     good, probabilities = [], []
     device = next(loaded.model.parameters()).device
@@ -108,11 +108,11 @@ def classify(
 
     for start in range(0, len(names), batch_size):
         batch = list(data.good(names[start : start + batch_size]))
-        tensors = [loaded.transform(picture) for _, picture in batch]
+        tensors = [loaded.transform(image) for _, image in batch]
         probabilities += in_batches(run, tensors, batch_size, partial(print, file=sys.stderr))
         good += [name for name, _ in batch]
     if not good:
-        raise DataError(f"{data.path}: no picture can be read")
+        raise DataError(f"{data.path}: no image can be read")
     labels = np.array([labels_of[category_of(name)] for name in good])
     return good, labels, np.concatenate(probabilities)
 
@@ -160,11 +160,11 @@ def on_boxes(explainers, loaded, data, names, labels, boxes, options) -> dict:
     chosen = chosen[:: max(1, len(chosen) // options.boxes)]
     results: dict[str, list[tuple[bool, float]]] = {m: [] for m in (*explainers, "centre_blob")}
     for i in chosen:
-        picture = data.read(names[i])
-        tensor = loaded.transform(picture)[None]
+        image = data.read(names[i])
+        tensor = loaded.transform(image)[None]
         masks = {m: explain(tensor, [labels[i]])[0] for m, explain in explainers.items()}
         masks["centre_blob"] = centre_blob(*next(iter(masks.values())).shape)
-        seen = seen_box(loaded.transform, picture.size, boxes[names[i]])
+        seen = seen_box(loaded.transform, image.size, boxes[names[i]])
         for method, mask in masks.items():
             results[method].append(in_box(mask, *seen))
     return {method: _box_figures(values) for method, values in results.items() if values}
@@ -185,7 +185,7 @@ def _box_figures(values: list[tuple[bool, float]]) -> dict:
 def on_mosaics(
     explainers, loaded, data, names, labels, cells: int, options
 ) -> tuple[dict, list[tuple[str, Image.Image]]]:
-    """The map of each cell's category, on mosaics of 2 or 4 pictures; and some of the mosaics."""
+    """The map of each cell's category, on mosaics of 2 or 4 images; and some of the mosaics."""
     height, width = loaded.transform.size
     shares: dict[str, list[float]] = {}
     shown = []
@@ -200,7 +200,7 @@ def on_mosaics(
             )
         if number < SHOWN_MOSAICS:
             name = loaded.categories[categories[0]]
-            shown.append((f"{cells} pictures, for: {name}", draw_overlay(canvas, masks[0])))
+            shown.append((f"{cells} images, for: {name}", draw_overlay(canvas, masks[0])))
     return {m: _mosaic_figures(np.array(v), cells) for m, v in shares.items()}, shown
 
 
@@ -219,19 +219,19 @@ def _chosen(names: list[str], held_out: bool) -> list[str]:
         return names
     chosen = [n for n in names if is_held_out(int(category_of(n)))]
     if not chosen:
-        raise DataError("no picture of the data is in the held-out split")
+        raise DataError("no image of the data is in the held-out split")
     return chosen
 
 
 def confident(labels: np.ndarray, probabilities: np.ndarray, least: float) -> np.ndarray:
-    """Places of pictures that are rightly classified with at least this probability."""
+    """Places of images that are rightly classified with at least this probability."""
     right = probabilities.argmax(axis=1) == labels
     return np.flatnonzero(right & (probabilities.max(axis=1) >= least))
 
 
 def as_text(report: dict) -> str:
     figures = report["accuracy"]
-    lines = [f"{report['model']} on {report['pictures']} pictures of {report['data']}"]
+    lines = [f"{report['model']} on {report['pictures']} images of {report['data']}"]
     for k in (1, 5):
         top = figures[f"top{k}"]
         low, high = top["interval"]
@@ -257,7 +257,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--data", required=True, help="folder of folders, or a zip file of the same layout")
-    add("--output", default="evaluation", help="folder for report, tables and pictures")
+    add("--output", default="evaluation", help="folder for report, tables and images")
     add("--model", default="auto", help="as for vit_explain.py")
     add("--checkpoint", help="as for vit_explain.py")
     add("--class_names", help="as for vit_explain.py")
@@ -266,9 +266,9 @@ def parser() -> argparse.ArgumentParser:
     add("--held_out", action="store_true", help="only categories whose index mod 5 is 1")
     add("--confidence", type=float, default=0.5, help="least probability for mosaics")
     add("--mosaics", type=int, default=100, help="mosaics of each size")
-    add("--boxes", type=int, default=500, help="pictures with boxes to look at, at most")
+    add("--boxes", type=int, default=500, help="images with boxes to look at, at most")
     add("--batch_size", type=int, default=32)
-    add("--seed", type=int, default=0, help="which pictures meet in a mosaic")
+    add("--seed", type=int, default=0, help="which images meet in a mosaic")
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

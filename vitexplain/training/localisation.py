@@ -1,4 +1,4 @@
-"""Does a map fall on what it is about? Boxes, and mosaics of pictures of several categories."""
+"""Does a map fall on what it is about? Boxes, and mosaics of images of several categories."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def heat_of(mask: np.ndarray) -> np.ndarray:
 
 
 def in_box(mask: np.ndarray, box: Sequence[float], width: int, height: int) -> tuple[bool, float]:
-    """(pointing game, energy) of a map over the whole width x height picture.
+    """(pointing game, energy) of a map over the whole width x height image.
 
     Pointing game (Zhang et al. 2016): is the centre of the brightest patch inside the box?
     Energy (Wang et al. 2020, Score-CAM): the share of the map inside it; patches that the box
@@ -49,19 +49,19 @@ def in_box(mask: np.ndarray, box: Sequence[float], width: int, height: int) -> t
 def seen_box(
     transform: InputTransform, size: tuple[int, int], box: Sequence[float]
 ) -> tuple[np.ndarray, float, float]:
-    """(box, width, height) of the part of a picture of `size` (width, height) that is seen."""
+    """(box, width, height) of the part of an image of `size` (width, height) that is seen."""
     region = transform.region(*size)
     shift = (region.left, region.top, region.left, region.top)
     return np.subtract(box, shift), region.width, region.height
 
 
-def mosaic(pictures: Sequence[Image.Image], side: int) -> Image.Image:
-    """Two pictures side by side, or four in a square, each squashed to its cell."""
-    columns, rows = 2, len(pictures) // 2
+def mosaic(images: Sequence[Image.Image], side: int) -> Image.Image:
+    """Two images side by side, or four in a square, each squashed to its cell."""
+    columns, rows = 2, len(images) // 2
     width, height = side // columns, side // rows
     canvas = Image.new("RGB", (side, side))
-    for index, picture in enumerate(pictures):
-        cell = picture.resize((width, height), Image.Resampling.BICUBIC)
+    for index, image in enumerate(images):
+        cell = image.resize((width, height), Image.Resampling.BICUBIC)
         canvas.paste(cell, ((index % columns) * width, (index // columns) * height))
     return canvas
 

@@ -14,7 +14,7 @@ from vitexplain.training.cnn_gradcam import gradcam
 DISCARD = 0.9
 OF_CATEGORY = ("grad_rollout", "gradcam")  # the others don't know of categories
 
-# one picture (1, 3, H, W) and K categories -> (K, h, w)
+# one image (1, 3, H, W) and K categories -> (K, h, w)
 Explainer = Callable[[Tensor, Sequence[int]], np.ndarray]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, and one page that shows them without any other file."""
+"""Images of an evaluation, and one page that shows them without any other file."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ from PIL import Image
 NAMED = 30  # with more categories than this the matrix is drawn without their names
 
 
-def confusion_picture(
+def confusion_image(
     categories: np.ndarray, counts: np.ndarray, names: Sequence[str]
 ) -> Image.Image:
     """Rows: what it was; columns: what it was taken for; each row's shares as shades."""
@@ -23,8 +23,8 @@ def confusion_picture(
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     drawn = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-    figure.colorbar(drawn, label="share of the category's pictures")
-    axes.set(xlabel="taken for", ylabel="was", title=f"{counts.sum()} pictures")
+    figure.colorbar(drawn, label="share of the category's images")
+    axes.set(xlabel="taken for", ylabel="was", title=f"{counts.sum()} images")
     if len(categories) <= NAMED:
         labels = [names[index].split(",")[0] for index in categories]
         axes.set_xticks(range(len(labels)), labels, rotation=90)
@@ -33,12 +33,12 @@ def confusion_picture(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def page(text: str, pictures: Sequence[tuple[str, Image.Image]]) -> str:
-    """One HTML page: the figures as text, then the pictures with their captions."""
+def page(text: str, images: Sequence[tuple[str, Image.Image]]) -> str:
+    """One HTML page: the figures as text, then the images with their captions."""
     shown = "\n".join(
-        f'<figure><img src="{_address(picture)}" alt="{html.escape(caption)}">'
+        f'<figure><img src="{_address(image)}" alt="{html.escape(caption)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for caption, picture in pictures
+        for caption, image in images
     )
     return f"""<!doctype html>
 <html lang="en">
@@ -61,8 +61,8 @@ img {{ max-width: 100%; }}
 """
 
 
-def _address(picture: Image.Image) -> str:
-    """The picture itself as an address, so that the page needs no other file."""
+def _address(image: Image.Image) -> str:
+    """The image itself as an address, so that the page needs no other file."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

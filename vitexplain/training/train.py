@@ -35,8 +35,8 @@ from vitexplain.models.loading import bundled_folder, load_model, set_input_size
 from vitexplain.training.curves import draw_curves
 from vitexplain.training.data import (
     DataError,
-    LabelledPictures,
-    PictureDataset,
+    ImageDataset,
+    LabelledImages,
     category_of,
     split,
     usable_names,
@@ -81,16 +81,16 @@ class Training:
         self.options = options
         self.output = writable_folder(options.output)
         self.device = torch.device(options.device)
-        pictures = LabelledPictures(options.data)
-        names = usable_names(pictures)
+        images = LabelledImages(options.data)
+        names = usable_names(images)
         self.categories = sorted({category_of(name) for name in names})
         torch.manual_seed(options.seed)
         self.model, self.data_config = make_model(options, len(self.categories))
         self.model.to(self.device)
         train, validation = split(names, options.validation, options.seed)
-        self.train_data = PictureDataset(pictures, train, self.categories, self._transform(True))
-        self.validation_data = PictureDataset(
-            pictures, validation, self.categories, self._transform(False)
+        self.train_data = ImageDataset(images, train, self.categories, self._transform(True))
+        self.validation_data = ImageDataset(
+            images, validation, self.categories, self._transform(False)
         )
         self.batch = min(options.batch_size, len(train) // 2 * 2)
         self.updates_per_epoch = max(1, len(train) // self.batch)
@@ -124,13 +124,13 @@ class Training:
 
     def _transform(self, training: bool):
         config = {k: self.data_config[k] for k in ("input_size", "interpolation", "mean", "std")}
-        if not training:  # the whole picture resized, as vit_explain.py does by default
+        if not training:  # the whole image resized, as vit_explain.py does by default
             return create_transform(**config, crop_pct=1.0, crop_mode="squash")
         scale = (self.options.smallest_crop, 1.0)
         return create_transform(**config, is_training=True, scale=scale, ratio=(0.5, 2.0))
 
     def _batches(self) -> DataLoader:
-        """Each category as often as any other, however many pictures it has."""
+        """Each category as often as any other, however many images it has."""
         generator = torch.Generator().manual_seed(self.options.seed * 1009 + self.progress.epoch)
         counts = np.bincount(self.train_data.labels)
         weights = [1.0 / counts[label] for label in self.train_data.labels]
@@ -159,12 +159,12 @@ class Training:
             )
             criterion = SoftTargetCrossEntropy()
         told = f"epoch {self.progress.epoch + 1}/{options.epochs}"
-        for pictures, labels in tqdm(self._batches(), told, disable=not sys.stderr.isatty()):
-            pictures, labels = pictures.to(self.device), labels.to(self.device)
+        for images, labels in tqdm(self._batches(), told, disable=not sys.stderr.isatty()):
+            images, labels = images.to(self.device), labels.to(self.device)
             if mixup:
-                pictures, labels = mixup(pictures, labels)
+                images, labels = mixup(images, labels)
             with self._autocast():
-                loss = criterion(self.model(pictures).float(), labels)
+                loss = criterion(self.model(images).float(), labels)
             self.optimizer.zero_grad()
             loss.backward()
             dispatch_clip_grad(self.model.parameters(), options.clip)
@@ -177,15 +177,15 @@ class Training:
 
     @torch.inference_mode()
     def _validate(self) -> tuple[float, float]:
-        """(loss, top-1) of the averaged weights on the validation pictures."""
+        """(loss, top-1) of the averaged weights on the validation images."""
         if not len(self.validation_data):
             return float("nan"), float("nan")
         network = self.ema.module.eval()
         losses: list[Tensor] = []
         right: list[Tensor] = []
-        for pictures, labels in DataLoader(self.validation_data, self.batch):
+        for images, labels in DataLoader(self.validation_data, self.batch):
             with self._autocast():
-                logits = network(pictures.to(self.device)).float().cpu()
+                logits = network(images.to(self.device)).float().cpu()
             losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
             right.append(logits.argmax(dim=1) == labels)
         return torch.cat(losses).mean().item(), torch.cat(right).float().mean().item()
@@ -343,14 +343,14 @@ def parser() -> argparse.ArgumentParser:
     add("--warmup_epochs", type=int, default=1)
     add("--ema", type=float, default=0.999, help="decay of the averaged weights, which are kept")
     add("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    add("--smallest_crop", type=float, default=0.35, help="least share of a picture in a crop")
+    add("--smallest_crop", type=float, default=0.35, help="least share of an image in a crop")
     add("--mixup", type=float, default=0.0, help="alpha of Mixup")
     add("--cutmix", type=float, default=0.0, help="alpha of CutMix")
     add("--smoothing", type=float, default=0.1, help="label smoothing")
     add("--validation", type=float, default=0.15, help="share of each category for validation")
     add("--bf16", action="store_true", help="bfloat16 where it is safe")
     add("--device", default="cpu", help="cpu, cuda or mps")
-    add("--workers", type=int, default=0, help="processes that read pictures")
+    add("--workers", type=int, default=0, help="processes that read images")
     add("--seed", type=int, default=0)
     return parser
 

@@ -1,6 +1,6 @@
-"""One page with all pictures of a run: it needs no network and no other file.
+"""One page with all images of a run: it needs no network and no other file.
 
-Each picture is there as a thumbnail, each of its maps as a small heatmap, which the browser lays
+Each image is there as a thumbnail, each of its maps as a small heatmap, which the browser lays
 over it: moving from input to overlay is a change of opacity. Names come from files and models, so
 the page builds everything from JSON as text, and its Content-Security-Policy forbids any script
 but its own.
@@ -21,14 +21,14 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from vitexplain.drawing.heatmap import colored, enlarged, on_the_picture
-from vitexplain.images.reading import PictureError, open_picture
+from vitexplain.drawing.heatmap import colored, enlarged, on_the_image
+from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.methods.registry import METHODS
 from vitexplain.parallel import in_order
 
-SIDE = 320  # of thumbnails, in pixels; of many pictures they are smaller
+SIDE = 320  # of thumbnails, in pixels; of many images they are smaller
 SIDE_OF_MANY, MANY = 192, 1000
 PATCH = 8  # pixels of the heatmap a patch
 
@@ -43,7 +43,7 @@ def write_report(
     """The page, written to `path`, beside the files that the results name.
 
     Args:
-        results: lines of results.jsonl; a picture that can't be opened any more has no thumbnail.
+        results: lines of results.jsonl; an image that can't be opened any more has no thumbnail.
         alpha: where the slider stands at first.
         colormap: name of an OpenCV colour map.
     """
@@ -64,13 +64,13 @@ def write_report(
 def _ahead(results: Iterable[dict], side: int, colormap: str) -> Iterator[tuple[str, str]]:
     """What the page holds of each result, in order; a few are made at the same time."""
     with ThreadPoolExecutor() as pool:
-        submitted = ((None, pool.submit(_picture, result, side, colormap)) for result in results)
+        submitted = ((None, pool.submit(_image, result, side, colormap)) for result in results)
         for _, future in in_order(submitted, ahead=16):
             yield future.result()
 
 
-def _picture(result: dict, side: int, colormap: str) -> tuple[str, str]:
-    """(what is said of a picture, its images), both as JSON."""
+def _image(result: dict, side: int, colormap: str) -> tuple[str, str]:
+    """(what is said of an image, its images), both as JSON."""
     maps, heat = [], []
     for found in result["maps"]:
         grey = np.frombuffer(base64.b64decode(found["mask"]), np.uint8).reshape(found["grid"])
@@ -98,9 +98,9 @@ def _picture(result: dict, side: int, colormap: str) -> tuple[str, str]:
 
 
 def _placed(mask: np.ndarray, result: dict) -> tuple[list[float], np.ndarray]:
-    """Left, top, width and height of the map in percent of the picture; its part that is there."""
+    """Left, top, width and height of the map in percent of the image; its part that is there."""
     width, height = result["size"]
-    visible, (left, top, right, bottom) = on_the_picture(
+    visible, (left, top, right, bottom) = on_the_image(
         mask, Region(*result["region_seen"]), width, height
     )
     place = left / width, top / height, (right - left) / width, (bottom - top) / height
@@ -125,16 +125,16 @@ def _options(method: dict) -> str:
 
 def _thumbnail(path: str, side: int) -> str | None:
     try:
-        picture = open_picture(path)
+        image = open_image(path)
     except (PictureError, OSError):
         return None
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _webp(picture)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _webp(image)
 
 
-def _webp(picture: Image.Image) -> str:
+def _webp(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=75)
+    image.save(buffer, "WEBP", quality=75)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -145,7 +145,7 @@ def _json(value: object) -> str:
 
 
 def _frame(title: str, alpha: float) -> tuple[str, str]:
-    """What stands before the pictures, and behind them."""
+    """What stands before the images, and behind them."""
     folder = resources.files("vitexplain.drawing.report")
     style, script = (
         (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
