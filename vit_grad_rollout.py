@@ -24,7 +24,7 @@ from vitexplain.attention.capture import CapturedAttention, Factor, capture_atte
 from vitexplain.attention.checks import check_matrices, check_settings
 from vitexplain.attention.fused import WeightedPass
 from vitexplain.attention.tokens import TokenLayout
-from vitexplain.methods import as_published
+from vitexplain.methods.as_published import published_grad_rollout
 from vitexplain.methods.base import Choose, OfCategory, scores
 
 
@@ -92,7 +92,7 @@ class VITAttentionGradRollout(OfCategory, VITAttentionRollout):
         if self.as_published:
             first = [branches[0] for branches in attentions]
             first_gradients = [branches[0] for branches in gradients]
-            return as_published.grad_rollout(first, first_gradients, self.discard_ratio, layout)
+            return published_grad_rollout(first, first_gradients, self.discard_ratio, layout)
         fused = [
             sum(weigh(a, g, self.head_fusion) for a, g in zip(*branches, strict=True))
             for branches in zip(attentions, gradients, strict=True)
@@ -131,7 +131,7 @@ def grad_rollout(
     layout = TokenLayout.of_matrix(attentions[0].shape[-1], prefix_tokens, grid)
     attentions = [attention.detach() for attention in attentions]
     if as_published:
-        return as_published.grad_rollout(attentions, gradients, discard_ratio, layout)
+        return published_grad_rollout(attentions, gradients, discard_ratio, layout)
     fused = [weigh(a, g, head_fusion) for a, g in zip(attentions, gradients, strict=True)]
     if readout is None:
         readout = layout.readout_weights(fused[0])

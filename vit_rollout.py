@@ -33,7 +33,7 @@ from vitexplain.attention.checks import (
 )
 from vitexplain.attention.fused import Enough, can_fuse, fuse_attention
 from vitexplain.attention.tokens import TokenLayout, blocks_of, check_supported, token_layout
-from vitexplain.methods import as_published
+from vitexplain.methods.as_published import published_rollout
 
 SAMPLED = 43  # one of so many entries; prime, lest rows of a matrix give always the same columns
 
@@ -151,7 +151,7 @@ class VITAttentionRollout:
         # parallel branches are summed in the residual stream, so their attention is too
         fused = [sum(branches) for branches in captured.blocks()]
         if self.as_published:
-            return as_published.rollout(fused, self.discard_ratio, layout), logits
+            return published_rollout(fused, self.discard_ratio, layout), logits
         pooled = None if captured.pool is None else fuse(captured.pool)
         return self._masks(captured.factors(fused, self.start_block), layout, pooled), logits
 
@@ -197,7 +197,7 @@ def rollout(
     layout = TokenLayout.of_matrix(attentions[0].shape[-1], prefix_tokens, grid)
     fused = [fuse_heads(attention.detach(), head_fusion) for attention in attentions]
     if as_published:
-        return as_published.rollout(fused, discard_ratio, layout)
+        return published_rollout(fused, discard_ratio, layout)
     if readout is None:
         readout = layout.readout_weights(fused[0])
     factors = [Factor(matrix) for matrix in fused[start_block:]]

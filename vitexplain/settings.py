@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from vitexplain.choices import DEFAULT_IMAGE
 
+Value = float | int | str
+Sweep = Mapping[str, tuple[Value, ...]]  # parameter -> its values
+
 
 @dataclass(frozen=True)
 class Settings:

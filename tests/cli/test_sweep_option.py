@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from helpers import ROOT
-from vitexplain.cli.sweep_option import MOST_MAPS, label, parse_sweep
+from vitexplain.cli.sweep_option import MOST_MAPS, parse_sweep
+from vitexplain.runs.sweep import label
 
 
 @pytest.mark.parametrize(

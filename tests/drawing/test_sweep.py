@@ -15,10 +15,11 @@ from vit_rollout import VITAttentionRollout
 from vitexplain.cli.sweep_option import parse_sweep
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
-from vitexplain.drawing.sweep import CELL, FRAME, draw_sweep, shrunk, sweep_maps, write_gif
+from vitexplain.drawing.sweep import CELL, FRAME, draw_sweep, shrunk, write_gif
 from vitexplain.images.reading import open_image
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.runs.session import explain_image
+from vitexplain.runs.sweep import sweep_maps
 from vitexplain.settings import Settings
 
 BOTH = ROOT / "examples" / "both.png"

@@ -9,7 +9,7 @@ import reference
 from helpers import make_vit
 from vit_grad_rollout import VITAttentionGradRollout, grad_rollout
 from vit_rollout import VITAttentionRollout, rollout
-from vitexplain.methods import as_published
+from vitexplain.drawing.overlay import draw_published
 
 
 @pytest.mark.parametrize("fusion", ["mean", "max", "min"])
@@ -82,7 +82,7 @@ def test_overlay():
     heat = cv2.applyColorMap(np.uint8(255 * cv2.resize(mask, (30, 20))), cv2.COLORMAP_JET)
     cam = np.float32(heat) / 255 + np.float32(image[:, :, ::-1]) / 255
     expected = np.uint8(255 * (cam / cam.max()))[:, :, ::-1]
-    assert np.array_equal(as_published.overlay(image, mask), expected)
+    assert np.array_equal(draw_published(image, mask), expected)
 
 
 def test_refusals(images):

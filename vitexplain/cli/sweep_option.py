@@ -7,9 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from vitexplain.choices import HEAD_FUSIONS
-
-Value = float | int | str
-Sweep = Mapping[str, tuple[Value, ...]]
+from vitexplain.settings import Sweep, Value
 
 MOST_MAPS = 100
 
@@ -41,11 +39,6 @@ def parse_sweep(texts: Sequence[str]) -> Sweep:
     if maps > MOST_MAPS:
         raise ValueError(f"--sweep would draw {maps} maps: at most {MOST_MAPS}, give fewer values")
     return sweep
-
-
-def label(name: str, value: Value) -> str:
-    """A parameter and its value in words: "discard_ratio 0.9"."""
-    return f"{name} {value:.10g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def _values(name: str, listed: str) -> tuple[Value, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -11,7 +12,6 @@ from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.explainer import Map
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_array, write_png
-from vitexplain.methods import as_published
 from vitexplain.models.transform import InputTransform
 from vitexplain.settings import Settings
 
@@ -57,7 +57,7 @@ class Output:
         size = settings.size or ("model" if settings.as_published else "image")
         canvas = image if size == "image" else seen
         if settings.as_published:
-            return Image.fromarray(as_published.overlay(np.asarray(canvas), mask))
+            return Image.fromarray(draw_published(np.asarray(canvas), mask))
         covered = region if size == "image" else None
         return draw_overlay(canvas, mask, covered, settings.alpha, settings.colormap)
 
@@ -76,3 +76,15 @@ def name_of(found: Map) -> str:
     elif "head_fusion" in method:
         parts.append(method["head_fusion"])
     return "_".join(parts)
+
+
+def draw_published(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Heatmap and image (H, W, 3), uint8 RGB, added and divided by the brightest value.
+
+    So the older script drew; its arithmetic is in methods/as_published.
+    """
+    height, width = image.shape[:2]
+    enlarged = cv2.resize(mask, (width, height))
+    heatmap = cv2.applyColorMap(np.uint8(255 * enlarged), cv2.COLORMAP_JET)[:, :, ::-1]
+    added = np.float32(heatmap) / 255 + np.float32(image) / 255
+    return np.uint8(255 * (added / added.max()))

@@ -1,7 +1,6 @@
 """A sweep's maps of one image, and how they are drawn: a labelled sheet, and an animation."""
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,15 +8,12 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
-from vitexplain.cli.sweep_option import Sweep, Value, label
 from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
-from vitexplain.explainer import Explainer, Map
+from vitexplain.explainer import Map
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
-from vitexplain.models.loading import LoadedModel
-from vitexplain.settings import Settings
+from vitexplain.settings import Value
 
 Draw = Callable[[np.ndarray], Image.Image]  # a mask (h, w) -> its overlay
 
@@ -51,33 +47,6 @@ class SweepMap:
     def mask(self) -> np.ndarray:
         """(h, w) float32, largest value 1."""
         return self.found.mask
-
-
-def sweep_maps(
-    loaded: LoadedModel, tensor: Tensor, settings: Settings, sweep: Sweep
-) -> list[list[SweepMap]]:
-    """The maps of one image (1, 3, H, W): a row for each value of the first parameter.
-
-    The second parameter's values are the columns; a single parameter's are one row. What the
-    sweep does not name is as in `settings`.
-
-    Raises:
-        ValueError: if the model can't be explained with one of the values, or two of them name
-            the same category.
-    """
-    _check_categories(loaded, sweep.get("category", ()))
-    points = [
-        dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())
-    ]
-    # all of them before the first pass: they say what is wrong with a value
-    explainers = [Explainer(dataclasses.replace(settings, **point), loaded) for point in points]
-    maps = []
-    for point, explainer in zip(points, explainers, strict=True):
-        (explained,) = explainer(tensor)
-        (found,) = explained.maps
-        maps.append(SweepMap(_labels(point, found), point, found))
-    columns = len(list(sweep.values())[-1])
-    return [maps[start : start + columns] for start in range(0, len(maps), columns)]
 
 
 def shrunk(image: Image.Image, region: Region) -> tuple[Image.Image, Region]:
@@ -151,26 +120,3 @@ def _frame(caption: str, overlay: Image.Image) -> Image.Image:
     width = FRAME - 2 * GAP
     height = min(fit(overlay, (width, width)).height, width - line_height(width))
     return draw_sheet([[(caption, overlay)]], (width, height), lines=1)
-
-
-def _check_categories(loaded: LoadedModel, names: Sequence[Value]) -> None:
-    seen: dict[int, Value] = {}
-    for name in names:
-        if name == "top":
-            continue
-        index = loaded.category_index(name)
-        if index in seen:
-            raise ValueError(
-                f"--sweep category: {seen[index]!r} and {name!r} are both category {index} "
-                f"({loaded.categories[index]}); a comma separates values, so give one synonym"
-            )
-        seen[index] = name
-
-
-def _labels(values: Mapping[str, Value], found: Map) -> tuple[str, ...]:
-    labels = {name: label(name, value) for name, value in values.items()}
-    if "category" in values:
-        name = found.category["name"]
-        if str(values["category"]).casefold() not in name.casefold():  # an index, or "top"
-            labels["category"] += f": {name.split(',')[0]}"
-    return tuple(labels.values())

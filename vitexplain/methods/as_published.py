@@ -15,19 +15,18 @@ All matrices are of one image; block 1 comes first.
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def rollout(fused: Sequence[Tensor], discard_ratio: float, layout) -> np.ndarray:
+def published_rollout(fused: Sequence[Tensor], discard_ratio: float, layout) -> np.ndarray:
     """(1, h, w) mask from the fused attention (1, N, N) of each block."""
     _check(fused[0], layout)
     return _mask([_discard(matrix, discard_ratio, spare_first=True) for matrix in fused], layout)
 
 
-def grad_rollout(
+def published_grad_rollout(
     attentions: Sequence[Tensor], gradients: Sequence[Tensor], discard_ratio: float, layout
 ) -> np.ndarray:
     """(1, h, w) mask from attention and its gradient, (1, H, N, N) each, of each block."""
@@ -41,15 +40,6 @@ def grad_rollout(
         for attention, gradient in zip(attentions, reversed(before_softmax), strict=True)
     ]
     return _mask([_discard(matrix, discard_ratio, spare_first=False) for matrix in fused], layout)
-
-
-def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Heatmap and image (H, W, 3), uint8 RGB, added and divided by the brightest value."""
-    height, width = image.shape[:2]
-    enlarged = cv2.resize(mask, (width, height))
-    heatmap = cv2.applyColorMap(np.uint8(255 * enlarged), cv2.COLORMAP_JET)[:, :, ::-1]
-    added = np.float32(heatmap) / 255 + np.float32(image) / 255
-    return np.uint8(255 * (added / added.max()))
 
 
 def _check(matrix: Tensor, layout) -> None:

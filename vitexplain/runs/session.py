@@ -22,13 +22,14 @@ from vitexplain.drawing.anatomy import draw_anatomy
 from vitexplain.drawing.comparison import draw_compare
 from vitexplain.drawing.heatmap import check_style
 from vitexplain.drawing.overlay import Output
-from vitexplain.drawing.sweep import draw_sweep, shrunk, sweep_maps, write_gif
+from vitexplain.drawing.sweep import draw_sweep, shrunk, write_gif
 from vitexplain.explainer import Explainer, Map, most_faithful, names_of
 from vitexplain.images.reading import open_image
 from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder, write_png
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.models.transform import InputTransform
+from vitexplain.runs.sweep import sweep_maps
 from vitexplain.settings import Settings
 
 

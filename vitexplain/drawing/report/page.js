@@ -8,20 +8,20 @@ const make = (tag, className, ...inside) => {
   return element;
 };
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const pictures = [...document.querySelectorAll("script.about")].map((script, number) => ({
+const images = [...document.querySelectorAll("script.about")].map((script, number) => ({
   ...JSON.parse(script.textContent),
   number,
 }));
-const likeliest = (picture) => picture.top[0] ?? { name: "no categories", probability: 0 };
-const imagesOf = (picture) => JSON.parse($(`images-${picture.number}`).textContent);
+const likeliest = (image) => image.top[0] ?? { name: "no categories", probability: 0 };
+const imagesOf = (image) => JSON.parse($(`images-${image.number}`).textContent);
 const describe = (map) =>
   map.category ? `${map.category.name}, ${percent(map.category.probability)}` : "every category";
-// The picture with one map over it (or none), drawn by the browser: the slider only sets opacity.
-function drawn(picture, images, map, alternative) {
-  const [across, down] = picture.size;
-  const frame = make("span", across > 1.2 * down ? "picture wide" : "picture high");
+// The image with one map over it (or none), drawn by the browser: the slider only sets opacity.
+function drawn(image, images, map, alternative) {
+  const [across, down] = image.size;
+  const frame = make("span", across > 1.2 * down ? "image wide" : "image high");
   frame.style.aspectRatio = `${across} / ${down}`;
-  if (!images.thumbnail) frame.append(make("span", "gone", "picture not found"));
+  if (!images.thumbnail) frame.append(make("span", "gone", "image not found"));
   else frame.append(image(images.thumbnail, alternative));
   if (map) {
     const seen = make("span", "seen", image(images.heat[map.number], ""));
@@ -42,60 +42,60 @@ function image(data, alternative) {
   return element;
 }
 
-const cards = pictures.map((picture) => {
-  const { name, probability } = likeliest(picture);
+const cards = images.map((image) => {
+  const { name, probability } = likeliest(image);
   const first = make("span", "first", make("span", "", name), make("span", "", percent(probability)));
-  const text = make("span", "caption", first, make("span", "name", picture.name));
+  const text = make("span", "caption", first, make("span", "name", image.name));
   const button = make("button", "", make("span", "frame"), text);
   button.type = "button";
-  button.title = picture.name;
-  button.ariaLabel = `${picture.name}: ${name}, ${percent(probability)}. Open large view`;
+  button.title = image.name;
+  button.ariaLabel = `${image.name}: ${name}, ${percent(probability)}. Open large view`;
   button.tabIndex = -1;
   button.addEventListener("click", (event) => {
-    // a finger can't hover: on the picture it switches, below it opens
+    // a finger can't hover: on the image it switches, below it opens
     if (event.pointerType === "touch" && event.target.closest(".frame"))
       button.classList.toggle("input");
-    else open(shown.indexOf(picture));
+    else open(shown.indexOf(image));
   });
   const card = make("li", "card", button);
-  card.picture = picture;
+  card.image = image;
   return card;
 });
 
-// Only cards near the window get their pictures.
+// Only cards near the window get their images.
 const near = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (!isIntersecting) continue;
     near.unobserve(target);
-    const { picture } = target;
-    const number = Math.max(0, picture.maps.findIndex((map) => map.best));
-    const frame = drawn(picture, imagesOf(picture), { ...picture.maps[number], number }, "");
+    const { image } = target;
+    const number = Math.max(0, image.maps.findIndex((map) => map.best));
+    const frame = drawn(image, imagesOf(image), { ...image.maps[number], number }, "");
     target.querySelector(".frame").append(frame);
   }
 }, { rootMargin: "400px" });
 cards.forEach((card) => near.observe(card));
 
-let shown = pictures;
+let shown = images;
 
 function list() {
   const wanted = $("search").value.toLowerCase();
   const category = $("category").value;
-  shown = pictures.filter((picture) =>
-    picture.name.toLowerCase().includes(wanted) &&
-    (category === "" || String(likeliest(picture).index) === category));
+  shown = images.filter((image) =>
+    image.name.toLowerCase().includes(wanted) &&
+    (category === "" || String(likeliest(image).index) === category));
   const direction = $("sort").value === "least" ? -1 : 1;
   if ($("sort").value !== "name")
     shown.sort((a, b) => direction * (likeliest(b).probability - likeliest(a).probability));
-  $("cards").replaceChildren(...shown.map((picture) => cards[picture.number]));
-  $("count").textContent = `${shown.length} of ${pictures.length} pictures`;
+  $("cards").replaceChildren(...shown.map((image) => cards[image.number]));
+  $("count").textContent = `${shown.length} of ${images.length} images`;
   cards.forEach((card) => { card.firstChild.tabIndex = -1; });
   if (shown.length) cards[shown[0].number].firstChild.tabIndex = 0;
 }
 
 function categories() {
   const counts = new Map();
-  for (const picture of pictures) {
-    const { index, name } = likeliest(picture);
+  for (const image of images) {
+    const { index, name } = likeliest(image);
     if (index === undefined) continue;
     counts.set(index, { name, count: (counts.get(index)?.count ?? 0) + 1 });
   }
@@ -105,7 +105,7 @@ function categories() {
 
 // One tab stop for the whole grid; arrows move within it.
 $("cards").addEventListener("keydown", (event) => {
-  const buttons = shown.map((picture) => cards[picture.number].firstChild);
+  const buttons = shown.map((image) => cards[image.number].firstChild);
   const here = buttons.indexOf(event.target);
   const line = buttons[0]?.parentElement.offsetTop;
   const columns = buttons.filter((button) => button.parentElement.offsetTop === line).length;
@@ -125,28 +125,28 @@ let current = -1;
 function open(place) {
   if (!shown[place]) return;
   current = place;
-  const picture = shown[place];
-  const images = imagesOf(picture);
-  $("name").textContent = picture.name;
-  const figures = [make("figure", "", drawn(picture, images, null, `input: ${picture.name}`),
+  const image = shown[place];
+  const images = imagesOf(image);
+  $("name").textContent = image.name;
+  const figures = [make("figure", "", drawn(image, images, null, `input: ${image.name}`),
     make("figcaption", "", "input"))];
-  const several = new Set(picture.maps.map((map) => map.method)).size > 1;
-  picture.maps.forEach((map, number) => {
+  const several = new Set(image.maps.map((map) => map.method)).size > 1;
+  image.maps.forEach((map, number) => {
     const link = make("a", "", "overlay");
     link.href = map.overlay;
     const what = several ? `${map.method}: ${describe(map)}` : describe(map);
     const text = make("figcaption", "", `${what} · `, link);
     if (map.faithfulness !== null) text.append(` · faithfulness ${map.faithfulness.toFixed(3)}`);
     if (map.best) text.append(" · ", make("strong", "", "the most faithful"));
-    const alternative = `map of ${picture.name} for ${describe(map)}, ${map.method}`;
+    const alternative = `map of ${image.name} for ${describe(map)}, ${map.method}`;
     const figure = make("figure", map.best ? "best" : "",
-      drawn(picture, images, { ...map, number }, alternative), text);
+      drawn(image, images, { ...map, number }, alternative), text);
     figures.push(figure);
   });
   $("maps").replaceChildren(...figures);
   $("numbers").replaceChildren(
-    table("likeliest categories", picture.top.map((c) => [`${c.index} ${c.name}`, percent(c.probability)])),
-    table("how it was made", picture.facts));
+    table("likeliest categories", image.top.map((c) => [`${c.index} ${c.name}`, percent(c.probability)])),
+    table("how it was made", image.facts));
   $("previous").disabled = place === 0;
   $("next").disabled = place === shown.length - 1;
   if (!$("large").open) $("large").showModal();
