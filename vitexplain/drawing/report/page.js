@@ -12,19 +12,19 @@ const images = [...document.querySelectorAll("script.about")].map((script, numbe
   ...JSON.parse(script.textContent),
   number,
 }));
-const likeliest = (image) => image.top[0] ?? { name: "no categories", probability: 0 };
-const imagesOf = (image) => JSON.parse($(`images-${image.number}`).textContent);
+const top1 = (image) => image.top[0] ?? { name: "no categories", probability: 0 };
+const pixelsOf = (image) => JSON.parse($(`images-${image.number}`).textContent);
 const describe = (map) =>
   map.category ? `${map.category.name}, ${percent(map.category.probability)}` : "every category";
 // The image with one map over it (or none), drawn by the browser: the slider only sets opacity.
-function drawn(image, images, map, alternative) {
+function drawn(image, pixels, map, alternative) {
   const [across, down] = image.size;
   const frame = make("span", across > 1.2 * down ? "image wide" : "image high");
   frame.style.aspectRatio = `${across} / ${down}`;
-  if (!images.thumbnail) frame.append(make("span", "gone", "image not found"));
-  else frame.append(image(images.thumbnail, alternative));
+  if (!pixels.thumbnail) frame.append(make("span", "gone", "image not found"));
+  else frame.append(img(pixels.thumbnail, alternative));
   if (map) {
-    const seen = make("span", "seen", image(images.heat[map.number], ""));
+    const seen = make("span", "seen", img(pixels.heat[map.number], ""));
     const [left, top, width, height] = map.place;
     Object.assign(seen.style, {
       left: `${left}%`, top: `${top}%`, width: `${width}%`, height: `${height}%`,
@@ -34,7 +34,7 @@ function drawn(image, images, map, alternative) {
   return frame;
 }
 
-function image(data, alternative) {
+function img(data, alternative) {
   const element = make("img");
   element.alt = alternative;
   element.decoding = "async";
@@ -43,7 +43,7 @@ function image(data, alternative) {
 }
 
 const cards = images.map((image) => {
-  const { name, probability } = likeliest(image);
+  const { name, probability } = top1(image);
   const first = make("span", "first", make("span", "", name), make("span", "", percent(probability)));
   const text = make("span", "caption", first, make("span", "name", image.name));
   const button = make("button", "", make("span", "frame"), text);
@@ -69,7 +69,7 @@ const near = new IntersectionObserver((entries) => {
     near.unobserve(target);
     const { image } = target;
     const number = Math.max(0, image.maps.findIndex((map) => map.best));
-    const frame = drawn(image, imagesOf(image), { ...image.maps[number], number }, "");
+    const frame = drawn(image, pixelsOf(image), { ...image.maps[number], number }, "");
     target.querySelector(".frame").append(frame);
   }
 }, { rootMargin: "400px" });
@@ -82,10 +82,10 @@ function list() {
   const category = $("category").value;
   shown = images.filter((image) =>
     image.name.toLowerCase().includes(wanted) &&
-    (category === "" || String(likeliest(image).index) === category));
+    (category === "" || String(top1(image).index) === category));
   const direction = $("sort").value === "least" ? -1 : 1;
   if ($("sort").value !== "name")
-    shown.sort((a, b) => direction * (likeliest(b).probability - likeliest(a).probability));
+    shown.sort((a, b) => direction * (top1(b).probability - top1(a).probability));
   $("cards").replaceChildren(...shown.map((image) => cards[image.number]));
   $("count").textContent = `${shown.length} of ${images.length} images`;
   cards.forEach((card) => { card.firstChild.tabIndex = -1; });
@@ -95,7 +95,7 @@ function list() {
 function categories() {
   const counts = new Map();
   for (const image of images) {
-    const { index, name } = likeliest(image);
+    const { index, name } = top1(image);
     if (index === undefined) continue;
     counts.set(index, { name, count: (counts.get(index)?.count ?? 0) + 1 });
   }
@@ -126,9 +126,9 @@ function open(place) {
   if (!shown[place]) return;
   current = place;
   const image = shown[place];
-  const images = imagesOf(image);
+  const pixels = pixelsOf(image);
   $("name").textContent = image.name;
-  const figures = [make("figure", "", drawn(image, images, null, `input: ${image.name}`),
+  const figures = [make("figure", "", drawn(image, pixels, null, `input: ${image.name}`),
     make("figcaption", "", "input"))];
   const several = new Set(image.maps.map((map) => map.method)).size > 1;
   image.maps.forEach((map, number) => {
@@ -140,12 +140,12 @@ function open(place) {
     if (map.best) text.append(" · ", make("strong", "", "the most faithful"));
     const alternative = `map of ${image.name} for ${describe(map)}, ${map.method}`;
     const figure = make("figure", map.best ? "best" : "",
-      drawn(image, images, { ...map, number }, alternative), text);
+      drawn(image, pixels, { ...map, number }, alternative), text);
     figures.push(figure);
   });
   $("maps").replaceChildren(...figures);
   $("numbers").replaceChildren(
-    table("likeliest categories", image.top.map((c) => [`${c.index} ${c.name}`, percent(c.probability)])),
+    table("most likely categories", image.top.map((c) => [`${c.index} ${c.name}`, percent(c.probability)])),
     table("how it was made", image.facts));
   $("previous").disabled = place === 0;
   $("next").disabled = place === shown.length - 1;
