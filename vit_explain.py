@@ -12,5 +12,15 @@ import sys
 
 from vitexplain.cli.main import main
 
+
+def __getattr__(name: str) -> object:
+    """`from vit_explain import explain` works as well, without loading torch for the command."""
+    if name in ("explain", "load_model"):
+        import vitexplain
+
+        return getattr(vitexplain, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 if __name__ == "__main__":
     sys.exit(main())

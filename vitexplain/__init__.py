@@ -8,7 +8,10 @@ __version__ = "0.2.0"
 
 # name -> the module that has it; torch is loaded only for what is asked for
 _PLACES = {
+    "Explanation": "api",
     "METHODS": "methods.registry",
+    "RequestError": "errors",
+    "explain": "api",
     "load_model": "models.loading",
 }
 __all__ = [*_PLACES, "__version__"]

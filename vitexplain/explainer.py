@@ -1,21 +1,39 @@
-"""The methods that the settings ask for, on batches of images, and what they found in words."""
+"""Maps of batches by the methods that are asked for, in the words of the model's categories."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from vit_rollout import Explanation
-from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.attention.tokens import UnsupportedModel, token_layout
+from vitexplain.errors import RequestError
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.loading import LoadedModel
-from vitexplain.settings import Settings
+from vitexplain.settings import MapOptions
 
 TOP = 5
+GPU_BATCH = 32
+CPU_BATCH = 8  # larger batches of small models were no faster
+CACHED_TOKENS = 2048  # of a batch: with more, activations of a small ViT fall out of the cache
+
+
+class Category(NamedTuple):
+    """A category of the model, and its probability in one image."""
+
+    index: int
+    name: str
+    probability: float
+
+    @property
+    def short_name(self) -> str:
+        """The first synonym: "tiger cat" of "tiger cat, Felis silvestris"."""
+        return self.name.split(",")[0]
 
 
 @dataclass(frozen=True)
@@ -24,93 +42,100 @@ class Map:
 
     Attributes:
         mask: (h, w) float32, largest value 1.
-        category: index, name and probability; None for a map of all categories.
+        category: the one it explains; None for a map that is the same for all of them.
         method: its name and options.
         faithfulness: see vitexplain.faithfulness; None where it was not measured.
+        scores: (h, w) float32, the method's own numbers before scaling, signed if it has signs.
     """
 
     mask: np.ndarray
-    category: dict | None
+    category: Category | None
     method: Mapping
     faithfulness: float | None = None
+    scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
-class Explained:
-    """What was found in one image: its most likely categories, and its maps."""
+class ImageMaps:
+    """One image's most likely categories, and its maps."""
 
-    top: list[dict]
+    top: list[Category]
     maps: list[Map]
 
 
 class Explainer:
-    """Explains batches as the settings say.
+    """Explains batches as the options ask.
 
     Attributes:
-        methods: of each method its name and options, JSON-ready.
+        methods: each method's name and options, JSON-ready.
         left_out: why some methods can't explain this model, where all were asked for.
 
     Raises:
-        vitexplain.models.categories.CategoryError: if the category is none of the model's.
+        CategoryError: if the model has no such category.
         UnsupportedModel: if a method that was asked for can't explain the model.
-        ValueError: if a setting is out of range, asks for categories of a model without, or is
-            none of the methods'.
+        RequestError: if an option is out of range, applies to none of the methods, or asks for
+            categories that the model doesn't have.
     """
 
-    def __init__(self, settings: Settings, loaded: LoadedModel):
-        self.settings, self.loaded = settings, loaded
+    def __init__(self, options: MapOptions, loaded: LoadedModel):
+        self.options, self.loaded = options, loaded
         self.left_out: list[str] = []
         self.methods: list[dict] = []
         self._runs: list[Callable[[Tensor], list[Explanation]]] = []
-        chosen = [METHODS[name] for name in names_of(settings)]
-        _check_options(settings, chosen)
-        if settings.compare and not loaded.categories:
-            raise ValueError("--compare measures how faithful maps are to a category: the model "
-                             "has none")  # fmt: skip
+        chosen = [METHODS[name] for name in names_of(options)]
+        check_options(options, chosen)
+        if options.compare and not loaded.categories:
+            raise RequestError(
+                "--compare measures how faithful maps are to a category: the model has none"
+            )
         for method in chosen:
             try:
                 self._add(method)
             except (UnsupportedModel, ImportError) as error:
-                if settings.method or not settings.compare:
+                if options.method or not options.compare:
                     raise
                 reason = getattr(error, "reason", error)
                 self.left_out.append(f"without {method.title}: {reason}")
 
     def _add(self, method: Method) -> None:
-        options = options_of(method, self.settings)
+        options = options_of(method, self.options)
         made = method.make(self.loaded.model, **options)
         self._runs.append(self._of_category(made) if method.of_category else _of_none(made))
         self.methods.append({"name": method.name, **options})
 
     def _of_category(self, made) -> Callable[[Tensor], list[Explanation]]:
-        settings, has = self.settings, len(self.loaded.categories)
-        if settings.category in (None, "top"):
-            count = settings.top_k or 1
+        options, has = self.options, len(self.loaded.categories)
+        if options.category in (None, "top"):
+            count = options.top_k or 1
             if count > has:
-                raise ValueError(f"the model has {has or 'no'} categories, not {count}")
+                raise RequestError(f"the model has {has or 'no'} categories, not {count}")
             return lambda x: made.explain_several(x, count)
-        index = self.loaded.category_index(settings.category)
+        index = self.loaded.category_index(options.category)
         return lambda x: [made.explain(x, [index] * len(x))]
 
-    def __call__(self, tensors: Tensor) -> list[Explained]:
-        """Of each of B images (B, 3, H, W) its maps: of each method, of each category."""
+    def __call__(self, tensors: Tensor) -> list[ImageMaps]:
+        """The maps of B images (B, 3, H, W): for each method, for each category."""
         found = [run(tensors) for run in self._runs]
         probabilities = found[0][0].logits.softmax(dim=1)
-        return [
-            Explained(
-                self._top1(shares),
-                self._measured(
-                    tensors[place],
-                    [
-                        self._map(method, explanation, place, shares)
-                        for method, explanations in zip(self.methods, found, strict=True)
-                        for explanation in explanations
-                    ],
-                    int(shares.argmax()),
-                ),
-            )
-            for place, shares in enumerate(probabilities)
-        ]
+        explained = []
+        for place, shares in enumerate(probabilities):
+            maps = [
+                self._map(method, explanation, place, shares)
+                for method, explanations in zip(self.methods, found, strict=True)
+                for explanation in explanations
+            ]
+            if self.options.compare:
+                measure = partial(faithfulness, self.loaded.model, tensors[place])
+                maps = with_faithfulness(maps, measure, int(shares.argmax()))
+            explained.append(ImageMaps(self._top(shares), maps))
+        return explained
+
+    def batch_size(self) -> int:
+        """How many images at once suit the device: on a CPU, what its cache can hold."""
+        if next(self.loaded.model.parameters()).device.type != "cpu":
+            return GPU_BATCH
+        tokens = token_layout(self.loaded.model, *self.loaded.transform.size).tokens
+        return max(1, min(CPU_BATCH, CACHED_TOKENS // tokens))
 
     def beside(self) -> "Explainer":
         """Another one on the same weights, which can run in another thread at the same time.
@@ -119,36 +144,29 @@ class Explainer:
         """
         model = self.loaded.model.requires_grad_(False)
         shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        return Explainer(self.settings, replace(self.loaded, model=deepcopy(model, shared)))
-
-    def _measured(self, tensor: Tensor, maps: list[Map], top1: int) -> list[Map]:
-        """With their faithfulness, where maps are compared."""
-        if not self.settings.compare:
-            return maps
-        return with_faithfulness(maps, partial(faithfulness, self.loaded.model, tensor), top1)
+        return Explainer(self.options, replace(self.loaded, model=deepcopy(model, shared)))
 
     def _map(self, method: dict, found: Explanation, place: int, probabilities: Tensor) -> Map:
-        categories = found.categories
-        category = None if categories is None else self._category(categories[place], probabilities)
+        category = None
+        if found.categories is not None:
+            category = self._category(found.categories[place], probabilities)
         return Map(found.masks[place], category, method)
 
-    def _top1(self, probabilities: Tensor) -> list[dict]:
+    def _top(self, probabilities: Tensor) -> list[Category]:
         """The TOP most likely categories of one image, from all its probabilities."""
         if not self.loaded.categories:
             return []
         chosen = probabilities.sort(descending=True, stable=True).indices[:TOP]
         return [self._category(index, probabilities) for index in chosen.tolist()]
 
-    def _category(self, index: int, probabilities: Tensor) -> dict:
-        """Index, name and probability of a category of one image."""
-        name, probability = self.loaded.categories[index], float(probabilities[index])
-        return {"index": index, "name": name, "probability": probability}
+    def _category(self, index: int, probabilities: Tensor) -> Category:
+        return Category(index, self.loaded.categories[index], float(probabilities[index]))
 
 
 def most_faithful(maps: Sequence[Map]) -> set[int]:
     """Places of the maps with the highest faithfulness of each category.
 
-    A map of no category stands in the first one's row.
+    A map that is the same for every category competes in the first one's row.
     """
     best: dict[int, int] = {}
     for place, row in enumerate(rows_of(maps)):
@@ -164,13 +182,13 @@ def with_faithfulness(
 
     Args:
         measure: (mask (h, w), category) -> faithfulness.
-        most likely: the category to which maps of no category are held, if none has one.
+        top1: the category by which maps are measured if none of them is of a category.
     """
-    first = next((found.category["index"] for found in maps if found.category), top1)
+    first = next((found.category.index for found in maps if found.category), top1)
     return [
         replace(
             found,
-            faithfulness=measure(found.mask, found.category["index"] if found.category else first),
+            faithfulness=measure(found.mask, found.category.index if found.category else first),
         )
         for found in maps
     ]
@@ -178,26 +196,26 @@ def with_faithfulness(
 
 def rows_of(maps: Sequence[Map]) -> list[int]:
     """The row of each map's category, in the order in which categories first come."""
-    indices = [found.category["index"] for found in maps if found.category]
+    indices = [found.category.index for found in maps if found.category]
     order = {index: row for row, index in enumerate(dict.fromkeys(indices))}
-    return [order[found.category["index"]] if found.category else 0 for found in maps]
+    return [order[found.category.index] if found.category else 0 for found in maps]
 
 
-def names_of(settings: Settings) -> tuple[str, ...]:
-    """The names of the methods that the settings ask for."""
-    of_category = settings.category is not None or settings.top_k is not None
-    return methods_of(settings.method, every=settings.compare, of_category=of_category)
+def names_of(options: MapOptions) -> tuple[str, ...]:
+    """The names of the methods that the options ask for."""
+    of_category = options.category is not None or options.top_k is not None
+    return methods_of(options.method, every=options.compare, of_category=of_category)
 
 
-def options_of(method: Method, settings: Settings) -> dict:
-    """Those settings that are options of the method; what is not set is as the method has it."""
+def options_of(method: Method, options: MapOptions) -> dict:
+    """Those options that the method takes; what is not set is as the method has it."""
     wanted = {
-        "head_fusion": settings.head_fusion or method.defaults.get("head_fusion", "mean"),
-        "discard_ratio": settings.discard_ratio,
-        "start_block": settings.start_block,
-        "as_published": settings.as_published,
-        "block": -1 if settings.block is None else settings.block,
-        "head": settings.head,
+        "head_fusion": options.head_fusion or method.defaults.get("head_fusion", "mean"),
+        "discard_ratio": options.discard_ratio,
+        "start_block": options.start_block,
+        "as_published": options.as_published,
+        "block": -1 if options.block is None else options.block,
+        "head": options.head,
     }
     return {name: wanted[name] for name in wanted if name in method.options}
 
@@ -206,13 +224,13 @@ def _of_none(made) -> Callable[[Tensor], list[Explanation]]:
     return lambda x: [made.explain(x)]
 
 
-def _check_options(settings: Settings, methods: Sequence[Method]) -> None:
-    """Raise a ValueError if something is set that none of the methods takes."""
+def check_options(options: MapOptions, methods: Sequence[Method]) -> None:
+    """Raise RequestError if an option is set that applies to none of the methods."""
     names = " and ".join(method.title for method in methods)
     for option in ("head_fusion", "start_block", "as_published", "block", "head"):
-        is_set = getattr(settings, option) != getattr(Settings, option)
+        is_set = getattr(options, option) != getattr(MapOptions, option)
         if is_set and not any(option in method.options for method in methods):
-            raise ValueError(f"--{option} means nothing to {names}: leave it out")
+            raise RequestError(f"--{option} does not apply to {names}: leave it out")
     of_category = any(method.of_category for method in methods)
-    if not of_category and (settings.category is not None or settings.top_k):
-        raise ValueError(f"{names} is the same for every category: leave the category out")
+    if not of_category and (options.category is not None or options.top_k):
+        raise RequestError(f"{names} is the same for every category: leave the category out")

@@ -1,7 +1,10 @@
-"""What to explain and how. Imports nothing heavy: the command line must start at once."""
+"""What to explain and how, in four parts. Imports nothing heavy: the command must start at once.
+
+The options of the command of the same names say more.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 from vitexplain.choices import DEFAULT_IMAGE
 
@@ -10,45 +13,15 @@ Sweep = Mapping[str, tuple[Value, ...]]  # parameter -> its values
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to explain and how; the command's options of the same names say more.
+class ModelOptions:
+    """Which model, where it runs, and how images are prepared for it.
 
     Attributes:
-        image_path: images, folders, globs, "@list.txt".
-        recursive: also folders in folders.
-        category: index, name, "top" (the most likely) or None (the most likely too, but attention
-            rollout where no method is named).
-        method: names of methods; empty for the classic two, gradient rollout where
-            there is a category.
-        block, head: of the method "attention": the last block and all heads if None.
-        compare: all methods beside each other, or those named, each with how faithful it is.
-        evaluate: a table of how faithful methods are.
-        sweep: values of one or two parameters, to draw one image with all of them.
-        anatomy: one figure of what the model does with one image.
-        top_k: maps of so many of the most likely categories instead.
-        img_size: (H, W) of the model's input in pixels; None for the model's own.
-        head_fusion: None for the method's own default, max for rollout and mean with a category.
-        size: "image", "model", or None: the image's own size unless `as_published`.
-        contact_sheet: "png", "pdf" or None.
-        engine: "local" or "ray", which needs requirements-ray.txt.
-        batch_size, workers: None for what suits the device and the processor.
+        model: "auto", "bundled" or any timm name.
+        crop: one of choices.CROPS.
+        img_size: (H, W) of the input in pixels; None for the model's own.
     """
 
-    image_path: tuple[str, ...] = (DEFAULT_IMAGE,)
-    recursive: bool = False
-    category: int | str | None = None
-    top_k: int | None = None
-    method: tuple[str, ...] = ()
-    block: int | None = None
-    head: int | None = None
-    compare: bool = False
-    evaluate: bool = False
-    sweep: Mapping[str, tuple] | None = None
-    anatomy: bool = False
-    head_fusion: str | None = None
-    discard_ratio: float = 0.9
-    start_block: int = 0
-    as_published: bool = False
     model: str = "auto"
     checkpoint: str | None = None
     class_names: str | None = None
@@ -56,11 +29,73 @@ class Settings:
     use_cuda: bool = False
     crop: str = "none"
     img_size: tuple[int, int] | None = None
-    output_dir: str = "output"
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """Which maps, by which methods. Whatever is here changes the maps.
+
+    Attributes:
+        method: names of methods; empty for attention rollout or, where there is a category,
+            gradient rollout.
+        category: index, name, "top" (the most likely) or None (the most likely too, but attention
+            rollout where no method is named).
+        top_k: maps of the K most likely categories instead.
+        head_fusion: None for the method's own default, see methods.registry.
+        block, head: of the method "attention"; the last block and all heads if None.
+        compare: all methods, or those named, each with its faithfulness.
+    """
+
+    method: tuple[str, ...] = ()
+    category: int | str | None = None
+    top_k: int | None = None
+    head_fusion: str | None = None
+    discard_ratio: float = 0.9
+    start_block: int = 0
+    block: int | None = None
+    head: int | None = None
+    as_published: bool = False
+    compare: bool = False
+
+
+@dataclass(frozen=True)
+class Style:
+    """How maps are drawn and saved.
+
+    Attributes:
+        alpha: weight of the heatmap, 0 (image only) to 1 (heatmap only).
+        colormap: name of an OpenCV colour map.
+        size: "image", "model", or None: the image's own size unless the maps are `as_published`.
+    """
+
     alpha: float = 0.5
     colormap: str = "turbo"
     size: str | None = None
     save_mask: bool = False
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Which images, where results go, and how the work is done. Nothing here changes a map.
+
+    Attributes:
+        image_path: images, folders, globs, "@list.txt".
+        recursive: also folders in folders.
+        evaluate: a table of how faithful methods are.
+        sweep: values of one or two parameters, to draw one image with all of them.
+        anatomy: one figure of what the model does with one image.
+        contact_sheet: "png", "pdf" or None.
+        batch_size, workers: None for what suits the device and the processor.
+        engine: one of choices.ENGINES.
+        command: the command line, for the metadata of what is written.
+    """
+
+    image_path: tuple[str, ...] = (DEFAULT_IMAGE,)
+    recursive: bool = False
+    output_dir: str = "output"
+    evaluate: bool = False
+    sweep: Sweep | None = None
+    anatomy: bool = False
     report: bool = False
     contact_sheet: str | None = None
     batch_size: int | None = None
@@ -68,3 +103,32 @@ class Settings:
     engine: str = "local"
     quiet: bool = False
     command: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One request: the four parts together, whose fields all have names of their own."""
+
+    model: ModelOptions = field(default_factory=ModelOptions)
+    maps: MapOptions = field(default_factory=MapOptions)
+    style: Style = field(default_factory=Style)
+    run: RunOptions = field(default_factory=RunOptions)
+
+    @classmethod
+    def of(cls, **options: object) -> "Settings":
+        """From options by their own names: Settings.of(model="bundled", alpha=0.7)."""
+        parts = {}
+        for part in fields(cls):
+            kind = part.default_factory
+            names = {each.name for each in fields(kind)} & options.keys()
+            parts[part.name] = kind(**{name: options.pop(name) for name in names})
+        if options:
+            raise TypeError(f"unknown options: {', '.join(options)}")
+        return cls(**parts)
+
+    @classmethod
+    def defaults(cls) -> dict[str, object]:
+        """Each option by its own name, with its default."""
+        return {
+            each.name: each.default for part in fields(cls) for each in fields(part.default_factory)
+        }

@@ -9,11 +9,11 @@ from PIL import Image
 import vit_explain
 from helpers import ROOT
 from vitexplain.drawing.comparison import draw_compare
-from vitexplain.explainer import Map, most_faithful, with_faithfulness
+from vitexplain.explainer import Category, Map, most_faithful, with_faithfulness
 from vitexplain.methods.registry import METHODS
 
-DOG = {"index": 1, "name": "dog, canis", "probability": 0.5}
-CAT = {"index": 2, "name": "cat", "probability": 0.25}
+DOG = Category(1, "dog, canis", 0.5)
+CAT = Category(2, "cat", 0.25)
 BOTH = str(ROOT / "examples" / "both.png")
 
 
@@ -120,7 +120,7 @@ def test_several_methods_of_a_folder_are_marked_in_its_results(tmp_path, capsys)
     [
         (["--method", "rollup"], "'rollup' is none of attention_rollout"),
         (["--method", "rollout", "--category", "pug"], "the same for every category"),
-        (["--method", "legrad", "--head", "1"], "--head means nothing to LeGrad"),
+        (["--method", "legrad", "--head", "1"], "--head does not apply to LeGrad"),
         (["--method", "attention", "--block", "99"], "block must be from 0 to"),
         (["--compare", "--sweep", "discard_ratio=0"], "--sweep is for one image"),
         (["--compare", "--head", "44"], "head must be from 0 to 3, not 44"),

@@ -17,10 +17,11 @@ from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
 from vitexplain.drawing.sweep import CELL, FRAME, draw_sweep, shrunk, write_gif
 from vitexplain.images.reading import open_image
+from vitexplain.images.region import Region
 from vitexplain.models.loading import LoadedModel, load_model
-from vitexplain.runs.session import explain_image
+from vitexplain.runs.single import explain_image
 from vitexplain.runs.sweep import sweep_maps
-from vitexplain.settings import Settings
+from vitexplain.settings import MapOptions, Settings
 
 BOTH = ROOT / "examples" / "both.png"
 NAMES = ["hen, biddy", "tench, Tinca tinca", "cock", "ape", "bee", "cow, moo", "dog"]
@@ -89,8 +90,8 @@ def single(loaded, tensor, chosen):
 @pytest.mark.parametrize("category", [None, 3])
 def test_every_map_is_that_of_its_settings(small, texts, category):
     loaded, tensor = small
-    settings, sweep = Settings(category=category, discard_ratio=0.4), parse_sweep(texts)
-    rows = sweep_maps(loaded, tensor, settings, sweep)
+    options, sweep = MapOptions(category=category, discard_ratio=0.4), parse_sweep(texts)
+    rows = sweep_maps(loaded, tensor, options, sweep)
     count, columns = ([1] + [len(values) for values in sweep.values()])[-2:]
     assert [len(row) for row in rows] == [columns] * count
     different = set()
@@ -99,23 +100,23 @@ def test_every_map_is_that_of_its_settings(small, texts, category):
             places = (row, column)[-len(sweep) :]
             values = {n: v[p] for (n, v), p in zip(sweep.items(), places, strict=True)}
             assert cell.values == values
-            expected = single(loaded, tensor, dataclasses.replace(settings, **values))
+            expected = single(loaded, tensor, dataclasses.replace(options, **values))
             np.testing.assert_array_equal(cell.mask, expected.masks[0])
             chosen = cell.found.category
-            assert (None if chosen is None else [chosen["index"]]) == expected.categories
+            assert (None if chosen is None else [chosen.index]) == expected.categories
             if chosen:
-                share = expected.logits.softmax(dim=1)[0, chosen["index"]]
-                assert chosen["probability"] == pytest.approx(float(share))
+                share = expected.logits.softmax(dim=1)[0, chosen.index]
+                assert chosen.probability == pytest.approx(float(share))
             different.add(cell.mask.tobytes())
     assert len(different) > 1
 
 
 def test_as_published_too(bundled):
     loaded, _, tensor = bundled
-    settings = Settings(category=243, as_published=True)
-    (row,) = sweep_maps(loaded, tensor, settings, parse_sweep(["discard_ratio=0.5,0.99"]))
+    options = MapOptions(category=243, as_published=True)
+    (row,) = sweep_maps(loaded, tensor, options, parse_sweep(["discard_ratio=0.5,0.99"]))
     for cell, ratio in zip(row, (0.5, 0.99), strict=True):
-        chosen = dataclasses.replace(settings, discard_ratio=ratio)
+        chosen = dataclasses.replace(options, discard_ratio=ratio)
         np.testing.assert_array_equal(cell.mask, single(loaded, tensor, chosen).masks[0])
     assert np.abs(row[0].mask - row[1].mask).max() > 1e-3
 
@@ -123,7 +124,7 @@ def test_as_published_too(bundled):
 @pytest.mark.parametrize("category", [None, 243])
 def test_every_map_is_the_commands(bundled, tmp_path, category):
     loaded, _, tensor = bundled
-    settings = Settings(
+    settings = Settings.of(
         image_path=(str(BOTH),),
         category=category,
         model="bundled",
@@ -131,11 +132,15 @@ def test_every_map_is_the_commands(bundled, tmp_path, category):
         save_mask=True,
     )
     rows = sweep_maps(
-        loaded, tensor, settings, parse_sweep(["discard_ratio=0.2,0.95", "start_block=0,2"])
+        loaded, tensor, settings.maps, parse_sweep(["discard_ratio=0.2,0.95", "start_block=0,2"])
     )
     for row in rows:
         for cell in row:
-            report = explain_image(dataclasses.replace(settings, **cell.values))
+            report = explain_image(
+                dataclasses.replace(
+                    settings, maps=dataclasses.replace(settings.maps, **cell.values)
+                )
+            )
             expected = np.load(report["files"]["mask"], allow_pickle=False)
             np.testing.assert_allclose(cell.mask, expected, atol=1e-6)
 
@@ -154,13 +159,13 @@ def test_what_the_model_can_not_do_is_refused_before_any_pass(texts, message):
     loaded = make_loaded(make_vit())
     loaded.model.register_forward_hook(lambda *_: pytest.fail("a pass was made"))
     with pytest.raises(ValueError, match=message):
-        sweep_maps(loaded, torch.zeros(1, 3, 32, 32), Settings(), parse_sweep(texts))
+        sweep_maps(loaded, torch.zeros(1, 3, 32, 32), MapOptions(), parse_sweep(texts))
 
 
 def test_labels_name_categories(images):
     loaded = make_loaded(make_vit())
     sweep = parse_sweep(["category=top,5,BIDDY", "discard_ratio=0.5"])
-    rows = sweep_maps(loaded, images[:1], Settings(), sweep)
+    rows = sweep_maps(loaded, images[:1], MapOptions(), sweep)
     top1 = NAMES[loaded.model(images[:1])[0].argmax()].split(",")[0]
     assert [row[0].labels[0] for row in rows] == [
         f"category top: {top1}",
@@ -172,7 +177,7 @@ def test_labels_name_categories(images):
 
 def test_drawn_small_but_of_the_same_part():
     image = Image.new("RGB", (1920, 960))
-    small, region = shrunk(image, (480, 0, 1440, 960))
+    small, region = shrunk(image, Region(480, 0, 1440, 960))
     assert small.size == (480, 240)
     assert region == (120, 0, 360, 240)
     assert shrunk(small, region) == (small, region)
@@ -206,7 +211,7 @@ def drawn_at(sheet, column, row, height):
     ],
 )
 def test_sheet(images, texts, places):
-    rows = sweep_maps(make_loaded(make_vit()), images[:1], Settings(), parse_sweep(texts))
+    rows = sweep_maps(make_loaded(make_vit()), images[:1], MapOptions(), parse_sweep(texts))
     image = Image.new("RGB", (128, 64), "red")
     sheet = draw_sweep(image, rows, grey)
     columns, lines = (max(place[axis] for place in places) + 1 for axis in (0, 1))
@@ -236,7 +241,7 @@ def colours(image):
 def test_animation(bundled, tmp_path):
     loaded, image, tensor = bundled
     texts = ["discard_ratio=0,0.5,0.9,0.95,0.99"]
-    (row,) = sweep_maps(loaded, tensor, Settings(), parse_sweep(texts))
+    (row,) = sweep_maps(loaded, tensor, MapOptions(), parse_sweep(texts))
     small, region = shrunk(image, loaded.transform.region(*image.size))
 
     def draw(mask):
@@ -264,7 +269,7 @@ def test_animation(bundled, tmp_path):
 def test_what_does_not_change_does_not_flicker(images, tmp_path):
     """One palette for frames of the most different colours."""
     (row,) = sweep_maps(
-        make_loaded(make_vit()), images[:1], Settings(), parse_sweep(["discard_ratio=0,0.9"])
+        make_loaded(make_vit()), images[:1], MapOptions(), parse_sweep(["discard_ratio=0,0.9"])
     )
     noise = np.random.default_rng(0).integers(0, 255, (15, 30, 3), dtype=np.uint8)
     noise = np.asarray(Image.fromarray(noise).resize((464, 232), Image.Resampling.BICUBIC))
@@ -284,7 +289,7 @@ def test_what_does_not_change_does_not_flicker(images, tmp_path):
 
 def test_frames_fit_into_their_size(images, tmp_path):
     (row,) = sweep_maps(
-        make_loaded(make_vit()), images[:1], Settings(), parse_sweep(["start_block=0,1,2"])
+        make_loaded(make_vit()), images[:1], MapOptions(), parse_sweep(["start_block=0,1,2"])
     )
     for size in ((300, 300), (10, 900), (900, 10)):
         write_gif(tmp_path / "a.gif", row, lambda _mask, size=size: Image.new("RGB", size, "red"))

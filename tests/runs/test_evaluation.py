@@ -106,7 +106,7 @@ def test_figure_shows_the_best_in_green_and_floors_in_grey():
     [
         (["--report"], "leave out --report"),
         (["--image_path", "nowhere.png"], "nowhere.png"),
-        (["--method", "legrad", "--block", "1"], "--block means nothing to LeGrad"),
+        (["--method", "legrad", "--block", "1"], "--block does not apply to LeGrad"),
         (["--category", "no such thing"], "no such thing"),
     ],
 )

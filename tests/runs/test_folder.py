@@ -19,19 +19,20 @@ import torch
 from PIL import Image
 
 from helpers import ROOT
-from vitexplain.explainer import Explained, Map
+from vitexplain.explainer import ImageMaps, Map
 from vitexplain.images.finding import ImageFile
 from vitexplain.images.reading import open_image
-from vitexplain.runs import folder
+from vitexplain.runs import batches, folder
 from vitexplain.runs.folder import explain_folder
 from vitexplain.runs.items import Item
-from vitexplain.runs.session import explain_image, prepare
+from vitexplain.runs.session import open_session
+from vitexplain.runs.single import explain_image
 from vitexplain.runs.workers import Decoded
 from vitexplain.settings import Settings
 
 CAT = ROOT / "examples" / "cat.jpg"
 COMMAND = [sys.executable, str(ROOT / "vit_explain.py"), "--model", "bundled", "--device", "cpu"]
-BUNDLED = partial(Settings, model="bundled", device="cpu", quiet=True)
+BUNDLED = partial(Settings.of, model="bundled", device="cpu", quiet=True)
 
 
 def make_photos(folder, count):
@@ -285,7 +286,7 @@ def test_only_a_few_images_are_on_their_way(monkeypatch):
 
     images = [ImageFile(f"{number}", f"{number}") for number in range(50)]
     decoded = folder._decoded(Fake(), images, 5)
-    explained = (dataclasses.replace(item, explained=Explained([], [])) for item in decoded)
+    explained = (dataclasses.replace(item, explained=ImageMaps([], [])) for item in decoded)
     for item in folder._written(Fake(), explained, 3):
         answered.append(item.number)
         assert len(asked) - len(written) <= 5
@@ -294,12 +295,12 @@ def test_only_a_few_images_are_on_their_way(monkeypatch):
 
 
 @pytest.fixture
-def ready(tmp_path):
+def session(tmp_path):
     # nothing is discarded: at the threshold, rounding decides what goes
-    return prepare(BUNDLED(output_dir=str(tmp_path / "ready"), discard_ratio=0.0))
+    return open_session(BUNDLED(output_dir=str(tmp_path / "session"), discard_ratio=0.0))
 
 
-def test_out_of_memory_halves_the_batch_once(ready, monkeypatch):
+def test_out_of_memory_halves_the_batch_once(session, monkeypatch):
     sizes, told = [], []
 
     def explain_batch(_transform, _explainer, batch):
@@ -308,10 +309,10 @@ def test_out_of_memory_halves_the_batch_once(ready, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return batch
 
-    monkeypatch.setattr(folder, "explain_items", explain_batch)
-    monkeypatch.setattr(folder, "processors", lambda: 1)
+    monkeypatch.setattr(batches, "explain_items", explain_batch)
+    monkeypatch.setattr(batches, "processors", lambda: 1)
     items = [Item(number, None, failure="broken" if number == 3 else "") for number in range(30)]
-    found = list(folder._explained(ready, items, 8, told.append))
+    found = list(batches.explained(session, items, 8, told.append))
     assert sorted(item.number for item in found) == list(range(30))
     good = [item.number for item in found if not item.failure]
     assert good == [0, 1, 2, *range(4, 30)]
@@ -319,7 +320,7 @@ def test_out_of_memory_halves_the_batch_once(ready, monkeypatch):
     assert set(sizes) <= {8, 4, 2, 1}
 
 
-def test_threads_share_weights_and_find_the_same(ready):
+def test_threads_share_weights_and_find_the_same(session):
     """The order stays, whichever batch is ready first; threads are as they were afterwards."""
     threads = torch.get_num_threads()
     rng = np.random.default_rng(0)
@@ -330,17 +331,17 @@ def test_threads_share_weights_and_find_the_same(ready):
             yield Item(number, None, decoded=Decoded(seen, (224, 224), (0, 0, 224, 224), 0.0))
 
     def mask_of(item):
-        seen = ready.output.transform.tensor(Image.fromarray(item.decoded.seen))
-        return ready.explainer(seen[None])[0].maps[0].mask
+        seen = session.overlay.transform.tensor(Image.fromarray(item.decoded.seen))
+        return session.explainer(seen[None])[0].maps[0].mask
 
-    found = list(folder._explained(ready, items(), 2, print))
+    found = list(batches.explained(session, items(), 2, print))
     assert [item.number for item in found] == list(range(12))
     for item in found:
         # batches and threads of other sizes add up in another order
         np.testing.assert_allclose(item.explained.maps[0].mask, mask_of(item), atol=1e-4)
     assert torch.get_num_threads() == threads
-    other = ready.explainer.beside().loaded.model
-    mine = ready.explainer.loaded.model
+    other = session.explainer.beside().loaded.model
+    mine = session.explainer.loaded.model
     assert other is not mine
     pairs = zip(mine.state_dict().values(), other.state_dict().values(), strict=True)
     assert all(a.data_ptr() == b.data_ptr() for a, b in pairs)
@@ -361,18 +362,18 @@ def test_a_full_disk_ends_the_run_and_one_bad_name_does_not(number, fatal):
 def test_the_record_tells_other_weights_and_names(tmp_path):
     """What the settings name may change behind that name."""
     settings = BUNDLED(output_dir=str(tmp_path))
-    ready = prepare(settings)
-    record = folder._record(settings, ready)
-    assert record == folder._record(settings, prepare(settings))
-    ready.loaded.categories[5] = "another name"
-    assert folder._record(settings, ready) != record
-    ready = prepare(settings)
+    session = open_session(settings)
+    record = folder._record(session)
+    assert record == folder._record(open_session(settings))
+    session.loaded.categories[5] = "another name"
+    assert folder._record(session) != record
+    session = open_session(settings)
     with torch.no_grad():
-        ready.loaded.model.head.bias[0] += 1
-    assert folder._record(settings, ready) != record
+        session.loaded.model.head.bias[0] += 1
+    assert folder._record(session) != record
     for change in ({"quiet": False}, {"workers": 3}, {"command": "another"}):
         same = BUNDLED(output_dir=str(tmp_path), **{"quiet": True} | change)
-        assert folder._record(same, prepare(same)) == record
+        assert folder._record(open_session(same)) == record
 
 
 def test_large_images_are_opened_again_instead_of_kept(mixed, tmp_path, monkeypatch):
@@ -383,8 +384,8 @@ def test_large_images_are_opened_again_instead_of_kept(mixed, tmp_path, monkeypa
         "vitexplain.runs.workers.open_image",
         lambda path: opened.append(path) or open_image(path),
     )
-    ready = prepare(BUNDLED(output_dir=str(tmp_path)))
-    worker = _Worker(ready.output, tmp_path)
+    session = open_session(BUNDLED(output_dir=str(tmp_path)))
+    worker = _Worker(session.overlay, tmp_path)
     mask = np.eye(14, dtype=np.float32)
     for name, times in (("large.jpg", 2), ("plain.png", 1)):
         image = ImageFile(str(mixed / name), name)

@@ -34,7 +34,7 @@ def photos(tmp_path_factory):
 
 
 def settings_for(photos, output):
-    return Settings(
+    return Settings.of(
         image_path=(str(photos),),
         recursive=True,
         category="top",

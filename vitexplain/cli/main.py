@@ -4,7 +4,6 @@ Without a category, attention rollout; with one, gradient attention rollout for 
 """
 
 import argparse
-import dataclasses
 import json
 import logging
 import os
@@ -35,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options["method"] = tuple(dict.fromkeys(options["method"]))
         options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
         options["command"] = shlex.join(["vit_explain.py", *arguments])
-        return _run(Settings(**options), as_json, show)
+        return _run(Settings.of(**options), as_json, show)
     except KeyboardInterrupt as error:
         return _fail(": ".join(["interrupted", *map(str, error.args)]), code=130)
     except ImportError as error:
@@ -59,7 +58,7 @@ def _run(settings: Settings, as_json: bool, show: bool) -> int:
     report = explain(settings)
     for notice in report["notices"]:
         _tell(notice)
-    if not settings.quiet:
+    if not settings.run.quiet:
         print(json.dumps(report, indent=2) if as_json else as_text(report), flush=True)
     images = [path for path in report["files"].values() if path.endswith(".png")]
     if show and images:
@@ -74,39 +73,40 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
     """
     from vitexplain.images.finding import is_one_image
 
-    one = is_one_image(settings.image_path) and not (settings.report or settings.contact_sheet)
-    if settings.anatomy:
-        if not one or settings.top_k or settings.compare:
+    run, maps = settings.run, settings.maps
+    one = is_one_image(run.image_path) and not (run.report or run.contact_sheet)
+    if run.anatomy:
+        if not one or maps.top_k or maps.compare:
             raise ValueError("--anatomy is for one image, without --top_k, --compare, --report "
                              "and --contact_sheet")  # fmt: skip
-        from vitexplain.runs.session import explain_anatomy
+        from vitexplain.runs.single import explain_anatomy
 
         return explain_anatomy, _anatomy_as_text
-    if settings.evaluate:
-        if settings.report or settings.contact_sheet or settings.top_k or settings.sweep:
+    if run.evaluate:
+        if run.report or run.contact_sheet or maps.top_k or run.sweep:
             raise ValueError("--evaluate measures: leave out --report, --contact_sheet, --top_k "
                              "and --sweep")  # fmt: skip
         from vitexplain.runs.evaluation import evaluate
 
         return partial(evaluate, tell=_tell), _evaluation_as_text
-    if settings.sweep:
-        if not one or settings.top_k or settings.compare or len(settings.method) > 1:
+    if run.sweep:
+        if not one or maps.top_k or maps.compare or len(maps.method) > 1:
             raise ValueError("--sweep is for one image and one method, without --top_k, "
                              "--compare, --report and --contact_sheet")  # fmt: skip
-        from vitexplain.runs.session import explain_sweep
+        from vitexplain.runs.single import explain_sweep
 
         return explain_sweep, _sweep_as_text
-    if settings.compare and one:
-        from vitexplain.runs.session import explain_compare
+    if maps.compare and one:
+        from vitexplain.runs.single import explain_compare
 
         return explain_compare, _compare_as_text
-    if settings.engine == "ray":
-        if settings.report or settings.contact_sheet:
+    if run.engine == "ray":
+        if run.report or run.contact_sheet:
             raise ValueError("--engine ray writes Parquet: leave out --report and --contact_sheet")
         from vitexplain.runs.ray import explain_with_ray
 
         return partial(explain_with_ray, tell=_tell), _folder_as_text
-    if not one or settings.top_k or len(settings.method) > 1:
+    if not one or maps.top_k or len(maps.method) > 1:
         # read when torch is loaded: threads that spin while they wait slow the workers down
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from vitexplain.parallel import begin
@@ -115,7 +115,7 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
         from vitexplain.runs.folder import explain_folder
 
         return partial(explain_folder, tell=_tell), _folder_as_text
-    from vitexplain.runs.session import explain_image
+    from vitexplain.runs.single import explain_image
 
     return explain_image, _as_text
 
@@ -137,8 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(parser.add_argument_group("model and device"))
     _add_output(parser.add_argument_group("output"))
     _add_folder(parser.add_argument_group("many images"))
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
-    parser.set_defaults(**defaults)
+    parser.set_defaults(**Settings.defaults())
     return parser
 
 

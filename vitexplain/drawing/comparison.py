@@ -43,7 +43,7 @@ def _heading(maps: Sequence[Map]) -> str:
     category = next((found.category for found in maps if found.category), None)
     if category is None:
         return "input"
-    return f"input, for {category['name'].split(',')[0]} ({category['probability']:.1%})"
+    return f"input, for {category.short_name} ({category.probability:.1%})"
 
 
 def _cell(found: Map, draw: Callable[[np.ndarray], Image.Image], best: bool) -> Cell:

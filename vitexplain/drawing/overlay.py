@@ -1,4 +1,4 @@
-"""The files that show one map: the overlay, and on request the mask itself."""
+"""The files that show one map: the overlay, and on request the map itself."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,22 +12,26 @@ from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.explainer import Map
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_array, write_png
+from vitexplain.models.loading import LoadedModel
 from vitexplain.models.transform import InputTransform
-from vitexplain.settings import Settings
+from vitexplain.settings import Style
+from vitexplain.versions import versions
 
 
 @dataclass(frozen=True)
-class Output:
-    """How maps are drawn and called.
+class Overlay:
+    """How maps are drawn and named.
 
     Attributes:
         transform: what the model saw of an image.
         texts: for the PNG's text chunks; method and category are added to them.
+        as_published: drawn as the older script did, at the model's size unless `style` says.
     """
 
-    settings: Settings
+    style: Style
     transform: InputTransform
     texts: Mapping[str, str]
+    as_published: bool = False
 
     def write(
         self, base: Path, image: Image.Image, seen: Image.Image, found: Map
@@ -37,14 +41,11 @@ class Output:
         Args:
             image, seen: RGB, as it is and as the model saw it.
         """
-        category = found.category
-        described = "none" if category is None else f"{category['index']} {category['name']}"
-        texts = {"Method": found.method["name"], "Category": described}
         name = f"{base.name}_{name_of(found)}"
         files = {"overlay": base.with_name(f"{name}.png")}
-        overlay = self.draw(image, seen, found.mask, self.transform.region(*image.size))
-        write_png(files["overlay"], overlay, {**self.texts, **texts})
-        if self.settings.save_mask:
+        drawn = self.draw(image, seen, found.mask, self.transform.region(*image.size))
+        write_png(files["overlay"], drawn, self.texts_of(found))
+        if self.style.save_mask:
             files["mask"] = base.with_name(f"{name}.npy")
             write_array(files["mask"], found.mask)
         return files
@@ -52,21 +53,41 @@ class Output:
     def draw(
         self, image: Image.Image, seen: Image.Image, mask: np.ndarray, region: Region
     ) -> Image.Image:
-        """The overlay, over `region` of the image, or at the model's size if the settings say."""
-        settings = self.settings
-        size = settings.size or ("model" if settings.as_published else "image")
+        """The overlay, over `region` of the image, or at the model's size if the style says so."""
+        style = self.style
+        size = style.size or ("model" if self.as_published else "image")
         canvas = image if size == "image" else seen
-        if settings.as_published:
+        if self.as_published:
             return Image.fromarray(draw_published(np.asarray(canvas), mask))
         covered = region if size == "image" else None
-        return draw_overlay(canvas, mask, covered, settings.alpha, settings.colormap)
+        return draw_overlay(canvas, mask, covered, style.alpha, style.colormap)
+
+    def texts_of(self, found: Map) -> dict[str, str]:
+        """The text chunks of one map's overlay."""
+        category = found.category
+        described = "none" if category is None else f"{category.index} {category.name}"
+        return {**self.texts, "Method": found.method["name"], "Category": described}
+
+
+def texts_for(loaded: LoadedModel, command: str) -> dict[str, str]:
+    """The text chunks that all overlays of one model share.
+
+    Args:
+        command: what was asked, as it can be asked again.
+    """
+    return {
+        "Software": "vit_explain",
+        "Command": command,
+        "Model": loaded.name,
+        "Versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+    }
 
 
 def name_of(found: Map) -> str:
-    """What a map's files are called after, as "grad_rollout_243_0.900_mean"."""
+    """How a map's files are named, as "grad_rollout_243_0.900_mean"."""
     method, parts = found.method, [found.method["name"]]
     if found.category is not None:
-        parts.append(str(found.category["index"]))
+        parts.append(str(found.category.index))
     if "discard_ratio" in method:
         parts.append(f"{method['discard_ratio']:.3f}")
     if "block" in method:

@@ -1,8 +1,8 @@
 """How faithful each method's maps are on the user's own images, in a table and a figure."""
 
-import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,14 +17,15 @@ from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.writing import write_png, write_whole
 from vitexplain.methods.registry import METHODS
-from vitexplain.runs.session import Ready, existing, model_report, prepare, versions
+from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.settings import Settings
+from vitexplain.versions import versions
 
 MOST = 200  # images that are measured, at some seconds each
 
 
 def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Measure the methods on all images, write a table, and report (JSON-ready).
+    """Measure the methods on all images, write a table, and report (JSON-session).
 
     Args:
         tell: gets a sentence for each image that fails, and for what else there is to say.
@@ -33,26 +34,26 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         ValueError, OSError: a request that can't be met.
     """
     images = _images(settings, tell)
-    ready = prepare(dataclasses.replace(settings, compare=True))
-    if ready.loaded.notice:
-        tell(ready.loaded.notice)
-    tensors, failures = _tensors(ready, images)
+    session = open_session(replace(settings, maps=replace(settings.maps, compare=True)))
+    if session.loaded.notice:
+        tell(session.loaded.notice)
+    tensors, failures = _tensors(session, images)
     if not tensors:
         raise ValueError(f"no image can be read: {failures[0]}")
     for reason in failures:
         tell(reason)
-    names = settings.method or tuple(METHODS)
+    names = settings.maps.method or tuple(METHODS)
     methods = {
-        name: dataclasses.replace(METHODS[name], defaults=options_of(METHODS[name], settings))
+        name: replace(METHODS[name], defaults=options_of(METHODS[name], settings.maps))
         for name in names
     }
-    category = settings.category
-    index = None if category in (None, "top") else ready.loaded.category_index(category)
+    category = settings.maps.category
+    index = None if category in (None, "top") else session.loaded.category_index(category)
     categories = None if index is None else [index] * len(tensors)
     found = evaluate_images(
-        ready.loaded.model,
+        session.loaded.model,
         torch.stack(tensors),
-        ready.loaded.transform.std,
+        session.loaded.transform.std,
         methods | FLOORS,
         categories,
     )
@@ -61,20 +62,20 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
     report = {
         "pictures": len(tensors),
         "failed": len(failures),
-        "category": None if index is None else ready.loaded.categories[index],
-        "model": model_report(settings, ready.loaded),
+        "category": None if index is None else session.loaded.categories[index],
+        "model": model_report(session),
         "methods": as_json(found.values, MEASURES),
         "table": as_text(found.values, MEASURES, _titles(found), FLOORS),
         "versions": versions(),
-        "device": ready.device,
+        "device": session.device,
         "notices": [],
     }
     files = {
-        kind: ready.folder / f"evaluation.{suffix}"
+        kind: session.folder / f"evaluation.{suffix}"
         for kind, suffix in (("table", "md"), ("numbers", "json"), ("figure", "png"))
     }
     figure = draw_measures(found.values, MEASURES, _titles(found), FLOORS)
-    write_png(files["figure"], figure, ready.output.texts)
+    write_png(files["figure"], figure, session.overlay.texts)
     markdown = as_markdown(found.values, MEASURES, _titles(found), FLOORS) + "\n"
     write_whole(files["table"], lambda file: file.write(markdown.encode()))
     write_whole(files["numbers"], lambda file: file.write(json.dumps(report, indent=2).encode()))
@@ -83,9 +84,9 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
 
 def _images(settings: Settings, tell: Callable[[str], None]) -> list[ImageFile]:
     """The requested ones, evenly thinned out if there are too many."""
-    leave_out = Path(settings.output_dir)
-    requests = [str(existing(path)) for path in settings.image_path]
-    images, notices = find_images(requests, settings.recursive, leave_out)
+    leave_out = Path(settings.run.output_dir)
+    requests = [str(existing(path)) for path in settings.run.image_path]
+    images, notices = find_images(requests, settings.run.recursive, leave_out)
     for notice in notices:
         tell(notice)
     if len(images) <= MOST:
@@ -94,12 +95,12 @@ def _images(settings: Settings, tell: Callable[[str], None]) -> list[ImageFile]:
     return [images[number * len(images) // MOST] for number in range(MOST)]
 
 
-def _tensors(ready: Ready, images: list[ImageFile]) -> tuple[list[Tensor], list[str]]:
+def _tensors(session: Session, images: list[ImageFile]) -> tuple[list[Tensor], list[str]]:
     """(3, H, W) of each image that can be read, and why the others can't."""
     tensors, failures = [], []
     for image in images:
         try:
-            tensors.append(ready.output.transform(open_image(image.path)))
+            tensors.append(session.overlay.transform(open_image(image.path)))
         except (PictureError, OSError) as error:
             failures.append(str(error))
     return tensors, failures

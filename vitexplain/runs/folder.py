@@ -10,41 +10,33 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 
 import torch
 from tqdm import tqdm
 
-from vitexplain.attention.tokens import token_layout
-from vitexplain.device import in_batches, keep_freed_memory
 from vitexplain.drawing.contact_sheet import layout, write_contact_sheet
 from vitexplain.drawing.report.report import write_report
-from vitexplain.explainer import Explainer
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
-from vitexplain.models.transform import InputTransform
 from vitexplain.parallel import in_order
-from vitexplain.runs.items import Item, explain_items, result_of
+from vitexplain.runs.batches import explained
+from vitexplain.runs.items import Item, result_of
 from vitexplain.runs.results import ERRORS, RESULTS, Results, read_results
-from vitexplain.runs.session import Ready, model_report, prepare, versions
+from vitexplain.runs.session import Session, model_report, open_session
 from vitexplain.runs.workers import Decoded, Workers, Written, processors
 from vitexplain.settings import Settings
+from vitexplain.versions import versions
 
 # errors of writing that the next image would meet too
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-# settings that change no result, or that the record holds in another form
-NOT_RECORDED = {"image_path", "recursive", "model", "checkpoint", "class_names", "device",
-                "use_cuda", "output_dir", "report", "contact_sheet", "batch_size", "workers",
-                "quiet", "sweep", "anatomy", "engine", "command"}  # fmt: skip
 
 
 def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Explain all requested images that are not explained yet, and report (JSON-ready).
+    """Explain all requested images that are not explained yet, and report (JSON-session).
 
     Args:
         tell: gets a sentence for each image that fails, and for what else there is to say.
@@ -60,33 +52,32 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
             tell(notice)
 
     started = time.monotonic()
-    leave_out = Path(settings.output_dir)
-    images, notices = find_images(settings.image_path, settings.recursive, leave_out)
-    if settings.contact_sheet == "png":
-        layout(len(images) * (settings.top_k or 1))  # too many must not be found out in the end
-    ready = prepare(settings)
-    for notice in notices + ([ready.loaded.notice] if ready.loaded.notice else []):
+    run = settings.run
+    images, notices = find_images(run.image_path, run.recursive, Path(run.output_dir))
+    if run.contact_sheet == "png":
+        layout(
+            len(images) * (settings.maps.top_k or 1)
+        )  # too many must not be found out in the end
+    session = open_session(settings)
+    for notice in notices + ([session.loaded.notice] if session.loaded.notice else []):
         tell(notice)
-    with Results(ready.folder, _record(settings, ready), images, tell) as results:
+    with Results(session.folder, _record(session), images, tell) as results:
         before = results.done
         if results.missing:
-            _explain_missing(settings, ready, results, tell_beside_the_bar)
-        files = _look_at_all(settings, ready, tell)
-    files = {"errors": ready.folder / ERRORS, **files} if results.failed else files
+            _explain_missing(session, results, tell_beside_the_bar)
+        files = _look_at_all(session, tell)
+    files = {"errors": session.folder / ERRORS, **files} if results.failed else files
     counts = (len(images), before, results.done - before, results.failed)
-    return run_report(
-        settings, ready, started, counts, {"results": ready.folder / RESULTS, **files}
-    )
+    return run_report(session, started, counts, {"results": session.folder / RESULTS, **files})
 
 
 def run_report(
-    settings: Settings,
-    ready: Ready,
+    session: Session,
     started: float,
     counts: tuple[int, int, int, int],
     files: Mapping[str, Path],
 ) -> dict:
-    """What a run over many images says in the end (JSON-ready).
+    """What a run over many images says in the end (JSON-session).
 
     Args:
         started: when, by time.monotonic().
@@ -99,29 +90,30 @@ def run_report(
         "explained_before": before,
         "failed": failed,
         "seconds": round(time.monotonic() - started, 1),
-        "model": model_report(settings, ready.loaded),
-        "methods": ready.explainer.methods,
+        "model": model_report(session),
+        "methods": session.explainer.methods,
         "versions": versions(),
-        "device": ready.device,
+        "device": session.device,
         "notices": [],
         "files": {kind: str(path) for kind, path in files.items()},
     }
 
 
-def _look_at_all(settings: Settings, ready: Ready, tell: Callable[[str], None]) -> dict[str, Path]:
+def _look_at_all(session: Session, tell: Callable[[str], None]) -> dict[str, Path]:
     """The report and the contact sheet of all results so far, where they are asked for."""
-    if not (settings.report or settings.contact_sheet):
+    run, style = session.settings.run, session.settings.style
+    if not (run.report or run.contact_sheet):
         return {}
-    results = sorted(read_results(ready.folder / RESULTS), key=lambda result: result["name"])
+    results = sorted(read_results(session.folder / RESULTS), key=lambda result: result["name"])
     files: dict[str, Path] = {}
-    if settings.report and results:
-        files["report"] = ready.folder / "report.html"
-        title = f"What {ready.loaded.name} looked at"
-        write_report(results, files["report"], title, settings.alpha, settings.colormap)
-    if settings.contact_sheet and results:
-        files["contact_sheet"] = ready.folder / f"contact_sheet.{settings.contact_sheet}"
+    if run.report and results:
+        files["report"] = session.folder / "report.html"
+        title = f"What {session.loaded.name} looked at"
+        write_report(results, files["report"], title, style.alpha, style.colormap)
+    if run.contact_sheet and results:
+        files["contact_sheet"] = session.folder / f"contact_sheet.{run.contact_sheet}"
         cells = [
-            (_caption(result, found), ready.folder / found["overlay"])
+            (_caption(result, found), session.folder / found["overlay"])
             for result in results
             for found in result["maps"]
         ]
@@ -135,29 +127,28 @@ def _caption(result: dict, found: dict) -> str:
     return result["name"] + (f"\n{category['name'].split(',')[0]}" if category else "")
 
 
-def _explain_missing(
-    settings: Settings, ready: Ready, results: Results, tell: Callable[[str], None]
-) -> None:
+def _explain_missing(session: Session, results: Results, tell: Callable[[str], None]) -> None:
+    run = session.settings.run
     progress = tqdm(
         total=len(results.images),
         initial=results.done,
         unit="picture",
-        disable=True if settings.quiet else None,  # None: unless stderr is a terminal
+        disable=True if run.quiet else None,  # None: unless stderr is a terminal
     )
     # two a processor: half of their time they wait for the disk
-    count = settings.workers or min(2 * processors(), 16)
-    size = settings.batch_size or _fitting(ready)
+    count = run.workers or min(2 * processors(), 16)
+    size = run.batch_size or session.explainer.batch_size()
     try:
-        with progress, Workers(count, ready.output, ready.folder) as workers:
+        with progress, Workers(count, session.overlay, session.folder) as workers:
             items = _decoded(workers, results.missing, ahead=2 * size + count)
-            items = _explained(ready, items, size, tell)
+            items = explained(session, items, size, tell)
             for item in _written(workers, items, ahead=2 * size):
                 if item.failure:
                     results.fail(item.image, item.failure)
                     tell(item.failure)
                     progress.set_postfix(failed=results.failed, refresh=False)
                 else:
-                    results.add(item.image, result_of(item, ready))
+                    results.add(item.image, result_of(item, session))
                 progress.update()
     except KeyboardInterrupt:
         told = f"{results.done} of {len(results.images)} images are done"
@@ -165,14 +156,6 @@ def _explain_missing(
     except BrokenProcessPool:
         raise ValueError("a worker process was killed, perhaps for want of memory: the same "
                          "command goes on, and fewer --workers take less") from None  # fmt: skip
-
-
-def _fitting(ready: Ready) -> int:
-    """How many images at once suit the device: on a CPU what the cache can bear."""
-    if ready.device["name"] != "cpu":
-        return 32
-    tokens = token_layout(ready.loaded.model, *ready.loaded.transform.size).tokens
-    return max(1, min(8, 2048 // tokens))
 
 
 def _decoded(workers: Workers, images: Sequence[ImageFile], ahead: int) -> Iterator[Item]:
@@ -189,80 +172,6 @@ def _opened(item: Item, future: Future[Decoded]) -> Item:
     except (PictureError, OSError) as error:
         item.failure = " ".join(str(error).split())
     return item
-
-
-def _explained(
-    ready: Ready, items: Iterable[Item], size: int, tell: Callable[[str], None]
-) -> Iterator[Item]:
-    """The same with their maps, in their order, `size` at once.
-
-    On a CPU, batches run beside each other, one thread each: a model runs faster so than on all
-    threads together, which wait for each other at every step.
-    """
-    threads = 1
-    if ready.device["name"] == "cpu":
-        threads = min(processors(), 8)
-        keep_freed_memory()
-    model = _Model(ready.explainer, ready.output.transform, threads, size, tell)
-    before = torch.get_num_threads()
-    share = max(1, processors() // threads)
-    try:
-        with ThreadPoolExecutor(
-            threads, initializer=torch.set_num_threads, initargs=(share,)
-        ) as pool:
-            submitted = (
-                (group, pool.submit(model.explain, group)) for group in _groups(items, model)
-            )
-            for _, future in in_order(submitted, ahead=threads):
-                yield from future.result()
-    finally:
-        torch.set_num_threads(before)
-
-
-def _groups(items: Iterable[Item], model: "_Model") -> Iterator[list[Item]]:
-    """Batches; what failed goes on in a group of its own."""
-    batch: list[Item] = []
-    for item in items:
-        if item.failure:
-            yield [item]
-            continue
-        batch.append(item)
-        if len(batch) >= model.size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-class _Model:
-    """Explains groups, each in a thread; `size` shrinks where memory does not suffice."""
-
-    def __init__(
-        self,
-        explainer: Explainer,
-        transform: InputTransform,
-        threads: int,
-        size: int,
-        tell: Callable[[str], None],
-    ):
-        self.transform, self.size, self.tell = transform, size, tell
-        self.idle: SimpleQueue[Explainer] = SimpleQueue()
-        self.idle.put(explainer)
-        for _ in range(threads - 1):
-            self.idle.put(explainer.beside())
-
-    def explain(self, group: list[Item]) -> list[Item]:
-        if group[0].failure:
-            return group
-        explainer = self.idle.get()
-        run = partial(explain_items, self.transform, explainer)
-        try:
-            for done in in_batches(run, group, self.size, self.tell):
-                if len(done) < min(self.size, len(group)):
-                    self.size = len(done)
-        finally:
-            self.idle.put(explainer)
-        return group
 
 
 def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[Item]:
@@ -289,17 +198,19 @@ def _finished(item: Item, future: Future[Written]) -> Item:
     return item
 
 
-def _record(settings: Settings, ready: Ready) -> dict:
-    """Whatever changes results."""
-    kept = {name: value for name, value in asdict(settings).items() if name not in NOT_RECORDED}
-    loaded = ready.loaded
+def _record(session: Session) -> dict:
+    """Everything that changes results."""
+    loaded, settings = session.loaded, session.settings
     digest = hashlib.sha256(json.dumps(loaded.categories).encode())
     for value in loaded.model.state_dict().values():
         digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return {
         "model": loaded.name,
         "weights_and_names": digest.hexdigest(),
-        **kept,
-        "methods": ready.explainer.methods,
+        "crop": settings.model.crop,
+        "img_size": settings.model.img_size,
+        **asdict(settings.maps),
+        **asdict(settings.style),
+        "methods": session.explainer.methods,
         "versions": versions(),
     }

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from vitexplain.drawing.heatmap import stretch
-from vitexplain.explainer import Explained, Explainer, most_faithful
+from vitexplain.explainer import Explainer, ImageMaps, most_faithful
 from vitexplain.images.finding import ImageFile
 from vitexplain.models.transform import InputTransform
-from vitexplain.runs.session import Ready
+from vitexplain.runs.session import Session
 from vitexplain.runs.workers import Decoded, Written
 
 
@@ -25,7 +25,7 @@ class Item:
     image: ImageFile
     failure: str = ""
     decoded: Decoded | None = None
-    explained: Explained | None = None
+    explained: ImageMaps | None = None
     model_milliseconds: float = 0.0
     written: Written | None = None
 
@@ -43,30 +43,30 @@ def explain_items(
     return batch
 
 
-def result_of(item: Item, ready: Ready) -> dict:
+def result_of(item: Item, session: Session) -> dict:
     """What results.jsonl says of an image."""
     decoded, written = item.decoded, item.written
     maps = []
-    best = most_faithful(item.explained.maps) if ready.explainer.settings.compare else set()
+    best = most_faithful(item.explained.maps) if session.settings.maps.compare else set()
     for place, (found, files) in enumerate(zip(item.explained.maps, written.files, strict=True)):
         grey = np.uint8(np.round(255 * stretch(found.mask)))
         about = {
             "method": found.method,
-            "category": found.category,
-            "overlay": files["overlay"].relative_to(ready.folder).as_posix(),
+            "category": found.category and found.category._asdict(),
+            "overlay": files["overlay"].relative_to(session.folder).as_posix(),
             "grid": list(found.mask.shape),
             "mask": base64.b64encode(grey).decode(),
         }
         if "mask" in files:
-            about["mask_file"] = files["mask"].relative_to(ready.folder).as_posix()
+            about["mask_file"] = files["mask"].relative_to(session.folder).as_posix()
         if found.faithfulness is not None:
             about |= {"faithfulness": found.faithfulness, "most_faithful": place in best}
         maps.append(about)
     return {
         "size": list(decoded.size),
         "region_seen": [round(edge, 2) for edge in decoded.region],
-        "model": ready.loaded.name,
-        "top": item.explained.top,
+        "model": session.loaded.name,
+        "top": [each._asdict() for each in item.explained.top],
         "maps": maps,
         "milliseconds": {
             "decode": round(decoded.milliseconds, 1),

@@ -22,7 +22,7 @@ from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
 from vitexplain.runs.folder import run_report
 from vitexplain.runs.items import Item, explain_items, result_of
-from vitexplain.runs.session import prepare
+from vitexplain.runs.session import open_session
 from vitexplain.runs.workers import look, processors, write_maps
 from vitexplain.settings import Settings
 
@@ -40,7 +40,7 @@ COLUMNS = ("path", "name", "error", "method", "category", "rows", "columns", "ma
 
 
 def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Explain all requested images, and report (JSON-ready).
+    """Explain all requested images, and report (JSON-session).
 
     Where RAY_ADDRESS names a cluster, there; else on this machine. Images may also be at any
     address that pyarrow reads (s3://, gs://); the output folder must be the same for all nodes.
@@ -53,25 +53,25 @@ def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
     """
     started = time.monotonic()
     names, notices = _names(settings)
-    ready = prepare(settings)
+    session = open_session(settings)
     for notice in notices:
         tell(notice)
-    workers = settings.workers or 1
+    workers = settings.run.workers or 1
     _start(workers)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = sys.stderr.isatty() and not settings.quiet
-    cuda = ready.device["name"].startswith("cuda")
+    context.enable_progress_bars = sys.stderr.isatty() and not settings.run.quiet
+    cuda = session.device["name"].startswith("cuda")
     rows = ray.data.read_binary_files(
-        list(names) or list(settings.image_path), include_paths=True
+        list(names) or list(settings.run.image_path), include_paths=True
     ).map_batches(
         Actor,
         fn_constructor_args=(settings, names),
         compute=ray.data.ActorPoolStrategy(size=workers),
-        batch_size=settings.batch_size or BATCH,
+        batch_size=settings.run.batch_size or BATCH,
         num_cpus=1,
         num_gpus=1 if cuda else 0,
     )
-    folder = ready.folder / PARQUET
+    folder = session.folder / PARQUET
     rows.write_parquet(str(folder.resolve()), mode="overwrite")
     columns = ["path", "error"]
     written = ray.data.read_parquet(str(folder.resolve())).select_columns(columns)
@@ -80,7 +80,7 @@ def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
     for reason in failures:
         tell(reason)
     counts = (len(outcome), 0, len(outcome) - len(failures), len(failures))
-    report = run_report(settings, ready, started, counts, {"results": folder})
+    report = run_report(session, started, counts, {"results": folder})
     return report | {"versions": report["versions"] | {"ray": ray.__version__}}
 
 
@@ -103,9 +103,10 @@ def _start(workers: int) -> None:
 
 def _names(settings: Settings) -> tuple[dict[str, str], list[str]]:
     """What each local image is called in the output, by its absolute path; none for addresses."""
-    if any("://" in request for request in settings.image_path):
+    if any("://" in request for request in settings.run.image_path):
         return {}, []
-    found, notices = find_images(settings.image_path, settings.recursive, Path(settings.output_dir))
+    run = settings.run
+    found, notices = find_images(run.image_path, run.recursive, Path(run.output_dir))
     return {str(Path(image.path).absolute()): image.name for image in found}, notices
 
 
@@ -115,7 +116,7 @@ class Actor:
     def __init__(self, settings: Settings, names: dict[str, str]):
         self.names = names
         torch.set_num_threads(1)
-        self.ready = prepare(settings)
+        self.session = open_session(settings)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         """Rows of path and bytes -> a row for each map, or with the reason why there is none."""
@@ -125,7 +126,7 @@ class Actor:
         ]
         good = [item for item, *_ in opened if not item.failure]
         if good:
-            explain_items(self.ready.output.transform, self.ready.explainer, good)
+            explain_items(self.session.overlay.transform, self.session.explainer, good)
         rows = [row for each in opened for row in self._rows(*each)]
         return {column: [row[column] for row in rows] for column in COLUMNS}
 
@@ -133,7 +134,7 @@ class Actor:
         """(item, image, what the model sees of it)."""
         item = Item(0, ImageFile(path, self.names.get(path) or PurePosixPath(path).name))
         try:
-            item.decoded, image, seen = look(self.ready.output, path, io.BytesIO(content))
+            item.decoded, image, seen = look(self.session.overlay, path, io.BytesIO(content))
         except PictureError as error:
             item.failure = str(error)
             return item, None, None
@@ -153,14 +154,14 @@ class Actor:
                     "result": "{}",
                 }
             ]
-        base = self.ready.folder / item.image.name
-        item.written = write_maps(self.ready.output, base, image, seen, item.explained.maps)
-        result = json.dumps(result_of(item, self.ready))
+        base = self.session.folder / item.image.name
+        item.written = write_maps(self.session.overlay, base, image, seen, item.explained.maps)
+        result = json.dumps(result_of(item, self.session))
         return [
             common
             | {
                 "method": found.method["name"],
-                "category": -1 if found.category is None else found.category["index"],
+                "category": -1 if found.category is None else found.category.index,
                 "rows": found.mask.shape[0],
                 "columns": found.mask.shape[1],
                 "mask": found.mask.flatten().tolist(),

@@ -1,24 +1,24 @@
 """The maps of one image for all values of a sweep."""
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from vitexplain.drawing.sweep import SweepMap
 from vitexplain.explainer import Explainer, Map
 from vitexplain.models.loading import LoadedModel
-from vitexplain.settings import Settings, Sweep, Value
+from vitexplain.settings import MapOptions, Sweep, Value
 
 
 def sweep_maps(
-    loaded: LoadedModel, tensor: Tensor, settings: Settings, sweep: Sweep
+    loaded: LoadedModel, tensor: Tensor, options: MapOptions, sweep: Sweep
 ) -> list[list[SweepMap]]:
     """The maps of one image (1, 3, H, W): a row for each value of the first parameter.
 
     The second parameter's values are the columns; a single parameter's are one row. What the
-    sweep does not name is as in `settings`.
+    sweep does not name is as in `options`.
 
     Raises:
         ValueError: if the model can't be explained with one of the values, or two of them name
@@ -29,7 +29,7 @@ def sweep_maps(
         dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())
     ]
     # all of them before the first pass: they say what is wrong with a value
-    explainers = [Explainer(dataclasses.replace(settings, **point), loaded) for point in points]
+    explainers = [Explainer(replace(options, **point), loaded) for point in points]
     maps = []
     for point, explainer in zip(points, explainers, strict=True):
         (explained,) = explainer(tensor)
@@ -61,7 +61,7 @@ def _check_categories(loaded: LoadedModel, names: Sequence[Value]) -> None:
 def _labels(values: Mapping[str, Value], found: Map) -> tuple[str, ...]:
     labels = {name: label(name, value) for name, value in values.items()}
     if "category" in values:
-        name = found.category["name"]
+        name = found.category.name
         if str(values["category"]).casefold() not in name.casefold():  # an index, or "top"
-            labels["category"] += f": {name.split(',')[0]}"
+            labels["category"] += f": {found.category.short_name}"
     return tuple(labels.values())

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from vitexplain.drawing.overlay import Output
+from vitexplain.drawing.overlay import Overlay
 from vitexplain.explainer import Map
 from vitexplain.images.finding import ImageFile
 from vitexplain.images.reading import open_image, read_image
@@ -60,10 +60,10 @@ class Workers:
     What is asked of them comes back as a future, with the errors that opening and writing raise.
     """
 
-    def __init__(self, count: int, output: Output, folder: Path):
+    def __init__(self, count: int, overlay: Overlay, folder: Path):
         context = begin()
         self._pools = [
-            ProcessPoolExecutor(1, context, _Worker.start, (output, folder)) for _ in range(count)
+            ProcessPoolExecutor(1, context, _Worker.start, (overlay, folder)) for _ in range(count)
         ]
 
     def __enter__(self) -> "Workers":
@@ -92,25 +92,25 @@ class _Worker:
 
     here: "_Worker"
 
-    def __init__(self, output: Output, folder: Path):
-        self.output, self.folder = output, folder
+    def __init__(self, overlay: Overlay, folder: Path):
+        self.overlay, self.folder = overlay, folder
         self.open: dict[int, tuple[Image.Image, Image.Image]] = {}
 
     @classmethod
-    def start(cls, output: Output, folder: Path) -> None:
+    def start(cls, overlay: Overlay, folder: Path) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
         cv2.setNumThreads(1)
         if hasattr(os, "nice"):
             os.nice(10)  # the model first: it is what everything waits for
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        cls.here = cls(output, folder)
+        cls.here = cls(overlay, folder)
 
     @classmethod
     def call(cls, task: str, *arguments: object) -> Decoded | Written:
         return getattr(cls.here, task)(*arguments)
 
     def decode(self, number: int, image: ImageFile) -> Decoded:
-        decoded, opened, seen = look(self.output, image.path)
+        decoded, opened, seen = look(self.overlay, image.path)
         kept = sum(other.width * other.height for other, _ in self.open.values())
         if kept + opened.width * opened.height <= KEPT_PIXELS:
             self.open[number] = opened, seen
@@ -120,12 +120,12 @@ class _Worker:
         if number in self.open:
             opened, seen = self.open.pop(number)
         else:
-            _, opened, seen = look(self.output, image.path)
-        return write_maps(self.output, self.folder / image.name, opened, seen, maps)
+            _, opened, seen = look(self.overlay, image.path)
+        return write_maps(self.overlay, self.folder / image.name, opened, seen, maps)
 
 
 def look(
-    output: Output, path: str, content: BinaryIO | None = None
+    overlay: Overlay, path: str, content: BinaryIO | None = None
 ) -> tuple[Decoded, Image.Image, Image.Image]:
     """Open the image at `path`, or in `content`: (about it, itself, as the model sees it).
 
@@ -134,13 +134,13 @@ def look(
     """
     started = time.perf_counter()
     opened = open_image(path) if content is None else read_image(content, path)
-    seen = output.transform.seen(opened)
-    region = output.transform.region(*opened.size)
+    seen = overlay.transform.seen(opened)
+    region = overlay.transform.region(*opened.size)
     return Decoded(np.asarray(seen), opened.size, region, _since(started)), opened, seen
 
 
 def write_maps(
-    output: Output,
+    overlay: Overlay,
     base: Path,
     opened: Image.Image,
     seen: Image.Image,
@@ -149,7 +149,7 @@ def write_maps(
     """The files of an image's maps, their names beginning with `base`."""
     started = time.perf_counter()
     base.parent.mkdir(parents=True, exist_ok=True)
-    files = [output.write(base, opened, seen, found) for found in maps]
+    files = [overlay.write(base, opened, seen, found) for found in maps]
     return Written(files, _since(started))
 
 

@@ -1,0 +1,390 @@
+"""The one call: `explain("cat.jpg", category="tabby").show()`."""
+
+import base64
+import html
+import io
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+
+from vitexplain.device import choose_device, in_batches
+from vitexplain.drawing.heatmap import check_style, colored
+from vitexplain.drawing.overlay import Overlay, texts_for
+from vitexplain.errors import RequestError
+from vitexplain.explainer import Category, Explainer, Map
+from vitexplain.faithfulness.score import faithfulness
+from vitexplain.images.reading import open_image, to_rgb
+from vitexplain.images.region import Region
+from vitexplain.images.writing import write_array, write_png, write_whole
+from vitexplain.methods.registry import METHODS, methods_of
+from vitexplain.models.categories import default_names
+from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.models.transform import InputTransform
+from vitexplain.settings import MapOptions, Style
+
+SHOWN = 480  # pixels of the longer side of what a notebook displays
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """One image, and the part of it that the model sees.
+
+    Attributes:
+        image, seen: RGB, as it is and as the model sees it.
+        region: the part that is seen, in the image's pixels.
+        tensor: (3, H, W), the model's input.
+    """
+
+    image: Image.Image
+    seen: Image.Image
+    region: Region
+    tensor: Tensor
+
+    @classmethod
+    def of(cls, image: Image.Image, transform: InputTransform) -> "OpenImage":
+        seen = transform.seen(image)
+        return cls(image, seen, transform.region(*image.size), transform.tensor(seen))
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One map of one image, by one method; a notebook displays it by itself.
+
+    Attributes:
+        image: the image, RGB.
+        map: (h, w) float32 on the patch grid, the largest value 1.
+        scores: (h, w) float32, the method's own numbers before they are scaled; signed where the
+            method tells evidence for the category from evidence against it.
+        category: (index, name, probability) of the category explained; None for a method whose
+            map is the same for all of them.
+        top: the five most likely categories, likewise.
+        method: the method's name and options.
+        model: the model, with its transform and the names of its categories.
+        opened: the image with the part of it that the model sees.
+        drawn_by: how overlays of it are drawn by default.
+    """
+
+    image: Image.Image
+    map: np.ndarray
+    scores: np.ndarray
+    category: Category | None
+    top: tuple[Category, ...]
+    method: dict
+    model: LoadedModel = field(repr=False)
+    opened: OpenImage = field(repr=False)
+    drawn_by: Overlay = field(repr=False)
+
+    def overlay(self, alpha: float | None = None, colormap: str | None = None) -> Image.Image:
+        """The map as a heatmap over the image, RGB, at the image's own size.
+
+        Args:
+            alpha: weight of the heatmap, 0 (image only) to 1 (heatmap only); by default 0.5.
+            colormap: name of an OpenCV colour map; by default "turbo".
+
+        Raises:
+            RequestError: if alpha or the colour map is not allowed.
+        """
+        opened = self.opened
+        return self._styled(alpha, colormap).draw(
+            opened.image, opened.seen, self.map, opened.region
+        )
+
+    def save(
+        self, path: str | Path, *, alpha: float | None = None, colormap: str | None = None
+    ) -> Path:
+        """Write the overlay (.png, .jpg, .webp), or the map itself (.npy); the path is returned.
+
+        A PNG carries model, method, category and versions as text chunks.
+
+        Raises:
+            RequestError: if the path has another suffix.
+            OSError: if it can't be written.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise RequestError(f"{path} must end in one of {', '.join(SUFFIXES)}")
+        if suffix == ".npy":
+            write_array(path, self.map)
+            return path
+        drawn = self.overlay(alpha, colormap)
+        if suffix == ".png":
+            write_png(path, drawn, self.drawn_by.texts_of(self.as_map()))
+        else:
+            kind = Image.registered_extensions()[suffix]
+            write_whole(path, lambda file: drawn.save(file, kind, quality=92))
+        return path
+
+    def show(self) -> None:
+        """Display it: in a notebook below the cell, elsewhere in a window until that is closed.
+
+        Where no window can be opened, a warning says so.
+        """
+        if _in_notebook():
+            from IPython.display import display
+
+            display(self)
+            return
+        from vitexplain.drawing.window import show
+
+        with tempfile.TemporaryDirectory() as folder:
+            reason = show(str(self.save(Path(folder) / "explanation.png")))
+        if reason:
+            warnings.warn(f"no window can be opened here ({reason}): use .save(path)", stacklevel=2)
+
+    def faithfulness(self) -> float:
+        """How faithful the map is to the model, -1 to 1; about forty forward passes.
+
+        Area under insertion minus area under deletion, of the category explained, or else of the
+        most likely one (see vitexplain.faithfulness.score).
+
+        Raises:
+            RequestError: if the model has no categories.
+        """
+        if not self.top:
+            raise RequestError("faithfulness is measured by a category: the model has none")
+        category = self.category or self.top[0]
+        return faithfulness(self.model.model, self.opened.tensor, self.map, category.index)
+
+    def _styled(self, alpha: float | None, colormap: str | None) -> Overlay:
+        given = {"alpha": alpha, "colormap": colormap}
+        style = replace(
+            self.drawn_by.style, **{name: v for name, v in given.items() if v is not None}
+        )
+        check_style(style.alpha, style.colormap)
+        return replace(self.drawn_by, style=style)
+
+    def as_map(self) -> Map:
+        """As the drawing and the runs take it."""
+        return Map(self.map, self.category, self.method)
+
+    def __repr__(self) -> str:
+        grid = "x".join(map(str, self.map.shape))
+        about = "all categories" if self.category is None else self.category.short_name
+        return f"<Explanation of {about} by {self.method['name']}, {self.model.name}, {grid}>"
+
+    def _repr_png_(self) -> bytes:
+        return _png(_thumbnail(self.overlay()))
+
+    def _repr_html_(self) -> str:
+        """The overlay with a colour bar, and the most likely categories. Names are escaped."""
+        title = METHODS[self.method["name"]].title
+        about = "the same for every category" if self.category is None else self.category.name
+        bar = np.linspace(0, 255, 256).round().astype(np.uint8)[None].repeat(12, axis=0)
+        bar_image = Image.fromarray(colored(bar, self.drawn_by.style.colormap))
+        rows = "".join(
+            f"<tr><td style='text-align:right'>{each.probability:.1%}</td>"
+            f"<td style='text-align:left'>{html.escape(each.name)}</td></tr>"
+            for each in self.top
+        )
+        return (
+            "<figure style='display:inline-block;margin:0'>"
+            f"{_img(_thumbnail(self.overlay()), f'{title}: {about}')}"
+            "<div style='display:flex;gap:.5em;align-items:center;font-size:small'>"
+            f"<span>least</span>{_img(bar_image, 'colour bar')}<span>most</span></div>"
+            f"<figcaption>{html.escape(title)}: {html.escape(about)}</figcaption></figure>"
+            f"<table style='display:inline-table;margin-left:1em'>{rows}</table>"
+        )
+
+
+def explain(
+    image: ImageLike | Sequence[ImageLike],
+    category: int | str | None = None,
+    *,
+    model: str | LoadedModel | nn.Module = "auto",
+    method: str | None = None,
+    device: str = "auto",
+    **options: object,
+) -> Explanation | list[Explanation]:
+    """Show what a Vision Transformer looked at in an image.
+
+    Args:
+        image: a path, a PIL image, an array (H, W, 3) of uint8 or of floats from 0 to 1, or a
+            tensor (3, H, W) likewise. A list of them, or a batch (B, ...), gives a list.
+        category: index or name of the category to explain, "top" for the most likely one; None
+            for what the model looked at altogether.
+        model: "auto", "bundled" or a timm name, which is loaded anew by each call; or what
+            load_model returned; or a timm model of your own.
+        method: a name of METHODS; by default attention rollout, with a category gradient rollout.
+        device: where a model that is named runs: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        **options: of the method, such as head_fusion, discard_ratio, start_block.
+
+    Returns:
+        An Explanation, or one for each image of a list, in its order.
+
+    Raises:
+        RequestError: if something can't be done as asked, in one sentence that says why.
+
+    Example:
+        >>> found = explain("examples/both.png", category="tiger cat", model="bundled")
+        >>> found.map.shape
+        (14, 14)
+    """
+    asked = _map_options(category, method, options)
+    loaded = _loaded(model, device)
+    several, images = _as_list(image)
+    explainer = Explainer(asked, loaded)
+    call = ", ".join(f"{name}={value!r}" for name, value in _given(category, method, options))
+    overlay = Overlay(Style(), loaded.transform, texts_for(loaded, f"explain(image, {call})"))
+
+    def run(batch: Sequence[ImageLike]) -> list[Explanation]:
+        opened = [OpenImage.of(as_image(each), loaded.transform) for each in batch]
+        return [found for (found,) in explain_opened(explainer, overlay, opened)]
+
+    batches = in_batches(run, images, explainer.batch_size(), warnings.warn)
+    found = [each for batch in batches for each in batch]
+    return found if several else found[0]
+
+
+def explain_opened(
+    explainer: Explainer, overlay: Overlay, opened: Sequence[OpenImage]
+) -> list[list[Explanation]]:
+    """One batch: of each image its maps by all methods of the explainer."""
+    explained = explainer(torch.stack([each.tensor for each in opened]))
+    return [
+        [
+            Explanation(
+                image=each.image,
+                map=found.mask,
+                scores=found.scores,
+                category=found.category,
+                top=tuple(maps.top),
+                method=dict(found.method),
+                model=explainer.loaded,
+                opened=each,
+                drawn_by=overlay,
+            )
+            for found in maps.maps
+        ]
+        for each, maps in zip(opened, explained, strict=True)
+    ]
+
+
+def as_image(image: ImageLike) -> Image.Image:
+    """Whatever stands for one image, as RGB, upright.
+
+    Raises:
+        RequestError: if it is no image; PictureError where a file can't be read.
+    """
+    if isinstance(image, str | Path):
+        return open_image(image)
+    if isinstance(image, Image.Image):
+        return to_rgb(ImageOps.exif_transpose(image))
+    if isinstance(image, Tensor):
+        array = image.detach().cpu()
+        array = array.permute(1, 2, 0) if array.ndim == 3 else array
+        array = (array if array.dtype == torch.uint8 else array.float()).numpy()
+    elif isinstance(image, np.ndarray):
+        array = image
+    else:
+        raise RequestError(f"an image is a path, a PIL image, an array or a tensor, not "
+                           f"{type(image).__name__}")  # fmt: skip
+    return _of_array(array, "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)")
+
+
+def _of_array(array: np.ndarray, expected: str) -> Image.Image:
+    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
+        raise RequestError(f"an image must be {expected}, not of {array.shape[::1]} values")
+    if array.dtype != np.uint8:
+        if not np.issubdtype(array.dtype, np.floating):
+            raise RequestError(f"an image holds uint8 or floats from 0 to 1, not {array.dtype}")
+        if not (array.min() >= 0 and array.max() <= 1):  # NaN fails, too
+            raise RequestError(
+                "an image of floats must be from 0 to 1; inputs that are normalised already go "
+                "to a method itself: METHODS[name].make(model).explain(inputs)"
+            )
+        array = np.uint8(np.round(255 * array))
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _as_list(image: ImageLike | Sequence[ImageLike]) -> tuple[bool, list[ImageLike]]:
+    """(whether it is several images, they)."""
+    if isinstance(image, np.ndarray | Tensor) and image.ndim == 4:
+        return True, list(image)
+    if isinstance(image, str | Path | Image.Image | np.ndarray | Tensor):
+        return False, [image]
+    try:
+        return True, list(image)
+    except TypeError:
+        return False, [image]
+
+
+def _map_options(category: int | str | None, method: str | None, options: dict) -> MapOptions:
+    chosen = () if method is None else (method,)
+    if method is not None and method not in METHODS:
+        raise RequestError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+    (name,) = methods_of(chosen, every=False, of_category=category is not None)
+    for option in options:
+        if option not in METHODS[name].options:
+            allowed = ", ".join(METHODS[name].options) or "none"
+            raise RequestError(f"{name} has no option {option!r}; its options: {allowed}")
+    return MapOptions(method=chosen, category=category, **options)
+
+
+def _given(category: int | str | None, method: str | None, options: dict) -> Iterator[tuple]:
+    yield "category", category
+    if method is not None:
+        yield "method", method
+    yield from options.items()
+
+
+def _loaded(model: str | LoadedModel | nn.Module, device: str) -> LoadedModel:
+    if isinstance(model, LoadedModel | nn.Module) and device != "auto":
+        raise RequestError("device is for a model that is named; this one is where it was put")
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, nn.Module):
+        return wrap_model(model)
+    return load_model(model, device=choose_device(device)[0])
+
+
+def wrap_model(model: nn.Module) -> LoadedModel:
+    """A timm model of one's own, as it stands, with the transform that timm has on record."""
+    data = resolve_model_data_config(model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    transform = InputTransform(
+        size=tuple(size or data["input_size"][-2:]),
+        mean=data["mean"],
+        std=data["std"],
+        interpolation=data["interpolation"],
+    )
+    count = getattr(model, "num_classes", 0)
+    name = config.get("architecture") or type(model).__name__
+    return LoadedModel(model, name, transform, default_names(count, config))
+
+
+def _in_notebook() -> bool:
+    try:
+        shell = get_ipython()  # what IPython defines in each of its sessions
+    except NameError:
+        return False
+    return shell.__class__.__name__ != "TerminalInteractiveShell"
+
+
+def _thumbnail(image: Image.Image) -> Image.Image:
+    if max(image.size) > SHOWN:
+        image.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+    return image
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _img(image: Image.Image, alternative: str) -> str:
+    data = base64.b64encode(_png(image)).decode()
+    return f'<img alt="{html.escape(alternative)}" src="data:image/png;base64,{data}">'

@@ -1,0 +1,137 @@
+"""One image: its map, all methods' maps compared, a sweep, or the model's anatomy.
+
+Each writes its files and reports what it did, JSON-ready. All raise RequestError or OSError for a
+request that can't be met; nothing has been written then, save where writing itself failed.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from vitexplain.anatomy import anatomy
+from vitexplain.api import OpenImage, explain_opened
+from vitexplain.drawing.anatomy import draw_anatomy
+from vitexplain.drawing.comparison import draw_compare
+from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
+from vitexplain.explainer import Map, most_faithful
+from vitexplain.images.reading import open_image
+from vitexplain.images.writing import write_png
+from vitexplain.runs.session import Session, existing, model_report, open_session
+from vitexplain.runs.sweep import sweep_maps
+from vitexplain.settings import Settings
+from vitexplain.versions import versions
+
+
+def explain_image(settings: Settings) -> dict:
+    """Explain one image by one method: its overlay, and what the model saw."""
+    session, path, opened = _opened(settings)
+    ((found,),) = explain_opened(session.explainer, session.overlay, [opened])
+    base = session.folder / path.stem
+    shown = found.as_map()
+    files = session.overlay.write(base, opened.image, opened.seen, shown)
+    files["input"] = base.with_name(f"{base.name}_input.png")
+    write_png(files["input"], opened.seen, session.overlay.texts)
+    return {
+        **_report(session, [shown], files),
+        "top": [each._asdict() for each in found.top],
+        "method": {**found.method, "category": found.category and found.category._asdict()},
+        "picture": {
+            "path": str(path),
+            "size": list(opened.image.size),
+            "region_seen": [round(edge, 2) for edge in opened.region],
+        },
+    }
+
+
+def explain_sweep(settings: Settings) -> dict:
+    """The maps of one image for all values of a sweep, on a sheet.
+
+    A sweep of one parameter is also written as an animation.
+    """
+    sweep = settings.run.sweep
+    session, path, opened = _opened(settings)
+    rows = sweep_maps(session.loaded, opened.tensor[None], settings.maps, sweep)
+    small, draw = _small(session, opened)
+    base = session.folder / f"{path.stem}_sweep_{'_'.join(sweep)}"
+    files = {"sheet": base.with_name(f"{base.name}.png")}
+    write_png(files["sheet"], draw_sweep(small, rows, draw), session.overlay.texts)
+    if len(sweep) == 1:
+        files["animation"] = base.with_name(f"{base.name}.gif")
+        write_gif(files["animation"], rows[0], draw, session.overlay.texts)
+    maps = [each for row in rows for each in row]
+    report = _report(session, [each.found for each in maps], files)
+    return {**report, "maps": [each.values for each in maps]}
+
+
+def explain_compare(settings: Settings) -> dict:
+    """All methods' maps of one image on a sheet, the most faithful one marked."""
+    session, path, opened = _opened(settings)
+    (explained,) = session.explainer(opened.tensor[None])
+    small, draw = _small(session, opened)
+    files = {"sheet": session.folder / f"{path.stem}_compare.png"}
+    write_png(files["sheet"], draw_compare(small, explained.maps, draw), session.overlay.texts)
+    best = most_faithful(explained.maps)
+    return {
+        **_report(session, explained.maps, files),
+        "top": [each._asdict() for each in explained.top],
+        "maps": [
+            {
+                "method": found.method,
+                "category": found.category and found.category._asdict(),
+                "faithfulness": found.faithfulness,
+                "most_faithful": place in best,
+            }
+            for place, found in enumerate(explained.maps)
+        ],
+    }
+
+
+def explain_anatomy(settings: Settings) -> dict:
+    """What the model does with one image, block by block, on a figure."""
+    session, path, opened = _opened(settings)
+    (method,) = session.explainer.methods
+    options = (method[name] for name in ("head_fusion", "discard_ratio", "start_block"))
+    found = anatomy(session.loaded.model, opened.tensor[None], *options)
+    style = settings.style
+    title = f"{path.name}, seen by the model {session.loaded.name}"
+    figure = draw_anatomy(found, opened.seen, title, alpha=style.alpha, colormap=style.colormap)
+    files = {"anatomy": session.folder / f"{path.stem}_anatomy.png"}
+    write_png(files["anatomy"], figure, session.overlay.texts)
+    rollout = Map(found.rollout, None, method)
+    return {**_report(session, [rollout], files), "method": method}
+
+
+def _opened(settings: Settings) -> tuple[Session, Path, OpenImage]:
+    """The image before the model, which takes longer to load."""
+    (path,) = settings.run.image_path
+    image = open_image(existing(path))
+    session = open_session(settings)
+    return session, Path(path), OpenImage.of(image, session.overlay.transform)
+
+
+def _small(session: Session, opened: OpenImage) -> tuple[Image.Image, Draw]:
+    """The image as small as sheets need it, and what draws a map over it."""
+    small, region = shrunk(opened.image, opened.region)
+    return small, lambda mask: session.overlay.draw(small, opened.seen, mask, region)
+
+
+def _report(session: Session, maps: Sequence[Map], files: Mapping[str, Path]) -> dict:
+    """What every report of one image says."""
+    return {
+        "model": model_report(session),
+        "versions": versions(),
+        "device": session.device,
+        "notices": _notices(session, maps),
+        "files": {kind: str(path) for kind, path in files.items()},
+    }
+
+
+def _notices(session: Session, maps: Sequence[Map]) -> list[str]:
+    notices = [session.loaded.notice] if session.loaded.notice else []
+    notices += session.explainer.left_out
+    if not any(found.mask.any() for found in maps):
+        with_ratio = any("discard_ratio" in found.method for found in maps)
+        remedy = ": lower --discard_ratio" if with_ratio else ""
+        notices.append(f"no patch reaches what the classifier pools, the map is empty{remedy}")
+    return notices
