@@ -1,68 +1,64 @@
-"""What the README tells people to do, done."""
+"""The READMEs: the published commands as they were written down, and the same steps in French."""
 
+import ast
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from documents import README, commands, fenced
 from helpers import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [shlex.split(line) for line in README.splitlines() if line.startswith("python vit_")]
+FRENCH = ROOT / "README.fr.md"
+PUBLISHED = [
+    "--image_path examples/both.png --head_fusion max --discard_ratio 0.9 --use_cuda",
+    "--image_path examples/both.png --head_fusion max --discard_ratio 0.9 --use_cuda "
+    "--category_index 243",
+]
+
+
+def files_listed():
+    """The names in the table of files that the published commands write."""
+    return re.findall(r"^\| `(both_\S+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def test_commands_users_have_written_down():
-    assert [command[2:] for command in COMMANDS[:2]] == [
-        shlex.split(
-            "--image_path examples/both.png --head_fusion max --discard_ratio 0.9 --use_cuda"
-        ),
-        shlex.split(
-            "--image_path examples/both.png --head_fusion max --discard_ratio 0.9 --use_cuda "
-            "--category_index 243"
-        ),
+    assert [shlex.split(command)[2:] for command in commands(README)[:2]] == [
+        shlex.split(options) for options in PUBLISHED
     ]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_commands_run(command, tmp_path):
-    command = [sys.executable, *command[1:], "--output_dir", str(tmp_path)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    if "examples" in command:
-        expected = 28  # of 12 images two overlays each, and the run's four files
-    elif "--evaluate" in command:
-        expected = 3  # table, numbers, figure
-    else:  # one sheet, or an image's overlay and input
-        expected = 1 if {"--sweep", "--anatomy", "--compare"} & {*command} else 2
-    assert len(list(tmp_path.iterdir())) == expected
-
-
-def test_python_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("number", [0, 1])
+def test_published_commands_write_the_files_listed(number, tmp_path):
+    command = shlex.split(commands(README)[number])
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, *command[1:], "--output_dir", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    assert done.stdout == "(14, 14) 1.0 bull mastiff\n"
+    overlays, input_image = files_listed()[:2], files_listed()[2]
+    assert {path.name for path in tmp_path.iterdir()} == {overlays[number], input_image}
+    assert len(re.findall(r"^ +\d+\.\d%", done.stdout, re.MULTILINE)) == 5
 
 
-def test_every_option_is_in_the_table():
-    from vit_explain import _parser
-
-    options = {name for action in _parser()._actions for name in action.option_strings}
-    for option in options - {"-h", "--help", "--version"}:
-        assert f"`{option}" in README, option
+def test_readme_is_short():
+    assert len(README.read_bytes()) <= 8192
 
 
-def test_links_and_images_exist():
-    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", README):
-        assert (ROOT / target).is_file(), target
-
-
-def test_every_module_is_installed():
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    listed = project["tool"]["setuptools"]["py-modules"]
-    assert listed == sorted(path.stem for path in Path(ROOT).glob("vit_*.py"))
+def test_french_readme_shows_the_same():
+    """The same commands, code, images and files; only the words differ."""
+    assert commands(FRENCH) == commands(README)
+    english, french = (
+        [ast.dump(ast.parse(code)) for code in fenced(document, "python")]
+        for document in (README, FRENCH)
+    )
+    assert french == english
+    texts = [document.read_text(encoding="utf-8") for document in (README, FRENCH)]
+    for pattern in (r"!\[[^]]*\]\(([^)]+)\)", r"^\| `(both_\S+)` \|", r"`(--\w+)"):
+        english, french = (re.findall(pattern, text, re.MULTILINE) for text in texts)
+        assert french and set(french) <= set(english), pattern
+    assert "](README.fr.md)" in texts[0] and "](README.md)" in texts[1]
