@@ -124,7 +124,7 @@ def grad_rollout(
         (B, h, w) float32, the largest value of each image 1.
 
     Raises:
-        ValueError: if an argument is out of range or the shapes do not fit together.
+        RequestError: if an argument is out of range or the shapes do not fit together.
     """
     check_settings(discard_ratio, head_fusion, start_block, as_published, len(attentions))
     check_matrices(attentions, gradients)

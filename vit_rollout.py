@@ -69,7 +69,7 @@ class VITAttentionRollout:
 
     Raises:
         UnsupportedModel: if the model's attention can't be rolled out.
-        ValueError: if an argument is out of range.
+        RequestError: if an argument is out of range.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class VITAttentionRollout:
 
         Raises:
             UnsupportedModel: if what passes the hooks is not attention over the input's tokens.
-            ValueError: if the input is not a batch of images of a size that the model takes.
+            RequestError: if the input is not a batch of images of a size that the model takes.
         """
         masks, layout, logits = self._run(input_tensor, only_attention=False)
         return Explanation(masks, logits, layout)
@@ -190,7 +190,7 @@ def rollout(
         (B, h, w) float32, the largest value of each image 1.
 
     Raises:
-        ValueError: if an argument is out of range or the shapes do not fit together.
+        RequestError: if an argument is out of range or the shapes do not fit together.
     """
     check_settings(discard_ratio, head_fusion, start_block, as_published, len(attentions))
     check_matrices(attentions)

@@ -24,6 +24,7 @@ from benchmarks.speed import machine
 from vitexplain.attention.capture import forward
 from vitexplain.device import choose_device
 from vitexplain.drawing.charts import draw_randomisation
+from vitexplain.errors import RequestError, one_line
 from vitexplain.faithfulness.baselines import FLOORS
 from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_images
 from vitexplain.faithfulness.passes import BATCH, masks_of
@@ -49,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
             options.model, options.checkpoint, device=choose_device(options.device)[0]
         )
         report = measure(loaded, options)
-    except (ValueError, OSError) as error:
-        print(f"faithfulness: {' '.join(str(error).split())}", file=sys.stderr)
+    except (RequestError, OSError) as error:
+        print(f"faithfulness: {one_line(error)}", file=sys.stderr)
         return 2
     print(report["table"])
     if options.write:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
+from vitexplain.errors import RequestError
 from vitexplain.faithfulness.measures import ALL
 from vitexplain.faithfulness.passes import masks_of
 from vitexplain.faithfulness.table import Measure
@@ -48,11 +49,11 @@ def in_boxes(
     """Method -> "pointing", "energy" -> for each of `count` images that have a box.
 
     Raises:
-        ValueError: if the data have no boxes.csv.
+        RequestError: if the data have no boxes.csv.
     """
     text = data.side_file("boxes.csv")
     if text is None:
-        raise ValueError(f"{data.path} holds no boxes.csv")
+        raise RequestError(f"{data.path} holds no boxes.csv")
     boxes = read_boxes(text)
     chosen = [name for name in data.names if name in boxes]
     chosen = chosen[:: max(1, len(chosen) // max(1, count))][:count]

@@ -119,7 +119,7 @@ def anatomy(
 
     Raises:
         UnsupportedModel: if the model's attention can't be rolled out.
-        ValueError: if an argument is out of range, or the input is not one image of a size that
+        RequestError: if an argument is out of range, or the input is not one image of a size that
             the model takes.
     """
     check_supported(model)

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from vitexplain.errors import RequestError
+
 # of GNU's malloc.h: trim and mmap threshold, and how much is asked for at once, in bytes
 MALLOC_OPTIONS = {-1: 2**30, -3: 2**25, -2: 2**26}
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -20,7 +22,7 @@ def choose_device(wanted: str = "auto", use_cuda: bool = False) -> tuple[torch.d
         use_cuda: CUDA if there is any, else the CPU, whatever `wanted` says.
 
     Raises:
-        ValueError: if `wanted` names a device that isn't there.
+        RequestError: if `wanted` names a device that isn't there.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if use_cuda and not cuda:
@@ -31,11 +33,11 @@ def choose_device(wanted: str = "auto", use_cuda: bool = False) -> tuple[torch.d
         wanted = "mps" if mps else "cpu"
     device = _parse(wanted)
     if device.type == "cuda" and not cuda:
-        raise ValueError("device cuda is not available here: use --device cpu")
+        raise RequestError("device cuda is not available here: use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"there is no device {wanted}: {torch.cuda.device_count()} CUDA devices")
+        raise RequestError(f"there is no device {wanted}: {torch.cuda.device_count()} CUDA devices")
     if device.type == "mps" and not mps:
-        raise ValueError("device mps is not available here: use --device cpu")
+        raise RequestError("device mps is not available here: use --device cpu")
     return device, f"Using {_describe(device)}"
 
 
@@ -93,7 +95,7 @@ def _parse(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:N or mps, not {name!r}")
+        raise RequestError(f"device must be auto, cpu, cuda, cuda:N or mps, not {name!r}")
     return device
 
 

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 from vitexplain.attention.windows import merging, windows_of
+from vitexplain.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def capture_attention(
 
     Raises:
         UnsupportedModel: if a matrix is not softmaxed attention over the tokens of `layout`.
-        ValueError: if no module of the blocks is called `layer_name`.
+        RequestError: if no module of the blocks is called `layer_name`.
     """
     captured = CapturedAttention(model, layout)
     with ExitStack() as undo:
@@ -130,7 +131,7 @@ def capture_attention(
                 undo.callback(block.register_forward_pre_hook(_see_grid(captured)).remove)
             layers = layers_named(block, f"blocks.{number}", layer_name)
             if not layers:
-                raise ValueError(
+                raise RequestError(
                     f"attention_layer_name={layer_name!r} names no module of block {number}; "
                     "timm's attention passes through 'attn_drop'"
                 )
@@ -159,7 +160,7 @@ def forward(model: nn.Module, images: Tensor) -> Tensor:
         return model(images)
     except AssertionError as error:
         height, width = images.shape[2:]
-        raise ValueError(f"the model does not take {height}x{width} images: {error}") from error
+        raise RequestError(f"the model does not take {height}x{width} images: {error}") from error
 
 
 def layers_named(block: nn.Module, prefix: str, layer_name: str) -> list[nn.Module]:

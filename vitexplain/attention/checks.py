@@ -1,6 +1,6 @@
 """Checks of the arguments that attention rollout and its gradient variant share.
 
-Each raises a ValueError that names the argument and says what is allowed.
+Each raises RequestError that names the argument and says what is allowed.
 """
 
 from collections.abc import Sequence
@@ -8,38 +8,39 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from vitexplain.choices import HEAD_FUSIONS
+from vitexplain.errors import RequestError
 
 
 def check_settings(
     discard_ratio: float, head_fusion: str, start_block: int, as_published: bool, blocks: int
 ) -> None:
     if not 0 <= discard_ratio < 1:
-        raise ValueError(f"discard_ratio must be at least 0 and below 1, not {discard_ratio}")
+        raise RequestError(f"discard_ratio must be at least 0 and below 1, not {discard_ratio}")
     if head_fusion not in HEAD_FUSIONS:
         allowed = ", ".join(HEAD_FUSIONS)
-        raise ValueError(f"head_fusion must be one of {allowed}, not {head_fusion!r}")
+        raise RequestError(f"head_fusion must be one of {allowed}, not {head_fusion!r}")
     if start_block not in range(blocks):
-        raise ValueError(f"start_block must be from 0 to {blocks - 1}, not {start_block}")
+        raise RequestError(f"start_block must be from 0 to {blocks - 1}, not {start_block}")
     if as_published and start_block:
-        raise ValueError("start_block must be 0 with as_published: the older script had none")
+        raise RequestError("start_block must be 0 with as_published: the older script had none")
 
 
 def check_matrices(*sequences: Sequence[Tensor]) -> None:
     """Every block has one matrix in each sequence, all (B, H, N, N) and of one shape."""
     shapes = {tuple(matrix.shape) for sequence in sequences for matrix in sequence}
     if len({len(sequence) for sequence in sequences}) > 1 or len(shapes) != 1:
-        raise ValueError(
+        raise RequestError(
             "attentions (and gradients) must be one tensor for each block, all of one shape, "
             f"not {sorted(shapes)} in lists of {[len(sequence) for sequence in sequences]}"
         )
     (shape,) = shapes
     if len(shape) != 4 or shape[2] != shape[3]:
-        raise ValueError(f"attentions must have the shape (B, H, N, N), not {shape}")
+        raise RequestError(f"attentions must have the shape (B, H, N, N), not {shape}")
 
 
 def check_one_image(input_tensor: Tensor) -> None:
     if len(input_tensor) != 1:
-        raise ValueError(
+        raise RequestError(
             f"input_tensor holds {len(input_tensor)} images, not one: use .batch() for many"
         )
 
@@ -48,6 +49,6 @@ def images_for(model: nn.Module, input_tensor: Tensor) -> Tensor:
     """The batch (B, C, H, W), on the model's device and in its precision."""
     if not isinstance(input_tensor, Tensor) or input_tensor.ndim != 4 or not len(input_tensor):
         shape = getattr(input_tensor, "shape", type(input_tensor).__name__)
-        raise ValueError(f"input_tensor must be a (B, 3, H, W) tensor, B >= 1, not {shape}")
+        raise RequestError(f"input_tensor must be a (B, 3, H, W) tensor, B >= 1, not {shape}")
     weight = next(model.parameters())
     return input_tensor.detach().to(weight.device, weight.dtype)

@@ -20,6 +20,8 @@ from timm.models.vision_transformer import DiffParallelScalingBlock, VisionTrans
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
+from vitexplain.errors import RequestError
+
 # every token attends to every other one, from the first block to the last
 GLOBAL = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
 # attention in windows, on ever fewer tokens
@@ -45,7 +47,7 @@ MODELS_THAT_WORK = "deit_tiny_patch16_224, vit_base_patch16_224, swin_tiny_patch
 UNKNOWN = "its layers are not blocks of attention over one grid of patches"
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(RequestError):
     """The model's attention can't be captured, or doesn't mean what rollout needs it to mean."""
 
     def __init__(self, model: nn.Module, reason: str):
@@ -93,13 +95,13 @@ class TokenLayout:
         tokens, the mean over the patches.
 
         Raises:
-            ValueError: if prefix tokens and grid don't make up `tokens`.
+            RequestError: if prefix tokens and grid don't make up `tokens`.
         """
         patches = tokens - prefix_tokens
         side = round(max(patches, 0) ** 0.5)
         height, width = grid or (side, side)
         if prefix_tokens < 0 or patches < 1 or height * width != patches:
-            raise ValueError(
+            raise RequestError(
                 f"{tokens} tokens are not {prefix_tokens} prefix tokens and {height}x{width} "
                 "patches: give prefix_tokens and grid=(h, w)"
             )

@@ -17,6 +17,7 @@ from typing import NoReturn
 from vitexplain import __version__
 from vitexplain.choices import CROPS, DEFAULT_IMAGE, ENGINES, HEAD_FUSIONS
 from vitexplain.cli.sweep_option import parse_sweep
+from vitexplain.errors import RequestError
 from vitexplain.methods.registry import METHODS
 from vitexplain.settings import Settings
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror or error}")
-    except (ValueError, MemoryError) as error:
+    except (RequestError, MemoryError) as error:
         return _fail(str(error) or "out of memory: try a smaller image or model")
     except RuntimeError as error:
         if "out of memory" not in str(error):
@@ -77,21 +78,21 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
     one = is_one_image(run.image_path) and not (run.report or run.contact_sheet)
     if run.anatomy:
         if not one or maps.top_k or maps.compare:
-            raise ValueError("--anatomy is for one image, without --top_k, --compare, --report "
+            raise RequestError("--anatomy is for one image, without --top_k, --compare, --report "
                              "and --contact_sheet")  # fmt: skip
         from vitexplain.runs.single import explain_anatomy
 
         return explain_anatomy, _anatomy_as_text
     if run.evaluate:
         if run.report or run.contact_sheet or maps.top_k or run.sweep:
-            raise ValueError("--evaluate measures: leave out --report, --contact_sheet, --top_k "
+            raise RequestError("--evaluate measures: leave out --report, --contact_sheet, --top_k "
                              "and --sweep")  # fmt: skip
         from vitexplain.runs.evaluation import evaluate
 
         return partial(evaluate, tell=_tell), _evaluation_as_text
     if run.sweep:
         if not one or maps.top_k or maps.compare or len(maps.method) > 1:
-            raise ValueError("--sweep is for one image and one method, without --top_k, "
+            raise RequestError("--sweep is for one image and one method, without --top_k, "
                              "--compare, --report and --contact_sheet")  # fmt: skip
         from vitexplain.runs.single import explain_sweep
 
@@ -102,7 +103,9 @@ def _chosen(settings: Settings) -> tuple[Callable[[Settings], dict], Callable[[d
         return explain_compare, _compare_as_text
     if run.engine == "ray":
         if run.report or run.contact_sheet:
-            raise ValueError("--engine ray writes Parquet: leave out --report and --contact_sheet")
+            raise RequestError(
+                "--engine ray writes Parquet: leave out --report and --contact_sheet"
+            )
         from vitexplain.runs.ray import explain_with_ray
 
         return partial(explain_with_ray, tell=_tell), _folder_as_text

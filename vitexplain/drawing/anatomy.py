@@ -54,7 +54,7 @@ def draw_anatomy(
         alpha, colormap: of the overlays, as in vitexplain.drawing.heatmap.draw_overlay.
 
     Raises:
-        ValueError: if alpha or the colour map is not allowed.
+        RequestError: if alpha or the colour map is not allowed.
     """
     overlay = functools.partial(draw_overlay, alpha=alpha, colormap=colormap)
     seen = fit(image_seen, (LARGE, LARGE))

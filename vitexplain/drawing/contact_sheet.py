@@ -10,6 +10,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from vitexplain.drawing.sheet import Sheet, sheet_size
+from vitexplain.errors import RequestError
 from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.writing import write_png, write_whole
 
@@ -41,7 +42,7 @@ def write_contact_sheet(cells: Iterable[Cell], path: Path) -> list[Path]:
         The files that could not be read; their cells are grey.
 
     Raises:
-        ValueError: if the path has another suffix, or there are no cells, or too many for a PNG.
+        RequestError: if the path has another suffix, or there are no cells, or too many for a PNG.
     """
     check_contact_sheet(path)
     unread: list[Path] = []
@@ -53,21 +54,21 @@ def write_contact_sheet(cells: Iterable[Cell], path: Path) -> list[Path]:
 
 
 def check_contact_sheet(path: Path) -> None:
-    """Raise a ValueError unless the suffix is one of SUFFIXES."""
+    """Raise RequestError unless the suffix is one of SUFFIXES."""
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"a contact sheet is a {' or '.join(SUFFIXES)} file, not {path.name!r}")
+        raise RequestError(f"a contact sheet is a {' or '.join(SUFFIXES)} file, not {path.name!r}")
 
 
 def layout(count: int) -> tuple[int, int, int]:
     """(columns, rows, side of a cell) of a PNG of so many images, about 4:3.
 
     Raises:
-        ValueError: if there are none, or too many.
+        RequestError: if there are none, or too many.
     """
     if not count:
-        raise ValueError(EMPTY)
+        raise RequestError(EMPTY)
     if count > MOST:
-        raise ValueError(
+        raise RequestError(
             f"a contact sheet of {count} images is too large for a PNG (at most {MOST}): "
             "give it a name that ends in .pdf"
         )
@@ -106,7 +107,7 @@ def _write_pdf(file: BinaryIO, pages: Iterable[Image.Image]) -> None:
     for number, page in enumerate(pages):
         page.save(file, "PDF", resolution=DPI, quality=90, append=number > 0, **dated)
     if not file.tell():
-        raise ValueError(EMPTY)
+        raise RequestError(EMPTY)
 
 
 def _filled(sheet: Sheet, columns: int, cells: Sequence[Cell], unread: list[Path]) -> Image.Image:

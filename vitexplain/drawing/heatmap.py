@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from vitexplain.errors import RequestError
 from vitexplain.images.region import Region
 
 COLORMAPS = tuple(sorted(name[9:].lower() for name in dir(cv2) if name.startswith("COLORMAP_")))
@@ -32,7 +33,7 @@ def draw_overlay(
         colormap: name of an OpenCV colour map.
 
     Raises:
-        ValueError: if alpha or the colour map is not allowed.
+        RequestError: if alpha or the colour map is not allowed.
     """
     check_style(alpha, colormap)
     pixels = np.asarray(image)  # (H, W, 3)
@@ -52,11 +53,11 @@ def draw_overlay(
 
 
 def check_style(alpha: float, colormap: str) -> None:
-    """Raise a ValueError if the heatmap can't be drawn so."""
+    """Raise RequestError if the heatmap can't be drawn so."""
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be from 0 to 1, not {alpha}")
+        raise RequestError(f"alpha must be from 0 to 1, not {alpha}")
     if colormap not in COLORMAPS:
-        raise ValueError(f"colormap must be one of {', '.join(COLORMAPS)}, not {colormap!r}")
+        raise RequestError(f"colormap must be one of {', '.join(COLORMAPS)}, not {colormap!r}")
 
 
 def stretch(mask: np.ndarray) -> np.ndarray:

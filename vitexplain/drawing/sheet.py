@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vitexplain.errors import RequestError
+
 Cell = tuple[str, Image.Image | None]
 
 GAP = 8
@@ -55,10 +57,10 @@ def draw_sheet(
         lines: how many a caption may have.
 
     Raises:
-        ValueError: if there is nothing to draw.
+        RequestError: if there is nothing to draw.
     """
     if not any(rows):
-        raise ValueError("a sheet needs at least one image")
+        raise RequestError("a sheet needs at least one image")
     cell = (cell, cell) if isinstance(cell, int) else cell
     sheet = Sheet(max(len(row) for row in rows), len(rows), cell, lines)
     for row, cells in enumerate(rows):

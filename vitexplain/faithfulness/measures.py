@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.errors import RequestError
 from vitexplain.faithfulness.baselines import FLOORS
 from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of, top1
 from vitexplain.faithfulness.removal import BASELINES, Removal, perturbation
@@ -77,12 +78,12 @@ def evaluate_images(
         seed: of shuffles, noise and lots.
 
     Raises:
-        ValueError: if an argument is out of range, or the model has no categories.
+        RequestError: if an argument is out of range, or the model has no categories.
     """
     if steps < 1 or steps % 10:
-        raise ValueError(f"steps must be a multiple of 10, not {steps}")
+        raise RequestError(f"steps must be a multiple of 10, not {steps}")
     if not model.num_classes:
-        raise ValueError("a model without categories has no probabilities to measure by")
+        raise RequestError("a model without categories has no probabilities to measure by")
     if categories is None:
         categories = top1(model, images, batch_size)
     check_categories(model, images, categories)

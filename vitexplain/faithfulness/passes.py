@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
 from vitexplain.device import in_batches
+from vitexplain.errors import RequestError
 from vitexplain.methods.registry import Method
 
 BATCH = 16  # images at once
@@ -44,12 +45,12 @@ def top1(model: nn.Module, images: Tensor, batch_size: int = BATCH) -> list[int]
 
 
 def check_categories(model: nn.Module, images: Tensor, categories: Sequence[int]) -> None:
-    """One category for each image, all of them the model's, or a ValueError."""
+    """One category for each image, all of them the model's, or RequestError."""
     if len(categories) != len(images):
-        raise ValueError(f"{len(images)} images need as many categories, not {len(categories)}")
+        raise RequestError(f"{len(images)} images need as many categories, not {len(categories)}")
     count = model.num_classes
     if not all(0 <= category < count for category in categories):
-        raise ValueError(f"categories must be from 0 to {count - 1}, not {list(categories)}")
+        raise RequestError(f"categories must be from 0 to {count - 1}, not {list(categories)}")
 
 
 def masks_of(

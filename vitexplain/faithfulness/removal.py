@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
 from vitexplain.device import in_batches
+from vitexplain.errors import RequestError
 from vitexplain.faithfulness.passes import BATCH, check_categories, evaluation_mode, tell
 
 BASELINES = ("mean", "blur")
@@ -70,7 +71,7 @@ class Removal:
         seed: of the order of patches with equal values.
 
     Raises:
-        ValueError: if an argument is out of range.
+        RequestError: if an argument is out of range.
     """
 
     def __init__(
@@ -85,9 +86,9 @@ class Removal:
         seed: int = 0,
     ):
         if baseline not in BASELINES:
-            raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, not {baseline!r}")
+            raise RequestError(f"baseline must be one of {', '.join(BASELINES)}, not {baseline!r}")
         if steps < 1:
-            raise ValueError(f"steps must be at least 1, not {steps}")
+            raise RequestError(f"steps must be at least 1, not {steps}")
         check_categories(model, images, categories)
         self.model, self.steps, self.batch_size, self.seed = model, steps, batch_size, seed
         self.images = images_for(model, images)
@@ -110,7 +111,7 @@ class Removal:
     def _curves(self, masks: np.ndarray, *, insert: bool) -> Curves:
         count = len(self.images)
         if masks.ndim != 3 or len(masks) != count:
-            raise ValueError(f"{count} images need as many masks (h, w), not {masks.shape}")
+            raise RequestError(f"{count} images need as many masks (h, w), not {masks.shape}")
         device = self.images.device
         ranks = torch.from_numpy(patch_ranks(masks, self.seed)).to(device)  # (B, h*w)
         patch_of_pixel = patches_of_pixels(masks.shape[1:], self.images.shape[2:]).to(device)
@@ -157,11 +158,11 @@ def perturbation(deletion: Curves, insertion: Curves) -> tuple[np.ndarray, np.nd
     most relevant 90 %: the curves (of one baseline, in a multiple of 10 steps) say it all.
 
     Raises:
-        ValueError: if the curves have no such steps.
+        RequestError: if the curves have no such steps.
     """
     steps = len(deletion.shares) - 1
     if steps % 10 or insertion.shares.shape != deletion.shares.shape:
-        raise ValueError(f"the perturbation test needs curves in 10, 20, ... steps, not {steps}")
+        raise RequestError(f"the perturbation test needs curves in 10, 20, ... steps, not {steps}")
     at = [steps * tenth // 10 for tenth in TENTHS]
     return deletion.first[:, at].mean(axis=1), insertion.first[:, at].mean(axis=1)
 

@@ -23,7 +23,7 @@ def faithfulness(model: nn.Module, image: Tensor, mask: np.ndarray, category: in
     scored, by 40 steps, 0.001 less than the best one on average; best and worst differed by 0.13.
 
     Raises:
-        ValueError: if image, mask and category don't fit the model.
+        RequestError: if image, mask and category don't fit the model.
     """
     images, masks = image[None], mask[None]
     differences = []

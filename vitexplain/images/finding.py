@@ -8,6 +8,8 @@ from pathlib import Path, PurePath
 
 from PIL import Image
 
+from vitexplain.errors import RequestError
+
 # formats that Pillow recognises, but has no decoder for
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 
@@ -48,7 +50,7 @@ def find_images(
         leave_out: the output folder, whose images are not input.
 
     Raises:
-        ValueError: if a list can't be read, nothing is found, or the output folder is one of the
+        RequestError: if a list can't be read, nothing is found, or the output folder is one of the
             folders to explain: the next run would take its images for input.
     """
     found: dict[str, str] = {}  # absolute path -> path as it was given
@@ -67,7 +69,7 @@ def find_images(
         for file in files:
             found.setdefault(os.path.abspath(file), file)
     if not found:
-        raise ValueError(f"no image found in {', '.join(requests)}{_hint(recursive)}")
+        raise RequestError(f"no image found in {', '.join(requests)}{_hint(recursive)}")
     base = _common([os.path.abspath(anchor) for anchor in anchors])
     return [ImageFile(path, _name(absolute, base)) for absolute, path in found.items()], notices
 
@@ -86,13 +88,13 @@ def _listed(requests: Sequence[str]) -> Iterator[str]:
             # names of files need not be valid Unicode
             text = Path(request[1:]).read_text(encoding="utf-8-sig", errors="surrogateescape")
         except OSError as error:
-            raise ValueError(f"the list {request[1:]} can't be read: {error.strerror}") from None
+            raise RequestError(f"the list {request[1:]} can't be read: {error.strerror}") from None
         yield from (line for line in text.splitlines() if line.strip())
 
 
 def _of_folder(folder: str, recursive: bool, leave_out: Path, notices: list[str]) -> Iterator[str]:
     if _same(folder, leave_out):
-        raise ValueError(f"the results can't be written among the images of {folder}: "
+        raise RequestError(f"the results can't be written among the images of {folder}: "
                          "name another --output_dir")  # fmt: skip
 
     def unreadable(error: OSError) -> None:

@@ -7,8 +7,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from vitexplain.errors import RequestError
 
-class PictureError(ValueError):
+
+class PictureError(RequestError):
     """An image is missing, broken, too large, or no image."""
 
 

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitexplain.errors import RequestError
+
 
 def published_rollout(fused: Sequence[Tensor], discard_ratio: float, layout) -> np.ndarray:
     """(1, h, w) mask from the fused attention (1, N, N) of each block."""
@@ -44,9 +46,11 @@ def published_grad_rollout(
 
 def _check(matrix: Tensor, layout) -> None:
     if layout.prefix_tokens != 1 or layout.readout_rows != (0,):
-        raise ValueError("as_published needs a model with a class token and no other prefix token")
+        raise RequestError(
+            "as_published needs a model with a class token and no other prefix token"
+        )
     if len(matrix) != 1:
-        raise ValueError(f"as_published explains one image at a time, not {len(matrix)}")
+        raise RequestError(f"as_published explains one image at a time, not {len(matrix)}")
 
 
 def _discard(fused: Tensor, discard_ratio: float, *, spare_first: bool) -> Tensor:

@@ -39,6 +39,7 @@ from torch.overrides import TorchFunctionMode
 from vit_rollout import largest_is_one
 from vitexplain.attention.capture import forward, prepare
 from vitexplain.attention.tokens import TokenLayout, check_supported
+from vitexplain.errors import RequestError
 from vitexplain.methods.base import Choose, OfCategory, scores
 
 STABLE = 1e-6  # inputs that are smaller take no relevance: it is divided by them
@@ -59,13 +60,13 @@ class AttnLRP(OfCategory):
 
     Raises:
         UnsupportedModel: if the model is of no family that can be explained.
-        ValueError: if gamma is negative.
+        RequestError: if gamma is negative.
     """
 
     def __init__(self, model: nn.Module, gamma: float = 0.0):
         check_supported(model)
         if not gamma >= 0:
-            raise ValueError(f"gamma must be at least 0, not {gamma}")
+            raise RequestError(f"gamma must be at least 0, not {gamma}")
         self.model, self.gamma = model, gamma
 
     def _maps(

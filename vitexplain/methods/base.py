@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vit_rollout import Explanation
 from vitexplain.attention.checks import check_one_image, images_for
 from vitexplain.attention.tokens import TokenLayout, token_layout
+from vitexplain.errors import RequestError
 
 # logits (B, categories) -> K categories for each of the B images
 Choose = Callable[[Tensor], list[list[int]]]
@@ -47,7 +48,7 @@ class OfCategory(ABC):
 
         Raises:
             UnsupportedModel: if the method can't explain this model.
-            ValueError: if a category is out of range, the model has none, or the input is not a
+            RequestError: if a category is out of range, the model has none, or the input is not a
                 batch of images of a size that the model takes.
         """
         return self._explain(input_tensor, partial(_one_category_each, category_indices))[0]
@@ -71,7 +72,7 @@ class OfCategory(ABC):
     def _explain(self, input_tensor: Tensor, choose: Choose) -> list[Explanation]:
         """One explanation for each category that `choose` finds, from the logits, per image."""
         if not self.model.num_classes:
-            raise ValueError("the model has no categories: only attention rollout explains it")
+            raise RequestError("the model has no categories: only attention rollout explains it")
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made in inference mode could not be recorded by autograd
             images = images_for(self.model, input_tensor).clone()
@@ -110,17 +111,17 @@ def _several_categories_each(
     count = logits.shape[1]
     if isinstance(category_indices, int):
         if not 1 <= category_indices <= count:
-            raise ValueError(f"the model has 1 to {count} categories, not {category_indices}")
+            raise RequestError(f"the model has 1 to {count} categories, not {category_indices}")
         return logits.topk(category_indices, dim=1).indices.tolist()
     categories = [[int(category) for category in several] for several in category_indices]
     if len(categories) != len(logits):
-        raise ValueError(
+        raise RequestError(
             f"category_indices must hold one category for each of {len(logits)} images, "
             f"not {len(categories)}"
         )
     if not categories[0] or len({len(several) for several in categories}) > 1:
-        raise ValueError("category_indices must hold equally many categories for each image")
+        raise RequestError("category_indices must hold equally many categories for each image")
     for category in (category for several in categories for category in several):
         if not 0 <= category < count:
-            raise ValueError(f"category_index must be from 0 to {count - 1}, not {category}")
+            raise RequestError(f"category_index must be from 0 to {count - 1}, not {category}")
     return categories

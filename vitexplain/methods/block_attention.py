@@ -18,6 +18,7 @@ from vitexplain.attention.tokens import (
     check_supported,
     token_layout,
 )
+from vitexplain.errors import RequestError
 
 
 class BlockAttention:
@@ -31,7 +32,7 @@ class BlockAttention:
 
     Raises:
         UnsupportedModel: if the model's attention can't be captured, or is in windows.
-        ValueError: if an argument is out of range.
+        RequestError: if an argument is out of range.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class BlockAttention:
         blocks = len(blocks_of(model))
         check_settings(0, head_fusion, 0, False, blocks)
         if not -blocks <= block < blocks:
-            raise ValueError(f"block must be from 0 to {blocks - 1}, not {block}")
+            raise RequestError(f"block must be from 0 to {blocks - 1}, not {block}")
         self.model, self.head_fusion, self.block, self.head = model, head_fusion, block, head
 
     def __call__(self, input_tensor: Tensor) -> np.ndarray:
@@ -64,7 +65,7 @@ class BlockAttention:
 
         Raises:
             UnsupportedModel: if what passes the hooks is not attention over the input's tokens.
-            ValueError: if there is no such head, or the input is not a batch of images.
+            RequestError: if there is no such head, or the input is not a batch of images.
         """
         images = images_for(self.model, input_tensor)
         layout = token_layout(self.model, *images.shape[2:])
@@ -85,5 +86,5 @@ class BlockAttention:
         if self.head is None:
             return fuse_heads(attention, self.head_fusion)
         if self.head not in range(attention.shape[1]):
-            raise ValueError(f"head must be from 0 to {attention.shape[1] - 1}, not {self.head}")
+            raise RequestError(f"head must be from 0 to {attention.shape[1] - 1}, not {self.head}")
         return attention[:, self.head].float()

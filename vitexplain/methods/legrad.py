@@ -38,7 +38,7 @@ class LeGrad(OfCategory):
 
     Raises:
         UnsupportedModel: if the model can't be explained, or its blocks differ in width.
-        ValueError: if start_block is out of range.
+        RequestError: if start_block is out of range.
     """
 
     def __init__(self, model: nn.Module, start_block: int = 0):

@@ -40,7 +40,7 @@ class Method:
 
         Raises:
             UnsupportedModel: if it can't explain this model.
-            ValueError: if an option is out of range.
+            RequestError: if an option is out of range.
         """
         module, name = self.place
         make: Callable[..., Any] = getattr(import_module(module), name)

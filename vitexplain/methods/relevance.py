@@ -29,7 +29,7 @@ class Relevance(VITAttentionGradRollout):
 
     Raises:
         UnsupportedModel: if the model's attention can't be rolled out.
-        ValueError: if start_block is out of range.
+        RequestError: if start_block is out of range.
     """
 
     def __init__(self, model: nn.Module, start_block: int = 0):

@@ -53,7 +53,7 @@ class ValueRollout(VITAttentionRollout):
 
     Raises:
         UnsupportedModel: if what attention adds to a token is not a sum over tokens.
-        ValueError: if start_block is out of range.
+        RequestError: if start_block is out of range.
     """
 
     def __init__(self, model: nn.Module, start_block: int = 0):

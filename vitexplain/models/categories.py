@@ -7,8 +7,10 @@ from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
+from vitexplain.errors import RequestError
 
-class CategoryError(ValueError):
+
+class CategoryError(RequestError):
     """A category is unknown, ambiguous or out of range, or a file of names does not fit."""
 
 

@@ -14,6 +14,8 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
+from vitexplain.errors import RequestError
+
 _WEIGHT_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
@@ -23,7 +25,7 @@ _WEIGHT_FILES = (
 TIMEOUT_SECONDS = 3.0
 
 
-class WeightsUnavailable(ValueError):
+class WeightsUnavailable(RequestError):
     """Pretrained weights are neither in the local cache nor within reach."""
 
 

@@ -26,6 +26,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitexplain.attention.tokens import check_supported
+from vitexplain.errors import RequestError, one_line
 from vitexplain.models.categories import default_names, find_category, read_names
 from vitexplain.models.hub import WeightsUnavailable, weights_at_hand
 from vitexplain.models.transform import InputTransform
@@ -34,7 +35,7 @@ AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published image
 MOST_PATCHES = 16_384  # a block's matrix over so many takes 1 GiB
 
 
-class ModelError(ValueError):
+class ModelError(RequestError):
     """The model is unknown or can't be had, or the checkpoint does not fit it."""
 
 
@@ -331,5 +332,5 @@ def _transform(data: dict, crop: str) -> InputTransform:
 
 
 def _one_line(error: Exception, limit: int = 240) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + "…"

@@ -11,6 +11,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from vitexplain.choices import CROPS
+from vitexplain.errors import RequestError
 from vitexplain.images.region import Region
 
 
@@ -38,7 +39,7 @@ class InputTransform:
         crop_mode: str = "center",
     ):
         if crop not in CROPS:
-            raise ValueError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}")
+            raise RequestError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}")
         if crop == "none":
             crop_pct, crop_mode = 1.0, "squash"
         elif crop == "pad":

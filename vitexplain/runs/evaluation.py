@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vitexplain.drawing.charts import draw_measures
+from vitexplain.errors import RequestError
 from vitexplain.explainer import options_of
 from vitexplain.faithfulness.baselines import FLOORS
 from vitexplain.faithfulness.measures import ALL, MEASURES, Evaluation, evaluate_images
@@ -31,7 +32,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         tell: gets a sentence for each image that fails, and for what else there is to say.
 
     Raises:
-        ValueError, OSError: a request that can't be met.
+        RequestError, OSError: a request that can't be met.
     """
     images = _images(settings, tell)
     session = open_session(replace(settings, maps=replace(settings.maps, compare=True)))
@@ -39,7 +40,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         tell(session.loaded.notice)
     tensors, failures = _tensors(session, images)
     if not tensors:
-        raise ValueError(f"no image can be read: {failures[0]}")
+        raise RequestError(f"no image can be read: {failures[0]}")
     for reason in failures:
         tell(reason)
     names = settings.maps.method or tuple(METHODS)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from vitexplain.drawing.contact_sheet import layout, write_contact_sheet
 from vitexplain.drawing.report.report import write_report
+from vitexplain.errors import RequestError, one_line
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
 from vitexplain.parallel import in_order
@@ -42,7 +43,7 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
         tell: gets a sentence for each image that fails, and for what else there is to say.
 
     Raises:
-        ValueError, OSError: a request that can't be met, or nowhere to write: what is finished
+        RequestError, OSError: a request that can't be met, or nowhere to write: what is finished
             stays, and the same request goes on from there.
         KeyboardInterrupt: with how far it came.
     """
@@ -154,7 +155,7 @@ def _explain_missing(session: Session, results: Results, tell: Callable[[str], N
         told = f"{results.done} of {len(results.images)} images are done"
         raise KeyboardInterrupt(f"{told}; the same command goes on from there") from None
     except BrokenProcessPool:
-        raise ValueError("a worker process was killed, perhaps for want of memory: the same "
+        raise RequestError("a worker process was killed, perhaps for want of memory: the same "
                          "command goes on, and fewer --workers take less") from None  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def _opened(item: Item, future: Future[Decoded]) -> Item:
     try:
         item.decoded = future.result()
     except (PictureError, OSError) as error:
-        item.failure = " ".join(str(error).split())
+        item.failure = one_line(error)
     return item
 
 
@@ -194,7 +195,7 @@ def _finished(item: Item, future: Future[Written]) -> Item:
     except (PictureError, OSError) as error:
         if isinstance(error, OSError) and error.errno in FATAL:
             raise
-        item.failure = f"{item.image.path}: {' '.join(str(error).split())}"
+        item.failure = f"{item.image.path}: {one_line(error)}"
     return item
 
 

@@ -49,7 +49,7 @@ def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
         tell: gets a sentence for each image that fails.
 
     Raises:
-        ValueError, OSError: a request that can't be met.
+        RequestError, OSError: a request that can't be met.
     """
     started = time.monotonic()
     names, notices = _names(settings)

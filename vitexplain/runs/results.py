@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from vitexplain.errors import RequestError
 from vitexplain.images.finding import ImageFile
 from vitexplain.images.writing import remove_parts, write_whole
 
@@ -34,7 +35,7 @@ class Results:
         done, failed: how many are finished, and how many failed in this run.
 
     Raises:
-        ValueError: on entering, if another run is writing into the folder.
+        RequestError: on entering, if another run is writing into the folder.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Results:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ValueError(f"another run is writing into {self.folder}: wait for it, or "
+            raise RequestError(f"another run is writing into {self.folder}: wait for it, or "
                              "name another --output_dir") from None  # fmt: skip
         remove_parts({self.folder, *((self.folder / p.name).parent for p in self.images)})
         self._start_afresh_if_settings_changed()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from vitexplain.drawing.sweep import SweepMap
+from vitexplain.errors import RequestError
 from vitexplain.explainer import Explainer, Map
 from vitexplain.models.loading import LoadedModel
 from vitexplain.settings import MapOptions, Sweep, Value
@@ -21,7 +22,7 @@ def sweep_maps(
     sweep does not name is as in `options`.
 
     Raises:
-        ValueError: if the model can't be explained with one of the values, or two of them name
+        RequestError: if the model can't be explained with one of the values, or two of them name
             the same category.
     """
     _check_categories(loaded, sweep.get("category", ()))
@@ -51,7 +52,7 @@ def _check_categories(loaded: LoadedModel, names: Sequence[Value]) -> None:
             continue
         index = loaded.category_index(name)
         if index in seen:
-            raise ValueError(
+            raise RequestError(
                 f"--sweep category: {seen[index]!r} and {name!r} are both category {index} "
                 f"({loaded.categories[index]}); a comma separates values, so give one synonym"
             )

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.sheet import draw_sheet
+from vitexplain.errors import RequestError, one_line
 from vitexplain.images.writing import writable_folder
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.training import evaluate
@@ -29,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     options, rest = parser().parse_known_args(arguments)
     try:
         text = compare(options, rest)
-    except (ValueError, OSError) as error:
-        print(f"compare: {' '.join(str(error).split())}", file=sys.stderr)
+    except (RequestError, OSError) as error:
+        print(f"compare: {one_line(error)}", file=sys.stderr)
         return 2
     print(text)
     return 0

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vitexplain.errors import RequestError
 from vitexplain.images.reading import PictureError, read_image
 
 HELD_OUT = 1  # a photograph is for evaluation only if its category index is this modulo 5
 
 
-class DataError(ValueError):
+class DataError(RequestError):
     """There are no labelled images where they were looked for."""
 
 

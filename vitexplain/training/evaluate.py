@@ -19,6 +19,7 @@ from PIL import Image
 from vitexplain.choices import CROPS
 from vitexplain.device import in_batches
 from vitexplain.drawing.heatmap import draw_overlay
+from vitexplain.errors import RequestError, one_line
 from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.faithfulness.table import bootstrap_interval
 from vitexplain.images.writing import writable_folder
@@ -43,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         report = evaluate(options)
-    except (ValueError, OSError) as error:
-        print(f"evaluate: {' '.join(str(error).split())}", file=sys.stderr)
+    except (RequestError, OSError) as error:
+        print(f"evaluate: {one_line(error)}", file=sys.stderr)
         return 2
     print(json.dumps(report, indent=2) if options.json else as_text(report))
     return 0

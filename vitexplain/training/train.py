@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm import tqdm
 
 from vitexplain.device import is_out_of_memory
+from vitexplain.errors import RequestError
 from vitexplain.images.writing import writable_folder, write_whole
 from vitexplain.models.loading import bundled_folder, load_model, set_input_size
 from vitexplain.training.curves import draw_curves
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         Training(options).run()
     except KeyboardInterrupt:
         return _fail("interrupted: the same command goes on from the last epoch", 130)
-    except (ValueError, OSError) as error:
+    except (RequestError, OSError) as error:
         return _fail(str(error))
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
