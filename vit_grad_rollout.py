@@ -16,14 +16,19 @@ Where E is small against the identity, the product is close to a sum over the bl
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from vit_rollout import VITAttentionRollout, fuse_heads, product_masks
-from vitexplain.attention.capture import CapturedAttention, Factor, capture_attention, forward
+from vitexplain.attention.capture import (
+    CapturedAttention,
+    Factor,
+    capture_attention,
+    forward,
+    sum_branches,
+)
 from vitexplain.attention.checks import check_matrices, check_settings
-from vitexplain.attention.fused import WeightedPass
 from vitexplain.attention.tokens import TokenLayout
+from vitexplain.attention.weighted import WeightedPass
 from vitexplain.methods.as_published import published_grad_rollout
 from vitexplain.methods.base import Choose, OfCategory, scores
 
@@ -60,13 +65,12 @@ class VITAttentionGradRollout(OfCategory, VITAttentionRollout):
 
     def _weigh_fused(self, images: Tensor, layout: TokenLayout, choose: Choose):
         passed = WeightedPass(self.model, layout, self.head_fusion, exact=self.exact)
-        with passed.recording():
-            logits = forward(self.model, images)
+        logits = passed.run(images)
         categories = choose(logits.detach())
-        masks = []
-        for score, again in scores(logits, categories):
-            found = passed.weigh(score, again=again)
-            masks.append(self._masks(found.factors(self.start_block), layout, found.pool))
+        masks = [
+            self._masks(passed.factors(score, self.start_block, again=again), layout)
+            for score, again in scores(logits, categories)
+        ]
         return masks, logits, categories
 
     def _weigh_hooked(self, images: Tensor, layout: TokenLayout, choose: Choose):
@@ -76,29 +80,32 @@ class VITAttentionGradRollout(OfCategory, VITAttentionRollout):
             logits = forward(self.model, images)
         categories = choose(logits.detach())
         masks = [
-            self._category_masks(*_with_gradients(captured, score, again), captured)
+            self._category_masks(captured, *captured.gradients(score, again=again))
             for score, again in scores(logits, categories)
         ]
         return masks, logits, categories
 
     def _category_masks(
         self,
-        attentions: list[list[Tensor]],
-        gradients: list[list[Tensor]],
         captured: CapturedAttention,
+        gradients: list[list[Tensor]],
+        pool_gradient: Tensor | None,
     ) -> np.ndarray:
-        """Masks from every block's branches, and the pool's matrix behind them if there is one."""
+        """Masks from every block's branches, and the pool's matrix if there is one."""
         layout = captured.layout
         if self.as_published:
-            first = [branches[0] for branches in attentions]
+            first = [branches[0].detach() for branches in captured.blocks()]
             first_gradients = [branches[0] for branches in gradients]
             return published_grad_rollout(first, first_gradients, self.discard_ratio, layout)
-        fused = [
-            sum(weigh(a, g, self.head_fusion) for a, g in zip(*branches, strict=True))
-            for branches in zip(attentions, gradients, strict=True)
+        weighted = [
+            [weigh(a.detach(), g, self.head_fusion) for a, g in zip(*branches, strict=True)]
+            for branches in zip(captured.blocks(), gradients, strict=True)
         ]
-        pooled = fused.pop() if layout.pooled_tokens else None
-        return self._masks(captured.factors(fused, self.start_block), layout, pooled)
+        pool = None
+        if captured.pool is not None:
+            pool = weigh(captured.pool.detach(), pool_gradient, self.head_fusion)
+        attention = captured.factors(sum_branches(weighted), pool, self.start_block)
+        return self._masks(attention, layout)
 
 
 def grad_rollout(
@@ -142,14 +149,3 @@ def grad_rollout(
 def weigh(attention: Tensor, gradient: Tensor, head_fusion: str) -> Tensor:
     """fuse_heads((A * dy/dA)^+): (B, H, N, N) twice -> (B, N, N)."""
     return fuse_heads((attention * gradient).clamp(min=0), head_fusion)
-
-
-def _with_gradients(
-    captured: CapturedAttention, score: Tensor, again: bool
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Attention of every block's branches (then of the pool), and the score's gradients alike."""
-    attentions = captured.blocks() + ([] if captured.pool is None else [[captured.pool]])
-    flat = [matrix for block in attentions for matrix in block]
-    slopes = iter(torch.autograd.grad(score, flat, retain_graph=again))
-    gradients = [[next(slopes) for _ in block] for block in attentions]
-    return [[matrix.detach() for matrix in block] for block in attentions], gradients

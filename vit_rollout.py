@@ -17,21 +17,26 @@ Rollout knows nothing of categories; see vit_grad_rollout for one category's map
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitexplain.attention.capture import Factor, capture_attention, forward
+from vitexplain.attention.capture import (
+    AttentionFactors,
+    Factor,
+    capture_attention,
+    forward,
+)
 from vitexplain.attention.checks import (
     check_matrices,
     check_one_image,
     check_settings,
     images_for,
 )
-from vitexplain.attention.fused import Enough, can_fuse, fuse_attention
+from vitexplain.attention.fused import fused_factors
+from vitexplain.attention.intercept import can_intercept
 from vitexplain.attention.tokens import TokenLayout, blocks_of, check_supported, token_layout
 from vitexplain.methods.as_published import published_rollout
 
@@ -123,20 +128,20 @@ class VITAttentionRollout:
         return masks, layout, None if logits is None else logits.float().cpu().clone()
 
     def _can_fuse(self) -> bool:
-        return not self.as_published and can_fuse(self.model, self.attention_layer_name)
+        return not self.as_published and can_intercept(self.model, self.attention_layer_name)
 
     def _run_fused(
         self, images: Tensor, layout: TokenLayout, only_attention: bool
     ) -> tuple[np.ndarray, Tensor | None]:
-        logits = None
-        with (
-            fuse_attention(
-                self.model, layout, self.head_fusion, only_attention=only_attention
-            ) as found,
-            suppress(Enough),
-        ):
-            logits = forward(self.model, images)
-        return self._masks(found.factors(self.start_block), layout, found.pool), logits
+        attention, logits = fused_factors(
+            self.model,
+            images,
+            layout,
+            self.head_fusion,
+            self.start_block,
+            with_logits=not only_attention,
+        )
+        return self._masks(attention, layout), logits
 
     def _run_hooked(
         self, images: Tensor, layout: TokenLayout, _only_attention: bool
@@ -148,17 +153,15 @@ class VITAttentionRollout:
             self.model, layout, self.attention_layer_name, reduce=fuse
         ) as captured:
             logits = forward(self.model, images)
-        # parallel branches are summed in the residual stream, so their attention is too
-        fused = [sum(branches) for branches in captured.blocks()]
+        fused = captured.summed()
         if self.as_published:
             return published_rollout(fused, self.discard_ratio, layout), logits
-        pooled = None if captured.pool is None else fuse(captured.pool)
-        return self._masks(captured.factors(fused, self.start_block), layout, pooled), logits
+        pool = None if captured.pool is None else fuse(captured.pool)
+        return self._masks(captured.factors(fused, pool, self.start_block), layout), logits
 
-    def _masks(
-        self, factors: Sequence[Factor], layout: TokenLayout, pooled: Tensor | None
-    ) -> np.ndarray:
-        readout = layout.readout_weights(factors[-1].matrix, pooled)
+    def _masks(self, attention: AttentionFactors, layout: TokenLayout) -> np.ndarray:
+        factors = attention.factors
+        readout = layout.readout_weights(factors[-1].matrix, attention.pool)
         return product_masks(factors, readout, layout, self.discard_ratio)
 
 

@@ -3,6 +3,8 @@
 import timm
 import torch
 
+from vitexplain.attention.intercept import can_intercept
+
 SMALL = {"img_size": 64, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 5}
 # name in timm: (what is changed besides SMALL, prefix tokens, what its head reads)
 FAMILIES = {
@@ -46,3 +48,13 @@ def make(name):
             elif "gamma" in parameter_name or "ls" in parameter_name:
                 parameter.fill_(0.7)
     return model.eval()
+
+
+def hooked(model):
+    """The same model, looked at by somebody else, so that its attention is captured whole."""
+    for block in model.blocks:
+        for name, layer in block.named_modules():
+            if name.endswith("attn_drop"):
+                layer.register_forward_hook(lambda *_: None)
+    assert not can_intercept(model)
+    return model

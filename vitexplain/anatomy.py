@@ -209,10 +209,9 @@ def _growth(
     """(blocks from start_block on, h, w): rollout up to each of them."""
     layout = captured.layout
     prefix = layout.prefix_tokens
-    # parallel branches are summed in the residual stream, so their attention is too
-    fused = [sum(branches) for branches in captured.blocks()]
+    attention = captured.factors(captured.summed(), pooled, start_block)
     matrices, rows = [], []
-    for factor in captured.factors(fused, start_block):
+    for factor in attention.factors:
         if factor.matrix.ndim == 2:  # the merging of tokens between two blocks of Swin
             matrices.append(factor.matrix)
             continue

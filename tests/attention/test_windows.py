@@ -32,7 +32,7 @@ def factors_of(model, images):
     with torch.no_grad(), capture_attention(model, layout) as captured:
         model(images)
     fused = [fuse_heads(branches[0], "mean") for branches in captured.blocks()]
-    return captured.factors(fused), layout
+    return captured.factors(fused).factors, layout
 
 
 def last_tokens(model, embedded):

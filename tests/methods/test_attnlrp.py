@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from families import FAMILIES, SMALL, make
 from helpers import LAYOUTS, make_vit
-from vitexplain.attention.capture import prepare
+from vitexplain.attention.capture import inference_state
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.methods.attnlrp import NONLINEAR, AttnLRP, LrpRules
 
@@ -328,7 +328,7 @@ def test_nothing_escapes_the_rules(name, gamma):
         return tokens[0]
 
     with ExitStack() as undo:
-        prepare(model, undo, freeze=True, fused=True)
+        undo.enter_context(inference_state(model, freeze=True, fused=True))
         undo.callback(model.patch_embed.register_forward_hook(begin).remove)
         undo.enter_context(LrpRules(gamma))
         undo.enter_context(ConstantSoftmax())

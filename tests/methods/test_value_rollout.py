@@ -115,7 +115,7 @@ def test_position_bias_equals_explicit_vectors(name, read):
 def test_many_tokens_in_pieces(monkeypatch, images):
     model = make_vit()
     whole = ValueRollout(model).batch(images)
-    monkeypatch.setattr("vitexplain.methods.value_rollout.CHUNK", 3 * 3 * 17 * 4 * 5)  # five rows
+    monkeypatch.setattr("vitexplain.attention.chunks.CHUNK", 3 * 3 * 17 * 4 * 5)  # five rows
     np.testing.assert_allclose(ValueRollout(model).batch(images), whole, atol=1e-6)
 
 

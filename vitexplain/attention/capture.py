@@ -1,10 +1,10 @@
-"""Capture the attention of a timm ViT, and say what its tokens mean.
+"""Capture the attention matrices of a timm ViT.
 
 timm computes attention either fused (`scaled_dot_product_attention`: there is no matrix to see)
 or explicitly, where the softmaxed matrix passes through the module `attn_drop`. In evaluation
 mode dropout is the identity, so what passes there is softmax(QK^T / sqrt(d)) itself. Inside
 `capture_attention` the explicit path is on and hooked; afterwards, also after an error, the model
-is as it was found.
+is as it was found. (vitexplain.attention.intercept captures the fused path, with less memory.)
 
 Shapes: B images, H heads, N tokens = P prefix tokens (class, distillation, registers) followed
 by h*w patches in row-major order. An attention matrix is (B, H, N, N), rows = queries, columns =
@@ -40,15 +40,29 @@ class Factor:
     paths: int | None = None
 
 
-@dataclass
-class CapturedAttention:
-    """What one forward pass inside `capture_attention` left behind.
+@dataclass(frozen=True)
+class AttentionFactors:
+    """The attention of one pass as rollout multiplies it, however it was captured.
 
     Attributes:
-        branches: for each block, what `reduce` made of the attention of each of its parallel
-            branches (one in almost all models).
-        pool: the pooling query's attention (B, H, 1, pooled tokens); None without such a pool.
-        grids: of each block with windows, the grid (h, w) that it got.
+        factors: the first block's first.
+        pool: (B, 1, pooled tokens), the pooling query's attention, heads fused; None without an
+            attention pool.
+    """
+
+    factors: list[Factor]
+    pool: Tensor | None = None
+
+
+@dataclass
+class CapturedAttention:
+    """The attention of one forward pass inside `capture_attention`.
+
+    Attributes:
+        branches: for each block, the attention of each of its parallel branches (one in almost
+            all models), as `reduce` made it.
+        pool: (B, H, 1, pooled tokens), the pooling query's attention; None without such a pool.
+        grids: the grid (h, w) of each block's input, in models with windows.
     """
 
     model: nn.Module
@@ -68,27 +82,63 @@ class CapturedAttention:
             raise UnsupportedModel(self.model, "the attention of its pooling was not seen")
         return self.branches
 
-    def factors(self, fused: Sequence[Tensor], start_block: int = 0) -> list[Factor]:
-        """The rollout's factors, from the fused attention of every block, block 1 first.
+    def summed(self) -> list[Tensor]:
+        """One matrix for each block, checked as by `blocks`."""
+        return sum_branches(self.blocks())
 
-        Blocks before `start_block` are left out, but not the merging of tokens behind them.
+    def gradients(self, score: Tensor, *, again: bool) -> tuple[list[list[Tensor]], Tensor | None]:
+        """The gradients of a scalar with respect to all that was captured.
+
+        Args:
+            score: made of the logits of a pass with `track_gradient`.
+            again: there will be another backward pass.
+
+        Returns:
+            as `blocks` gives the attention of each block's branches, and as in `pool`.
+        """
+        blocks = self.blocks()
+        matrices = [matrix for branches in blocks for matrix in branches]
+        if self.pool is not None:
+            matrices.append(self.pool)
+        gradients = iter(torch.autograd.grad(score, matrices, retain_graph=again))
+        of_blocks = [[next(gradients) for _ in branches] for branches in blocks]
+        return of_blocks, next(gradients, None)
+
+    def factors(
+        self, matrices: Sequence[Tensor], pool: Tensor | None = None, start_block: int = 0
+    ) -> AttentionFactors:
+        """The rollout's factors, from one matrix for each block, heads fused, block 1 first.
+
+        Blocks before `start_block` are left out, but not the merging of tokens after them.
+
+        Args:
+            matrices: (B, N, N) each; (B*W, A, A) of windows.
+            pool: (B, 1, pooled tokens).
         """
         if not self.grids:
-            return [Factor(matrix) for matrix in fused[start_block:]]
+            return AttentionFactors([Factor(matrix) for matrix in matrices[start_block:]], pool)
         factors: list[Factor] = []
         before = self.grids[0]
         for number, (grid, block) in enumerate(zip(self.grids, blocks_of(self.model), strict=True)):
             if grid != before:
-                factors.append(Factor(merging(*before).to(fused[number].device)))
+                factors.append(Factor(merging(*before).to(matrices[number].device)))
                 before = grid
             if number >= start_block:
                 windows = windows_of(block, *grid)
-                factors.append(Factor(windows.spread(fused[number]), windows.paths))
-        return factors
+                factors.append(Factor(windows.spread(matrices[number]), windows.paths))
+        return AttentionFactors(factors, pool)
 
 
-def check_all_seen(model: nn.Module, branches: Sequence[Sequence[Tensor]]) -> None:
-    """Raise UnsupportedModel unless every block left the attention of some branch behind."""
+def sum_branches(blocks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """One matrix for each block, from those of its parallel branches.
+
+    What the branches add is summed in the residual stream, so their attention is summed, too.
+    """
+    return [sum(branches[1:], branches[0]) for branches in blocks]
+
+
+def check_all_seen(model: nn.Module, branches: Sequence[Sequence]) -> None:
+    """Raise UnsupportedModel unless the attention of every block was seen."""
     if not all(branches):
         seen = sum(map(bool, branches))
         reason = f"the attention of only {seen} of its {len(branches)} blocks was seen"
@@ -108,7 +158,7 @@ def capture_attention(
 
     Args:
         model: one that `vitexplain.attention.tokens.check_supported` lets pass.
-        layout: what `token_layout` says of the input that will be passed.
+        layout: of the input that will be passed, see `token_layout`.
         layer_name: part of the name of the modules that the softmaxed attention passes through.
         reduce: applied at once to each (B, H, N, N), so that rollout need not keep all heads.
         track_gradient: make every captured matrix differentiable. Autograd then starts at the
@@ -119,11 +169,11 @@ def capture_attention(
 
     Raises:
         UnsupportedModel: if a matrix is not softmaxed attention over the tokens of `layout`.
-        RequestError: if no module of the blocks is called `layer_name`.
+        RequestError: if no module of the blocks is named `layer_name`.
     """
     captured = CapturedAttention(model, layout)
     with ExitStack() as undo:
-        prepare(model, undo, freeze=track_gradient)
+        undo.enter_context(inference_state(model, freeze=track_gradient))
         for number, block in enumerate(blocks_of(model)):
             tokens = layout.tokens
             if isinstance(model, WINDOWED):
@@ -155,7 +205,7 @@ def capture_attention(
 
 
 def forward(model: nn.Module, images: Tensor) -> Tensor:
-    """model(images), where a size that timm refuses is a ValueError in its own words."""
+    """model(images), where a size that timm refuses is a RequestError in timm's words."""
     try:
         return model(images)
     except AssertionError as error:
@@ -168,24 +218,32 @@ def layers_named(block: nn.Module, prefix: str, layer_name: str) -> list[nn.Modu
     return [m for name, m in block.named_modules(prefix=prefix) if layer_name in name]
 
 
-def prepare(model: nn.Module, undo: ExitStack, *, freeze: bool, fused: bool = False) -> None:
-    """Evaluation mode, attention `fused` or explicit, no checkpointing; `undo` restores all."""
+@contextmanager
+def inference_state(model: nn.Module, *, freeze: bool, fused: bool = False) -> Iterator[None]:
+    """In it the model is in evaluation mode; afterwards all is as it was found.
 
-    def set_(owner, name, value):
-        undo.callback(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, value)
+    Args:
+        freeze: parameters need no gradients meanwhile.
+        fused: attention is computed fused, not explicitly.
+    """
+    with ExitStack() as undo:
 
-    for module in model.modules():
-        # train mode would give attention after dropout: not what the model sees at inference
-        set_(module, "training", False)
-        if isinstance(getattr(module, "fused_attn", None), bool):
-            set_(module, "fused_attn", fused)
-        if getattr(module, "grad_checkpointing", False):
-            set_(module, "grad_checkpointing", False)  # it would run the blocks a second time
-    if freeze:
-        for parameter in model.parameters():
-            undo.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(False)
+        def set_(owner, name, value):
+            undo.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, value)
+
+        for module in model.modules():
+            # train mode would give attention after dropout: not what the model sees at inference
+            set_(module, "training", False)
+            if isinstance(getattr(module, "fused_attn", None), bool):
+                set_(module, "fused_attn", fused)
+            if getattr(module, "grad_checkpointing", False):
+                set_(module, "grad_checkpointing", False)  # it would run the blocks a second time
+        if freeze:
+            for parameter in model.parameters():
+                undo.callback(parameter.requires_grad_, parameter.requires_grad)
+                parameter.requires_grad_(False)
+        yield
 
 
 def _see_grid(captured: CapturedAttention) -> Callable:
@@ -210,7 +268,7 @@ def _check_is_attention(model: nn.Module, attention: Tensor, n: int) -> None:
 
 def _capture_pool(pool: AttentionPoolLatent, captured: CapturedAttention, undo: ExitStack) -> None:
     """Record the attention of the pooling query, which passes no module that could be hooked."""
-    pool.fused_attn = True  # restored by prepare's undo; the fused call is what can be replaced
+    pool.fused_attn = True  # the fused call can be replaced; inference_state restores the flag
     forward = pool.forward
 
     def visible_forward(*args, **kwargs):
@@ -222,7 +280,7 @@ def _capture_pool(pool: AttentionPoolLatent, captured: CapturedAttention, undo: 
 
 
 class _ExplicitAttention(TorchFunctionMode):
-    """Computes scaled_dot_product_attention in the open and keeps the matrix."""
+    """Computes scaled_dot_product_attention explicitly and keeps the matrix."""
 
     def __init__(self, captured: CapturedAttention):
         super().__init__()

@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from vit_rollout import largest_is_one
-from vitexplain.attention.capture import forward, prepare
+from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import TokenLayout, check_supported
 from vitexplain.errors import RequestError
 from vitexplain.methods.base import Choose, OfCategory, scores
@@ -79,7 +79,7 @@ class AttnLRP(OfCategory):
             return tokens[0]
 
         with ExitStack() as undo:
-            prepare(self.model, undo, freeze=True, fused=True)
+            undo.enter_context(inference_state(self.model, freeze=True, fused=True))
             undo.callback(self.model.patch_embed.register_forward_hook(begin).remove)
             undo.enter_context(LrpRules(self.gamma))
             logits = forward(self.model, images)

@@ -74,7 +74,7 @@ class BlockAttention:
             capture_attention(self.model, layout, reduce=self._fused) as captured,
         ):
             logits = forward(self.model, images)
-            attention = sum(captured.blocks()[self.block])  # branches are summed in the stream
+            attention = captured.summed()[self.block]
             # all heads of the pool decide what is read, whichever one of the block is wanted
             pooled = None if captured.pool is None else fuse_heads(captured.pool, "mean")
             row = layout.readout_weights(attention, pooled)[:, None] @ attention

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_rollout import largest_is_one
-from vitexplain.attention.capture import forward, prepare
+from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import (
     WINDOWED,
     TokenLayout,
@@ -51,7 +51,9 @@ class GradCam(OfCategory):
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         seen: list[Tensor] = []
         with ExitStack() as undo:
-            prepare(self.model, undo, freeze=True, fused=not isinstance(self.model, WINDOWED))
+            undo.enter_context(
+                inference_state(self.model, freeze=True, fused=not isinstance(self.model, WINDOWED))
+            )
             self._see(seen, undo)
             logits = forward(self.model, images)
         categories = choose(logits.detach())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_rollout import largest_is_one
-from vitexplain.attention.capture import forward, prepare
+from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import TokenLayout, check_supported
 from vitexplain.methods.base import Choose, OfCategory
 
@@ -56,7 +56,7 @@ class IntegratedGradients(OfCategory):
         self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         with ExitStack() as undo:
-            prepare(self.model, undo, freeze=True, fused=True)
+            undo.enter_context(inference_state(self.model, freeze=True, fused=True))
             with torch.no_grad():
                 logits = forward(self.model, images)
             categories = choose(logits)

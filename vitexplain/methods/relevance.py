@@ -9,14 +9,12 @@ As gradient rollout, but without a division by the rows' sums, and nothing is di
 is the row of R that the classifier reads, at the patches' columns.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import largest_is_one
-from vitexplain.attention.capture import Factor
+from vitexplain.attention.capture import AttentionFactors
 from vitexplain.attention.tokens import TokenLayout
 
 
@@ -35,10 +33,9 @@ class Relevance(VITAttentionGradRollout):
     def __init__(self, model: nn.Module, start_block: int = 0):
         super().__init__(model, discard_ratio=0, head_fusion="mean", start_block=start_block)
 
-    def _masks(
-        self, factors: Sequence[Factor], layout: TokenLayout, pooled: Tensor | None
-    ) -> np.ndarray:
-        row = layout.readout_weights(factors[-1].matrix, pooled)[:, None]  # (B, 1, N)
+    def _masks(self, attention: AttentionFactors, layout: TokenLayout) -> np.ndarray:
+        factors = attention.factors
+        row = layout.readout_weights(factors[-1].matrix, attention.pool)[:, None]  # (B, 1, N)
         for factor in reversed(factors):
             through = row @ factor.matrix
             # merged tokens are what they were made of; blocks have a residual connection

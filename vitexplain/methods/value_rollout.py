@@ -21,7 +21,7 @@ The norms need only the scalar products of the u: || sum_h A^h_ij u^h_j ||^2 =
 sum_h,g A^h_ij A^g_ij <u^h_j, u^g_j>, so that (B, N, N, C) is never made.
 """
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import numpy as np
 import torch
@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vit_rollout import VITAttentionRollout
-from vitexplain.attention.capture import forward, prepare
-from vitexplain.attention.fused import CHUNK, Enough, FusedAttention, answer_calls
+from vitexplain.attention.capture import inference_state
+from vitexplain.attention.chunks import rows_at_once
+from vitexplain.attention.intercept import AttentionCall, Interceptor
 from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 
 # blocks of whose attention nothing is added to a token but scale * proj(A V)
@@ -71,28 +72,32 @@ class ValueRollout(VITAttentionRollout):
     def _run_fused(
         self, images: Tensor, layout: TokenLayout, only_attention: bool
     ) -> tuple[np.ndarray, Tensor | None]:
-        found, pool, logits = FusedAttention(self.model, layout), [], None
-        norms = _Norms(self.start_block, only_attention)
-        with ExitStack() as undo, suppress(Enough):
-            prepare(self.model, undo, freeze=False, fused=True)
+        norms = _Norms(self.start_block)
+        interceptor = Interceptor(self.model, layout, norms.attend, only_attention=only_attention)
+        with ExitStack() as undo:
+            undo.enter_context(inference_state(self.model, freeze=False, fused=True))
             for number, block in enumerate(blocks_of(self.model)):
                 undo.callback(block.register_forward_pre_hook(norms.enter(number)).remove)
             if layout.pooled_tokens:
                 pooling = self.model.attn_pool
                 undo.callback(pooling.register_forward_pre_hook(norms.enter_pool).remove)
-            answer_calls(self.model, layout, undo, found.blocks, pool, norms.attend)
-            logits = forward(self.model, images)
-        factors = found.factors(self.start_block)
-        return self._masks(factors, layout, pool[0] if pool else None), logits
+            interceptor.install(undo)
+            logits = interceptor.run(images)
+        return self._masks(interceptor.factors(self.start_block), layout), logits
 
 
 class _Norms:
-    """Answers the attention calls of one pass, and leaves rownorm(F) of each in its place."""
+    """Answers the attention calls of one pass, and keeps rownorm(F) of each.
 
-    def __init__(self, start_block: int, only_attention: bool):
-        self.start_block, self.only_attention = start_block, only_attention
+    Attributes:
+        wanted: whether the block at work is part of the product.
+        weight: (C, H*d), the output layer of the attention at work.
+    """
+
+    def __init__(self, start_block: int):
+        self.start_block = start_block
         self.wanted = True
-        self.weight: Tensor | None = None  # (C, H*d), of the attention at work
+        self.weight: Tensor | None = None
 
     def enter(self, number: int):
         def hook(block: nn.Module, _inputs) -> None:
@@ -106,22 +111,22 @@ class _Norms:
         self.wanted = True
         self.weight = torch.eye(width, device=pool.latent.device) if given is None else given
 
-    def attend(
-        self, place: list, last: bool, rows: int, query: Tensor, key: Tensor, value: Tensor,
-        bias: Tensor | None, scale: float,
-    ) -> Tensor:  # fmt: skip
-        """The output (B, H, rows, d) of attention, as answer_calls wants it."""
-        tokens, query = query.shape[2], query[:, :, :rows]
-        bias = None if bias is None else bias[:, :, :rows]
+    def attend(self, call: AttentionCall) -> tuple[Tensor | None, Tensor]:
+        """The output (B, H, rows, d) of an attention call, and rownorm(F) (B, n, N)."""
+        tokens, query = call.query.shape[2], call.query[:, :, : call.rows]
+        bias = None if call.bias is None else call.bias[:, :, : call.rows]
         if self.wanted:
-            matrix = _carried(query, key, value, bias, scale, self.weight.float())
-            # rows that nobody reads are not calculated
-            place.append(F.pad(matrix, (0, 0, 0, tokens - rows)))
+            matrix = _carried(query, call.key, call.value, bias, call.scale, self.weight.float())
+            # rows that nobody reads are not computed
+            matrix = F.pad(matrix, (0, 0, 0, tokens - call.rows))
         else:
-            place.append(torch.zeros(()))  # never used, but the block's attention was seen
-        if last and self.only_attention:
-            raise Enough
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+            matrix = torch.zeros(())  # left out of the product, but the attention was seen
+        if call.is_final:
+            return None, matrix
+        output = F.scaled_dot_product_attention(
+            query, call.key, call.value, attn_mask=bias, scale=call.scale
+        )
+        return output, matrix
 
 
 def _carried(
@@ -129,7 +134,7 @@ def _carried(
 ) -> Tensor:
     """rownorm(F), (B, n, N), of n queries: a few of them at a time, so that they fit the cache."""
     products = value_products(value, weight)
-    step = max(1, CHUNK // (key.shape[:3].numel() * 4))
+    step = rows_at_once(key.shape[:3].numel() * 4)
     norms = []
     for start in range(0, query.shape[2], step):
         part = slice(start, start + step)
