@@ -29,6 +29,15 @@ def make_vit(cls=VisionTransformer, **changes):
     return model.eval()
 
 
+def random_attention(batch, heads, tokens, depth, seed=0):
+    """Softmaxed attention (B, H, N, N) of `depth` blocks."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(batch, heads, tokens, tokens, generator=generator).mul(2).softmax(-1)
+        for _ in range(depth)
+    ]
+
+
 # token layout -> (model arguments, prefix tokens, read-out in words)
 LAYOUTS = {
     "class token": ({}, 1, "class token"),

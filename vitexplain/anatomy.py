@@ -25,9 +25,8 @@ from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_rollout import discard_weakest_, fuse_heads, largest_is_one, propagate
 from vitexplain.attention.capture import CapturedAttention, capture_attention, forward
-from vitexplain.attention.checks import check_one_image, check_settings, images_for
+from vitexplain.attention.checks import check_one_image, check_rollout_options, images_for
 from vitexplain.attention.tokens import (
     WINDOWED,
     TokenLayout,
@@ -36,6 +35,9 @@ from vitexplain.attention.tokens import (
     token_layout,
 )
 from vitexplain.attention.windows import windows_of
+from vitexplain.methods.base import largest_is_one, on_grid
+from vitexplain.methods.product import discard_weakest_, fuse_heads, propagate
+from vitexplain.methods.registry import METHODS
 
 MOST_POSITIONS = 14  # rows and columns of patches whose position embedding is compared
 
@@ -106,7 +108,7 @@ class Anatomy:
 def anatomy(
     model: nn.Module,
     tensor: Tensor,
-    head_fusion: str = "max",
+    head_fusion: str = METHODS["attention_rollout"].defaults["head_fusion"],
     discard_ratio: float = 0.9,
     start_block: int = 0,
 ) -> Anatomy:
@@ -123,7 +125,7 @@ def anatomy(
             the model takes.
     """
     check_supported(model)
-    check_settings(discard_ratio, head_fusion, start_block, False, len(blocks_of(model)))
+    check_rollout_options(discard_ratio, head_fusion, start_block, False, len(blocks_of(model)))
     images = images_for(model, tensor)
     check_one_image(images)
     layout = token_layout(model, *images.shape[2:])
@@ -217,7 +219,7 @@ def _growth(
             continue
         matrices.append(discard_weakest_(factor.matrix, discard_ratio, prefix, factor.paths))
         rows.append(propagate(matrices, _readout(layout, factor.matrix, pooled)))
-    return largest_is_one(torch.cat(rows)[:, prefix:], layout.grid)
+    return largest_is_one(on_grid(torch.cat(rows)[:, prefix:], layout.grid))
 
 
 def _readout(layout: TokenLayout, matrix: Tensor, pooled: Tensor | None) -> Tensor:

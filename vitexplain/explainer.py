@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from vit_rollout import Explanation
 from vitexplain.attention.tokens import UnsupportedModel, token_layout
 from vitexplain.errors import RequestError
 from vitexplain.faithfulness.score import faithfulness
+from vitexplain.methods.base import Explanation
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.loading import LoadedModel
 from vitexplain.settings import MapOptions
@@ -150,7 +150,7 @@ class Explainer:
         category = None
         if found.categories is not None:
             category = self._category(found.categories[place], probabilities)
-        return Map(found.masks[place], category, method)
+        return Map(found.masks[place], category, method, scores=found.scores[place])
 
     def _top(self, probabilities: Tensor) -> list[Category]:
         """The TOP most likely categories of one image, from all its probabilities."""

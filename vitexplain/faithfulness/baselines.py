@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_rollout import Explanation
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
 from vitexplain.attention.tokens import token_layout
 from vitexplain.faithfulness.passes import evaluation_mode
+from vitexplain.methods.base import Explanation
 from vitexplain.methods.registry import Method
 
 

@@ -1,4 +1,4 @@
-"""AttnLRP: the logit is handed back from layer to layer, to the patches that it came from.
+"""AttnLRP: the logit is passed back from layer to layer, to the patches that it came from.
 
 Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation for Transformers"
 (ICML). Each layer splits the relevance of its outputs among its inputs:
@@ -10,21 +10,21 @@ Achtibat et al. 2024, "AttnLRP: Attention-Aware Layer-Wise Relevance Propagation
     normalisation      as a linear layer, the deviation being constant   proposition 3.4
 
 All of these can be written as input times a modified gradient, R_i = x_i dy/dx_i, so that one
-backward pass finds the relevance: here the forward pass is changed where its gradient has to be
-another one, and its values stay what they are. A parameter takes relevance too (biases, position
-embeddings), and softmax gives back other than it got, so that the patches' relevance need not
-sum to the logit.
+backward pass finds the relevance: here the forward pass is changed wherever its gradient must be a
+different one, and its values stay the same. Parameters take relevance, too (biases, position
+embeddings), and softmax does not conserve it, so that the patches' relevance need not sum to the
+logit.
 
 Linear layers can have the gamma rule, as in the paper's Vision Transformers (Montavon et al. 2019,
-"Layer-Wise Relevance Propagation: An Overview", as widened by Andéol et al. 2021 to inputs of
-either sign): contributions with the sign of their output count 1 + gamma times. Maps become
-smoother, and differ less from category to category. Without it they localise best: 40 mosaics of
-four photographs, share of the map in the right one for gamma 0, 0.05, 0.25 and 1:
-bundled model 0.74, 0.62, 0.46, 0.31; DeiT-tiny 0.60, 0.57, 0.45, 0.36.
+"Layer-Wise Relevance Propagation: An Overview", extended by Andéol et al. 2021 to inputs of either
+sign): contributions with the sign of their output count 1 + gamma times. Maps become smoother, and
+differ less from category to category. Without it they localise best. On 40 mosaics of four
+photographs, the share of the map in the right one is, for gamma 0, 0.05, 0.25 and 1, 0.74, 0.62,
+0.46 and 0.31 with the bundled model, 0.60, 0.57, 0.45 and 0.36 with DeiT-tiny.
 
-Relevance is read at the tokens that the patch embedding makes, before position embeddings are
-added, summed over the channels. So convolutions before the tokens, as in a hybrid, need no rule.
-The mask is the relevance that speaks for the category; what is negative becomes 0.
+Relevance is read at the output of the patch embedding, before position embeddings are added, and
+summed over the channels. So convolutions before the tokens, as in a hybrid, need no rule. Positive
+relevance is evidence for the category, negative relevance is evidence against it.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,13 +36,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from vit_rollout import largest_is_one
 from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import TokenLayout, check_supported
 from vitexplain.errors import RequestError
-from vitexplain.methods.base import Choose, OfCategory, scores
+from vitexplain.methods.base import CategoryMethod, Choose, chosen_logits, on_grid
 
-STABLE = 1e-6  # inputs that are smaller take no relevance: it is divided by them
+STABLE = 1e-6  # smaller inputs take no relevance, because it is divided by them
 
 # element-wise functions of one input; their names in torch, for functions and methods alike
 NONLINEAR = frozenset(
@@ -50,12 +49,12 @@ NONLINEAR = frozenset(
 )
 
 
-class AttnLRP(OfCategory):
+class AttnLRP(CategoryMethod):
     """AttnLRP of a timm ViT's patches, for one category of each image.
 
     Args:
-        model: any that check_supported lets pass; used in evaluation mode, left as it
-            was found. It may be frozen, and no `.grad` appears anywhere.
+        model: any that check_supported lets pass; used in evaluation mode, left as it was found.
+            It may be frozen, and no `.grad` appears anywhere.
         gamma: of linear layers, >= 0. 0 is the plain rule (equation 8).
 
     Raises:
@@ -69,7 +68,7 @@ class AttnLRP(OfCategory):
             raise RequestError(f"gamma must be at least 0, not {gamma}")
         self.model, self.gamma = model, gamma
 
-    def _maps(
+    def _scores(
         self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         tokens: list[Tensor] = []
@@ -84,18 +83,18 @@ class AttnLRP(OfCategory):
             undo.enter_context(LrpRules(self.gamma))
             logits = forward(self.model, images)
         categories = choose(logits.detach())
-        masks = []
-        for score, again in scores(logits, categories):
-            (gradient,) = torch.autograd.grad(score, tokens, retain_graph=again)
+        scores = []
+        for logit, again in chosen_logits(logits, categories):
+            (gradient,) = torch.autograd.grad(logit, tokens, retain_graph=again)
             relevance = (tokens[0].detach() * gradient).sum(dim=-1).flatten(1)  # (B, h*w)
-            masks.append(largest_is_one(relevance.clamp(min=0), layout.grid))
-        return masks, logits, categories
+            scores.append(on_grid(relevance, layout.grid))
+        return scores, logits, categories
 
 
 class LrpRules(TorchFunctionMode):
-    """In it, what is calculated with tensors that carry relevance has the rules' gradients.
+    """In it, functions of tensors that carry relevance have the rules' gradients.
 
-    A tensor carries relevance if it requires a gradient; parameters must not, then.
+    A tensor carries relevance if it requires a gradient, so parameters must not require one.
     """
 
     def __init__(self, gamma: float):
@@ -137,7 +136,7 @@ def linear(gamma: float, inputs: Tensor, weight: Tensor, bias: Tensor | None = N
 
 
 def nonlinear(func: Callable[..., Tensor], inputs: Tensor, *more, **other) -> Tensor:
-    """Equation 9: all relevance goes on, so that the gradient is f(x) / x."""
+    """Equation 9: all relevance is passed on, so that the gradient is f(x) / x."""
     x = inputs.detach()
     output = func(x.clone(), *more, **other)  # some work in place
     return _with_gradient_of(output, inputs * (output / x).where(x.abs() > STABLE, 0))
@@ -188,9 +187,9 @@ def attention(
 ) -> Tensor:
     """softmax(Q K^T) V, its products by proposition 3.3 and its softmax by proposition 3.1.
 
-    The value gets half; query and key get what softmax, by its own gradient, gives back of the
-    other half, half each. (A query that is a parameter, as in attention pooling, gets none.) So
-    the fused call does, and its matrix need not be held.
+    The value gets half. Of the other half, query and key get what softmax, by its own gradient,
+    gives back, half each. (A query that is a parameter, as in attention pooling, gets none.) So
+    the fused call can stay, and its matrix need not be held.
     """
     asking = _carries(query) + _carries(key)
     half = 1 / 2 if asking and _carries(value) else 1

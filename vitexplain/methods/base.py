@@ -1,14 +1,22 @@
-"""What all methods with a map for each category share: which categories, of which images."""
+"""The two kinds of methods, and what each of them returns.
+
+An `ImageMethod` makes one map per image, the same for every category; a `CategoryMethod` one for
+each category it is asked for. A method's own part is `_scores`: a number per patch, in its own
+unit, of either sign where the method distinguishes evidence for a category from evidence against
+it. The map is the positive part of these, the largest value scaled to 1.
+
+B images, K categories each; h x w is the grid of a map's patches.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_rollout import Explanation
 from vitexplain.attention.checks import check_one_image, images_for
 from vitexplain.attention.tokens import TokenLayout, token_layout
 from vitexplain.errors import RequestError
@@ -17,8 +25,80 @@ from vitexplain.errors import RequestError
 Choose = Callable[[Tensor], list[list[int]]]
 
 
-class OfCategory(ABC):
-    """A method that explains one category of each image; its own part is `_maps`.
+@dataclass(frozen=True)
+class Explanation:
+    """Result of one forward pass over B images.
+
+    Attributes:
+        masks: the maps, (B, h, w) float32, the largest value of each 1 (all 0 where no patch
+            counts).
+        logits: (B, categories) on the CPU; (B, features) for a model without a classifier.
+        layout: the tokens of this input, and which of them the classifier pools.
+        categories: the category explained, for each image; None if the method has none.
+        scores: (B, h, w) float32, the method's own numbers before they were scaled.
+    """
+
+    masks: np.ndarray
+    logits: Tensor
+    layout: TokenLayout
+    categories: list[int] | None = None
+    scores: np.ndarray | None = None
+
+
+class ImageMethod(ABC):
+    """Base class of methods whose map is the same for every category.
+
+    Attributes:
+        model: a timm ViT; used in evaluation mode, left as it was found.
+    """
+
+    model: nn.Module
+
+    def __call__(self, input_tensor: Tensor) -> np.ndarray:
+        """The map (h, w) of one image (1, 3, H, W): float32, largest value 1."""
+        check_one_image(input_tensor)
+        return self.batch(input_tensor)[0]
+
+    def batch(self, input_tensor: Tensor) -> np.ndarray:
+        """The maps (B, h, w) of B images (B, 3, H, W): float32, largest value of each 1.
+
+        Nothing is computed that only the logits need, where the method allows for that.
+        """
+        scores, _, _ = self._run(input_tensor, with_logits=False)
+        return largest_is_one(scores)
+
+    def explain(self, input_tensor: Tensor) -> Explanation:
+        """Maps and logits of B images (B, 3, H, W), from one forward pass.
+
+        Raises:
+            UnsupportedModel: if the method can't explain this model.
+            RequestError: if the input is not a batch of images of a size that the model takes.
+        """
+        scores, layout, logits = self._run(input_tensor, with_logits=True)
+        logits = logits.float().cpu().clone()  # no tensor of inference mode
+        return Explanation(largest_is_one(scores), logits, layout, scores=scores)
+
+    def _run(
+        self, input_tensor: Tensor, *, with_logits: bool
+    ) -> tuple[np.ndarray, TokenLayout, Tensor | None]:
+        images = images_for(self.model, input_tensor)
+        layout = token_layout(self.model, *images.shape[2:])
+        with torch.inference_mode():
+            scores, logits = self._scores(images, layout, with_logits=with_logits)
+        return scores, layout, logits
+
+    @abstractmethod
+    def _scores(
+        self, images: Tensor, layout: TokenLayout, *, with_logits: bool
+    ) -> tuple[np.ndarray, Tensor | None]:
+        """The patches' scores (B, h, w), and the logits; without `with_logits` these may be None.
+
+        It is called in inference mode.
+        """
+
+
+class CategoryMethod(ABC):
+    """Base class of methods that explain one category per image.
 
     Attributes:
         model: a timm ViT; used in evaluation mode, left as it was found.
@@ -27,7 +107,7 @@ class OfCategory(ABC):
     model: nn.Module
 
     def __call__(self, input_tensor: Tensor, category_index: int | None = None) -> np.ndarray:
-        """The mask (h, w) of one image (1, 3, H, W): float32, largest value 1.
+        """The map (h, w) of one image (1, 3, H, W): float32, largest value 1.
 
         Args:
             category_index: index of the category; None for the most likely one.
@@ -38,13 +118,13 @@ class OfCategory(ABC):
     def batch(
         self, input_tensor: Tensor, category_indices: Sequence[int] | None = None
     ) -> np.ndarray:
-        """The masks (B, h, w) of B images, of one category each (None: the most likely)."""
+        """The maps (B, h, w) of B images, of one category each (None: the most likely)."""
         return self.explain(input_tensor, category_indices).masks
 
     def explain(
         self, input_tensor: Tensor, category_indices: Sequence[int] | None = None
     ) -> Explanation:
-        """Masks and logits of B images (B, 3, H, W), of one category each (None: the most likely).
+        """Maps and logits of B images (B, 3, H, W), of one category each (None: the most likely).
 
         Raises:
             UnsupportedModel: if the method can't explain this model.
@@ -70,29 +150,48 @@ class OfCategory(ABC):
         return self._explain(input_tensor, partial(_several_categories_each, category_indices))
 
     def _explain(self, input_tensor: Tensor, choose: Choose) -> list[Explanation]:
-        """One explanation for each category that `choose` finds, from the logits, per image."""
+        """K explanations, of the categories that `choose` picks for each image."""
         if not self.model.num_classes:
             raise RequestError("the model has no categories: only attention rollout explains it")
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made in inference mode could not be recorded by autograd
             images = images_for(self.model, input_tensor).clone()
             layout = token_layout(self.model, *images.shape[2:])
-            masks, logits, categories = self._maps(images, layout, choose)
+            scores, logits, categories = self._scores(images, layout, choose)
         logits = logits.detach().float().cpu()
-        return [
-            Explanation(mask, logits, layout, list(chosen))
-            for mask, chosen in zip(masks, zip(*categories, strict=True), strict=True)
-        ]
+        explanations = []
+        for each, chosen in zip(scores, zip(*categories, strict=True), strict=True):
+            masks = largest_is_one(each)
+            explanations.append(Explanation(masks, logits, layout, list(chosen), each))
+        return explanations
 
     @abstractmethod
-    def _maps(
+    def _scores(
         self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
-        """K times masks (B, h, w), the logits (B, categories), and what `choose` made of these."""
+        """K times the patches' scores (B, h, w), the logits, and what `choose` made of these.
+
+        It is called with gradients enabled; the images require none.
+        """
 
 
-def scores(logits: Tensor, categories: list[list[int]]) -> Iterator[tuple[Tensor, bool]]:
-    """(sum over the images of the k-th category's logit, whether there is another) for each k."""
+def on_grid(patches: Tensor, grid: tuple[int, int]) -> np.ndarray:
+    """(B, h*w) -> (B, h, w), float32."""
+    return patches.detach().float().cpu().numpy().reshape(-1, *grid)
+
+
+def largest_is_one(scores: np.ndarray) -> np.ndarray:
+    """Maps from scores (B, h, w): their positive part, divided by its maximum unless that is 0."""
+    positive = scores.clip(min=0)
+    largest = positive.max(axis=(1, 2), keepdims=True)
+    return positive / np.where(largest > 0, largest, 1)
+
+
+def chosen_logits(logits: Tensor, categories: list[list[int]]) -> Iterator[tuple[Tensor, bool]]:
+    """For each k: the sum over the images of their k-th category's logit, and if more follow.
+
+    An image's logit depends on that image alone, so that the sum's gradients are those of each.
+    """
     chosen = logits.gather(1, torch.tensor(categories, device=logits.device))  # (B, K)
     count = chosen.shape[1]
     for number in range(count):
@@ -121,7 +220,8 @@ def _several_categories_each(
         )
     if not categories[0] or len({len(several) for several in categories}) > 1:
         raise RequestError("category_indices must hold equally many categories for each image")
-    for category in (category for several in categories for category in several):
-        if not 0 <= category < count:
-            raise RequestError(f"category_index must be from 0 to {count - 1}, not {category}")
+    for several in categories:
+        for category in several:
+            if not 0 <= category < count:
+                raise RequestError(f"category_index must be from 0 to {count - 1}, not {category}")
     return categories

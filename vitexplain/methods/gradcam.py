@@ -1,12 +1,12 @@
-"""Grad-CAM on tokens: the channels of the last block's input, weighed by their gradients.
+"""Grad-CAM on tokens: the channels of the last block's input, weighted by their gradients.
 
 Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
 Localization", equations 1 and 2, a token's features being the channels at its patch:
 
-    w_k = mean_patches(dy_c/da_k),    mask = (sum_k w_k a_k)^+
+    w_k = mean_patches(dy_c/da_k),    map = (sum_k w_k a_k)^+
 
-a is what the last attention reads, the output of that block's first normalisation: behind it, a
-class token is all that the classifier still reads, and patches have no gradient any more.
+a is the last attention's input, the output of that block's first normalisation: after it, the
+classifier reads nothing but the class token, and patches have no gradient any more.
 """
 
 from contextlib import ExitStack
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_rollout import largest_is_one
 from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import (
     WINDOWED,
@@ -24,13 +23,13 @@ from vitexplain.attention.tokens import (
     blocks_of,
     check_supported,
 )
-from vitexplain.methods.base import Choose, OfCategory, scores
+from vitexplain.methods.base import CategoryMethod, Choose, chosen_logits, on_grid
 
 
-class GradCam(OfCategory):
+class GradCam(CategoryMethod):
     """Grad-CAM of a timm ViT's tokens, for one category of each image.
 
-    In Swin its masks are as coarse as the last stage's grid.
+    In Swin its maps are as coarse as the last stage's grid.
 
     Args:
         model: a timm VisionTransformer; used in evaluation mode, left as it was found.
@@ -46,7 +45,7 @@ class GradCam(OfCategory):
         if not any(hasattr(self.last, name) for name in ("attn", "in_norm")):
             raise UnsupportedModel(model, "the attention of its last block reads no single input")
 
-    def _maps(
+    def _scores(
         self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         seen: list[Tensor] = []
@@ -57,14 +56,14 @@ class GradCam(OfCategory):
             self._see(seen, undo)
             logits = forward(self.model, images)
         categories = choose(logits.detach())
-        masks = []
-        for score, again in scores(logits, categories):
-            (gradient,) = torch.autograd.grad(score, seen, retain_graph=again)
-            masks.append(_mask(seen[0].detach(), gradient, layout))
-        return masks, logits, categories
+        scores = []
+        for logit, again in chosen_logits(logits, categories):
+            (gradient,) = torch.autograd.grad(logit, seen, retain_graph=again)
+            scores.append(_weighted_sum(seen[0].detach(), gradient, layout))
+        return scores, logits, categories
 
     def _see(self, seen: list[Tensor], undo: ExitStack) -> None:
-        """Lets the last attention's input be seen, where autograd then begins."""
+        """Put the last attention's input into `seen`; autograd then begins there."""
 
         def see(tokens: Tensor) -> Tensor:
             seen.append(tokens.detach().requires_grad_())
@@ -79,8 +78,8 @@ class GradCam(OfCategory):
             undo.callback(hook(lambda _m, inputs: (see(inputs[0]), *inputs[1:])).remove)
 
 
-def _mask(features: Tensor, gradient: Tensor, layout: TokenLayout) -> np.ndarray:
-    """(B, h, w) of features (B, N, C), or (B, h, w, C), and their gradient."""
+def _weighted_sum(features: Tensor, gradient: Tensor, layout: TokenLayout) -> np.ndarray:
+    """sum_k w_k a_k (B, h, w) from features (B, N, C), or (B, h, w, C), and their gradient."""
     grid = layout.grid
     if features.ndim == 4:
         grid = tuple(features.shape[1:3])
@@ -88,4 +87,4 @@ def _mask(features: Tensor, gradient: Tensor, layout: TokenLayout) -> np.ndarray
     else:
         features, gradient = (t[:, layout.prefix_tokens :] for t in (features, gradient))
     weights = gradient.mean(dim=1, keepdim=True)  # (B, 1, C)
-    return largest_is_one((weights * features).sum(dim=-1).clamp(min=0), grid)
+    return on_grid((weights * features).sum(dim=-1), grid)

@@ -1,7 +1,8 @@
-"""The methods that there are, by name: each says which patches count, in its own sense.
+"""All methods by name. Each gives a map of the patches that count, in its own sense.
 
-A method is made of a model, and then explains batches: `METHODS[name].make(model).explain(images,
-categories)` gives an Explanation with masks (B, h, w). Only what is asked for is imported.
+A method is made for a model, and then explains batches: `METHODS[name].make(model)` is an
+ImageMethod, with `.explain(images)`, or a CategoryMethod, with `.explain(images, categories)`; both
+return an Explanation with maps (B, h, w). Only the methods that are made are imported.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,19 +13,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the command line asks for names before torch is loaded
     from torch import nn
 
+    from vitexplain.methods.base import CategoryMethod, ImageMethod
+
 
 @dataclass(frozen=True)
 class Method:
-    """How a method is called, made and cited.
+    """A method's name, constructor and citation.
 
     Attributes:
         name: for --method and names of files.
         title: in words.
         paper: authors, year.
-        of_category: whether it has a map for each category; the others' `explain` takes none.
+        of_category: it is a CategoryMethod, with a map for each category; else an ImageMethod.
         place: module and class.
-        options: which of head_fusion, discard_ratio, start_block, block, head it takes.
-        defaults: those that the command sets otherwise than the class.
+        options: which of head_fusion, discard_ratio, start_block, as_published, block, head it
+            takes.
+        defaults: of options, where they are not those of the class. `make`, the command, `explain`
+            and `anatomy` all take them from here.
     """
 
     name: str
@@ -35,16 +40,16 @@ class Method:
     options: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def make(self, model: "nn.Module", **options: Any) -> Any:
-        """The method on a model; it has `explain`, and `explain_several` if `of_category`.
+    def make(self, model: "nn.Module", **options: Any) -> "ImageMethod | CategoryMethod":
+        """The method for a model, with these options.
 
         Raises:
             UnsupportedModel: if it can't explain this model.
             RequestError: if an option is out of range.
         """
         module, name = self.place
-        make: Callable[..., Any] = getattr(import_module(module), name)
-        return make(model, **{**self.defaults, **options})
+        method: Callable[..., Any] = getattr(import_module(module), name)
+        return method(model, **{**self.defaults, **options})
 
 
 _ALL = (
@@ -55,7 +60,8 @@ _ALL = (
         False,
         ("vit_rollout", "VITAttentionRollout"),
         ("head_fusion", "discard_ratio", "start_block", "as_published"),
-        {"head_fusion": "max"},  # as the older script's published images
+        # in the paper and the class "mean"; "max" as in the older script's published images
+        {"head_fusion": "max"},
     ),
     Method(
         "value_rollout",
@@ -127,9 +133,9 @@ def methods_of(chosen: Sequence[str], *, every: bool, of_category: bool) -> tupl
     """The names of the methods that a request means.
 
     Args:
-        chosen: names, as they were given; where there are none, the others decide.
-        every: all methods are wanted.
-        of_category: a category is asked for, so that one of the classic two is meant.
+        chosen: the names that were given, if any.
+        every: without names, all methods are meant.
+        of_category: else gradient rollout is meant; attention rollout where it is False.
     """
     if chosen:
         return tuple(chosen)

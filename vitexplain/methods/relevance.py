@@ -1,24 +1,25 @@
-"""Relevance of attention: gradients weigh attention, and the blocks' relevance adds up.
+"""Relevance of attention: gradients weight attention, and the blocks' relevance adds up.
 
 Chefer, Gur & Wolf 2021, "Generic Attention-model Explainability for Interpreting Bi-Modal and
 Encoder-Decoder Transformers" (ICCV), equations 5 and 6, for self-attention alone:
 
     E_l = mean_heads((A_l * dy_c/dA_l)^+),    R <- R + E_l R,    R = I at first, block 1 first.
 
-As gradient rollout, but without a division by the rows' sums, and nothing is discarded. The mask
-is the row of R that the classifier reads, at the patches' columns.
+As gradient rollout, but without a division by the rows' sums, and nothing is discarded. The map is
+the row of R that the classifier pools, at the patches' columns.
 """
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from vit_grad_rollout import VITAttentionGradRollout
-from vit_rollout import largest_is_one
-from vitexplain.attention.capture import AttentionFactors
-from vitexplain.attention.tokens import TokenLayout
+from vitexplain.attention.checks import check_start_block
+from vitexplain.attention.tokens import TokenLayout, blocks_of, check_supported
+from vitexplain.methods.base import CategoryMethod, Choose
+from vitexplain.methods.product import relevance_scores
+from vitexplain.methods.weighting import weighted_attention
 
 
-class Relevance(VITAttentionGradRollout):
+class Relevance(CategoryMethod):
     """Relevance of a timm ViT's patches, for one category of each image.
 
     Args:
@@ -31,13 +32,14 @@ class Relevance(VITAttentionGradRollout):
     """
 
     def __init__(self, model: nn.Module, start_block: int = 0):
-        super().__init__(model, discard_ratio=0, head_fusion="mean", start_block=start_block)
+        check_supported(model)
+        check_start_block(start_block, len(blocks_of(model)))
+        self.model, self.start_block = model, start_block
 
-    def _masks(self, attention: AttentionFactors, layout: TokenLayout) -> np.ndarray:
-        factors = attention.factors
-        row = layout.readout_weights(factors[-1].matrix, attention.pool)[:, None]  # (B, 1, N)
-        for factor in reversed(factors):
-            through = row @ factor.matrix
-            # merged tokens are what they were made of; blocks have a residual connection
-            row = through if factor.matrix.ndim == 2 else row + through
-        return largest_is_one(row[:, 0, layout.prefix_tokens :], layout.grid)
+    def _scores(
+        self, images: Tensor, layout: TokenLayout, choose: Choose
+    ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
+        weighted, logits, categories = weighted_attention(
+            self.model, images, layout, choose, "mean", start_block=self.start_block
+        )
+        return [relevance_scores(each, layout) for each in weighted], logits, categories

@@ -1,8 +1,8 @@
-"""Rollout of what attention carries: a weight counts as much as the value behind it is large.
+"""Rollout of what attention carries: a weight counts as much as the value it multiplies is large.
 
 Some tokens draw much attention and have next to nothing to give (attention sinks). Kobayashi et
 al. 2020, "Attention is Not Only a Weight: Analyzing Transformers with Vector Norms" (EMNLP),
-therefore measure the vectors that attention adds up,
+therefore measure the vectors that attention sums up,
 
     F_ij = || sum_h A^h_ij u^h_j ||,    u^h_j = V^h_j W_O^h,
 
@@ -12,10 +12,10 @@ LayerScale included. Their norms take the place of attention in the product of A
 
     N_l = rownorm(rownorm(F_l) + I),    R = N_L ... N_1.
 
-The mask is the row of R that the classifier reads, at the patches' columns. An attention pool is
-weighed in the same way. MLPs and layer norms are left out. GlobEnc adds the token itself within
+The map is the row of R that the classifier pools, at the patches' columns. An attention pool is
+weighted in the same way. MLPs and layer norms are left out. GlobEnc adds the token itself within
 the norm, || sum_h A^h_ij u^h_j + [i = j] x_i ||; on 300 images with boxes that pointed at the
-object less often (DeiT-tiny 0.50 and not 0.56, bundled model 0.77 and not 0.80).
+object less often (DeiT-tiny 0.50 instead of 0.56, bundled model 0.77 instead of 0.80).
 
 The norms need only the scalar products of the u: || sum_h A^h_ij u^h_j ||^2 =
 sum_h,g A^h_ij A^g_ij <u^h_j, u^g_j>, so that (B, N, N, C) is never made.
@@ -29,13 +29,21 @@ from timm.models import beit, eva, vision_transformer, vision_transformer_relpos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vit_rollout import VITAttentionRollout
 from vitexplain.attention.capture import inference_state
+from vitexplain.attention.checks import check_start_block
 from vitexplain.attention.chunks import rows_at_once
 from vitexplain.attention.intercept import AttentionCall, Interceptor
-from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
+from vitexplain.attention.tokens import (
+    WINDOWED,
+    TokenLayout,
+    UnsupportedModel,
+    blocks_of,
+    check_supported,
+)
+from vitexplain.methods.base import ImageMethod
+from vitexplain.methods.product import rollout_scores
 
-# blocks of whose attention nothing is added to a token but scale * proj(A V)
+# blocks whose attention adds scale * proj(A V) to a token, and nothing else
 PLAIN = (
     vision_transformer.Block,
     vision_transformer.ParallelScalingBlock,
@@ -45,8 +53,8 @@ PLAIN = (
 )
 
 
-class ValueRollout(VITAttentionRollout):
-    """Rollout of a timm ViT's attention, weighed by the norms of what it carries.
+class ValueRollout(ImageMethod):
+    """Rollout of a timm ViT's attention, weighted by the norms of what it carries.
 
     Args:
         model: a timm VisionTransformer; used in evaluation mode, left as it was found.
@@ -58,22 +66,21 @@ class ValueRollout(VITAttentionRollout):
     """
 
     def __init__(self, model: nn.Module, start_block: int = 0):
-        super().__init__(model, discard_ratio=0, head_fusion="mean", start_block=start_block)
+        check_supported(model)
+        check_start_block(start_block, len(blocks_of(model)))
         if isinstance(model, WINDOWED):
-            raise UnsupportedModel(model, "values are weighed only where attention has no windows")
+            raise UnsupportedModel(model, "values are weighted only where attention has no windows")
         for block in blocks_of(model):
             reason = _why_not(block)
             if reason:
                 raise UnsupportedModel(model, reason)
+        self.model, self.start_block = model, start_block
 
-    def _can_fuse(self) -> bool:
-        return True  # values are seen in the attention calls alone, whoever has hooks elsewhere
-
-    def _run_fused(
-        self, images: Tensor, layout: TokenLayout, only_attention: bool
+    def _scores(
+        self, images: Tensor, layout: TokenLayout, *, with_logits: bool
     ) -> tuple[np.ndarray, Tensor | None]:
         norms = _Norms(self.start_block)
-        interceptor = Interceptor(self.model, layout, norms.attend, only_attention=only_attention)
+        interceptor = Interceptor(self.model, layout, norms.attend, only_attention=not with_logits)
         with ExitStack() as undo:
             undo.enter_context(inference_state(self.model, freeze=False, fused=True))
             for number, block in enumerate(blocks_of(self.model)):
@@ -81,9 +88,11 @@ class ValueRollout(VITAttentionRollout):
             if layout.pooled_tokens:
                 pooling = self.model.attn_pool
                 undo.callback(pooling.register_forward_pre_hook(norms.enter_pool).remove)
+            # values are seen in the attention calls alone, whoever has hooks elsewhere
             interceptor.install(undo)
             logits = interceptor.run(images)
-        return self._masks(interceptor.factors(self.start_block), layout), logits
+        norms_of_blocks = interceptor.factors(self.start_block)
+        return rollout_scores(norms_of_blocks, layout, discard_ratio=0), logits
 
 
 class _Norms:
@@ -132,7 +141,7 @@ class _Norms:
 def _carried(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float, weight: Tensor
 ) -> Tensor:
-    """rownorm(F), (B, n, N), of n queries: a few of them at a time, so that they fit the cache."""
+    """rownorm(F), (B, n, N), of n queries: a few of them at once, so that they fit the cache."""
     products = value_products(value, weight)
     step = rows_at_once(key.shape[:3].numel() * 4)
     norms = []
@@ -147,7 +156,7 @@ def _carried(
 
 
 def value_products(value: Tensor, weight: Tensor) -> Tensor:
-    """The scalar products <u^h_j, u^g_j> of what a token's heads would give, (B, N, H, H).
+    """The scalar products <u^h_j, u^g_j> of the vectors of a token's heads, (B, N, H, H).
 
     Args:
         value: (B, H, N, d).
@@ -156,11 +165,10 @@ def value_products(value: Tensor, weight: Tensor) -> Tensor:
     value = value.float().transpose(1, 2)  # (B, N, H, d)
     heads, size = value.shape[2:]
     between = (weight.T @ weight).view(heads, size, heads * size)
-    # head by head: u itself would be (B, N, H, C)
-    rows = [
-        ((value[:, :, head] @ between[head]).view(value.shape) * value).sum(dim=-1)
-        for head in range(heads)
-    ]
+    rows = []
+    for head in range(heads):  # u itself would be (B, N, H, C)
+        with_all_heads = (value[:, :, head] @ between[head]).view(value.shape)
+        rows.append((with_all_heads * value).sum(dim=-1))
     return torch.stack(rows, dim=2)
 
 
@@ -172,10 +180,10 @@ def norms_of_sums(attention: Tensor, products: Tensor) -> Tensor:
 
 
 def output_weight(block: nn.Module) -> Tensor:
-    """(C, H*d): what a block makes of its heads' values, LayerScale included."""
+    """(C, H*d): the layer that a block applies to its heads' values, LayerScale included."""
     if isinstance(block, vision_transformer.ParallelScalingBlock):
         layer = block.out_proj if block.attn_out_proj is None else block.attn_out_proj
-        weight = layer.weight[:, : block.num_heads * block.head_dim]  # behind them, the MLP's
+        weight = layer.weight[:, : block.num_heads * block.head_dim]  # the MLP's follow
         scale = getattr(block.ls, "gamma", None)
     else:
         weight = block.attn.proj.weight
@@ -185,7 +193,7 @@ def output_weight(block: nn.Module) -> Tensor:
 
 
 def _why_not(block: nn.Module) -> str | None:
-    """Why what a block's attention adds is no sum over tokens; None if it is one."""
+    """Why a block's attention does not add a plain sum over tokens; None if it does."""
     if not isinstance(block, PLAIN):
         return f"what attention adds in its blocks ({type(block).__name__}) is not a plain sum"
     attention = getattr(block, "attn", None)

@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vit_grad_rollout import VITAttentionGradRollout
-from vit_rollout import VITAttentionRollout
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.methods.registry import METHODS
 from vitexplain.training.cnn_gradcam import gradcam
 
 DISCARD = 0.9
@@ -21,10 +20,10 @@ Explainer = Callable[[Tensor, Sequence[int]], np.ndarray]
 def explainers_of(model: nn.Module, height: int, width: int) -> dict[str, Explainer]:
     """By name; empty for a model of which there is no map."""
     try:
-        rollout = VITAttentionRollout(model, head_fusion="max", discard_ratio=DISCARD)
+        rollout = METHODS["attention_rollout"].make(model, discard_ratio=DISCARD)
     except UnsupportedModel:
         return _of_cnn(model, height, width)
-    graded = VITAttentionGradRollout(model, discard_ratio=DISCARD)
+    graded = METHODS["grad_rollout"].make(model, discard_ratio=DISCARD)
     return {
         "rollout": lambda x, categories: rollout.batch(x).repeat(len(categories), axis=0),
         "grad_rollout": lambda x, categories: np.concatenate(
