@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from families import hooked
 from helpers import make_vit
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
@@ -55,3 +56,14 @@ def test_attention_over_other_tokens_is_refused(images):
     attention.forward = lambda x, **kwargs: torch.cat([forward(x[:, :9], **kwargs), x[:, 9:]], 1)
     with pytest.raises(UnsupportedModel, match="where 17 tokens to 17 were due"):
         VITAttentionRollout(model).batch(images)
+
+
+def test_fewer_patches_than_prefix_tokens():
+    """Pooled are the last tokens, then, not the first ones of the last block."""
+    images = torch.randn(2, 3, 8, 16, generator=torch.Generator().manual_seed(6))
+    settings = {"img_size": (8, 16), "reg_tokens": 5, "global_pool": "avg"}
+    for explainer in (VITAttentionRollout, VITAttentionGradRollout):
+        made = explainer(make_vit(**settings), discard_ratio=0.3).explain(images)
+        captured = explainer(hooked(make_vit(**settings)), discard_ratio=0.3).explain(images)
+        np.testing.assert_allclose(made.logits, captured.logits, atol=1e-5)
+        np.testing.assert_allclose(made.masks, captured.masks, atol=1e-4)

@@ -137,10 +137,11 @@ class Interceptor(TorchFunctionMode):
 
     def _rows_of_last(self) -> int:
         """How many of the last source's queries, from the first on, need an output."""
-        queries, pooled = self._sources[self._last].queries, len(self.layout.readout_rows)
-        if self.layout.pooled_tokens or pooled >= queries // 2 or not _can_narrow(self._last):
-            return queries
-        return pooled
+        queries, pooled = self._sources[self._last].queries, self.layout.readout_rows
+        if self.layout.pooled_tokens or len(pooled) >= queries // 2:
+            return queries  # all of them, or too many to gain much by leaving others out
+        are_first = pooled == tuple(range(len(pooled)))
+        return len(pooled) if are_first and _can_narrow(self._last) else queries
 
     def _enter(self, module: nn.Module, _inputs) -> None:
         self._at_work = module
