@@ -26,17 +26,17 @@ GREY = Image.new("RGB", (32, 32), (128, 128, 128))
 
 
 def by_hand(model, image):
-    """(attention of each block (H, N, N), tokens behind each block (N, C)), double precision."""
+    """(attention of each block (H, N, N), tokens after each block (N, C)), double precision."""
     with torch.no_grad():
         tokens = model.norm_pre(model._pos_embed(model.patch_embed(image)))
-        attentions, behind = [], []
+        attentions, outputs = [], []
         for block in model.blocks:
             out, attention = reference.attend(block.attn, block.norm1(tokens))
             tokens = tokens + block.ls1(out)
             tokens = tokens + block.ls2(block.mlp(block.norm2(tokens)))
             attentions.append(attention[0].double().numpy())
-            behind.append(tokens[0].double().numpy())
-    return attentions, behind
+            outputs.append(tokens[0].double().numpy())
+    return attentions, outputs
 
 
 def read_by(read, attention):
@@ -60,14 +60,14 @@ def test_attention_norms_and_growth(layout, images):
     model = make_vit(**changes)
     image = images[:1]
     found = anatomy(model, image, "mean", 0.5)
-    attentions, behind = by_hand(model, image)
+    attentions, outputs = by_hand(model, image)
     read = expected_readout(layout, prefix)
     fused = [reference.fuse(attention, "mean") for attention in attentions]
     assert found.layout.readout == words
     assert len(found.blocks) == len(found.growth) == 3
     assert len(found.prefix_names) == prefix
     for number, (block, attention, tokens) in enumerate(
-        zip(found.blocks, attentions, behind, strict=True)
+        zip(found.blocks, attentions, outputs, strict=True)
     ):
         seen = read_by(read, attention)[:, prefix:].reshape(3, 4, 4)
         np.testing.assert_allclose(block.attention, seen, atol=1e-5)

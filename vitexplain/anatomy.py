@@ -1,13 +1,13 @@
-"""What a transformer makes of one image, block by block: vitexplain.drawing.anatomy draws it.
+"""What a transformer does with one image, block by block (drawing/anatomy draws it).
 
-- Position embeddings: the cosine similarity of each patch's with those of all patches
+- Position embeddings: the cosine similarity of each patch's embedding with those of all patches
   (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", figure 7).
-- The read-out's attention: with r the row that tells how much the classifier reads each token
-  (TokenLayout.readout_weights), r A_l^h for block l and head h; for a class token its own row.
-- Token norms: the L2 norm of each token in the residual stream behind each block. A few patches
+- Attention of the pooled tokens: r A_l^h for block l and head h, where r says how much the
+  classifier reads each token (TokenLayout.readout_weights); for a class token its own row.
+- Token norms: the L2 norm of each token in the residual stream after each block. The few patches
   whose norms are many times the others' hold no local information (Darcet et al. 2024, "Vision
   Transformers Need Registers").
-- Rollout as it grows: r A~_l ... A~_1 for each l (vit_rollout).
+- Growing rollout: r A~_l ... A~_1 for each l (see vit_rollout).
 
 N tokens = P prefix tokens followed by h*w patches in row-major order; block 1 comes first. Swin's
 blocks each have a grid of their own, and no prefix; r is the mean over a block's patches there.
@@ -39,7 +39,9 @@ from vitexplain.methods.base import largest_is_one, on_grid
 from vitexplain.methods.product import discard_weakest_, fuse_heads, propagate
 from vitexplain.methods.registry import METHODS
 
-MOST_POSITIONS = 14  # rows and columns of patches whose position embedding is compared
+# Rows and columns of patches whose position embeddings are compared: all of a 224-pixel image with
+# patches of 16 pixels; of finer grids a sample, so that the panels stay large enough to be seen.
+MOST_POSITIONS = 14
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Positions:
     """Similarity of position embeddings, for all patches or an even sample of them.
 
     Attributes:
-        rows, columns: of the patches that are compared with all others, from 0 on.
+        rows, columns: where the patches are that are compared with all others, from 0 on.
         similarity: (rows, columns, h, w) float32, cosines from -1 to 1.
     """
 
@@ -58,12 +60,12 @@ class Positions:
 
 @dataclass(frozen=True)
 class BlockAnatomy:
-    """What was seen of one block. h x w is its own grid, float32 throughout.
+    """One block. h x w is its own grid, float32 throughout.
 
     Attributes:
-        attention: (H, h, w), the read-out's attention to the patches in each head. The heads of
-            parallel branches follow one another.
-        norms: (h, w), of the patches behind the block.
+        attention: (H, h, w), attention of the pooled tokens to the patches, in each head. The heads
+            of parallel branches follow one another.
+        norms: (h, w), of the patches after the block.
         prefix_norms: (P,), of the prefix tokens.
     """
 
@@ -74,18 +76,18 @@ class BlockAnatomy:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What the model made of one image; h x w is the patch grid of the input.
+    """What the model did with one image; h x w is the patch grid of the input.
 
     Attributes:
-        layout: the tokens of this input, and which of them the classifier reads.
-        head_fusion, discard_ratio, start_block: how rollout was calculated.
+        layout: the tokens of this input, and which of them the classifier pools.
+        head_fusion, discard_ratio, start_block: how rollout was computed.
         prefix_names: of the P prefix tokens: "class", "distillation", "register 1", ...
         positions: None without a learned absolute position embedding.
         position_kind: in words, how the model knows where a patch is.
         blocks: one for each block.
         pool: (H, h, w), attention of the pooling query in each of its heads; None without.
         growth: (blocks from start_block on, h, w), rollout up to each block, the largest value of
-            each 1; the last one is attention rollout's mask.
+            each 1; the last one is attention rollout's map.
     """
 
     layout: TokenLayout
@@ -101,7 +103,7 @@ class Anatomy:
 
     @property
     def rollout(self) -> np.ndarray:
-        """(h, w), the mask of attention rollout."""
+        """(h, w), the map of attention rollout."""
         return self.growth[-1]
 
 
@@ -112,10 +114,11 @@ def anatomy(
     discard_ratio: float = 0.9,
     start_block: int = 0,
 ) -> Anatomy:
-    """Look into a timm ViT at one image (1, 3, H, W); it is left as it was found.
+    """Look into a timm ViT at one image (1, 3, H, W); the model is left as it was found.
 
     Args:
-        head_fusion: "mean", "max" or "min", for rollout and for an attention pool's heads.
+        head_fusion: "mean", "max" or "min", for rollout and for an attention pool's heads; by
+            default as the command's.
         discard_ratio: share of the patch-column entries of each block set to 0 in rollout.
         start_block: first block of rollout's product.
 
@@ -130,27 +133,28 @@ def anatomy(
     check_one_image(images)
     layout = token_layout(model, *images.shape[2:])
     with torch.inference_mode():
-        # twice, for a pooling query is known only in the end, and all heads take too much memory
+        # two passes: an attention pool's query comes last, and all heads of all blocks would take
+        # too much memory until then
         captured, norms = _first_pass(model, images, layout, head_fusion)
         pooled = None if captured.pool is None else fuse_heads(captured.pool, head_fusion)
         attention = _readout_attention(model, images, layout, pooled)
         growth = _growth(captured, pooled, discard_ratio, start_block)
     grids = captured.grids or [layout.grid] * len(norms)
-    blocks = [
-        _block(*each, layout.prefix_tokens)
-        for each in zip(attention, norms, grids, strict=True)
-    ]  # fmt: skip
+    blocks = []
+    for heads, of_tokens, grid in zip(attention, norms, grids, strict=True):
+        blocks.append(_block(heads, of_tokens, grid, layout.prefix_tokens))
+    pool = None if captured.pool is None else _maps(captured.pool[0, :, 0], layout.grid)
     return Anatomy(
-        layout,
-        head_fusion,
-        discard_ratio,
-        start_block,
-        _prefix_names(model, layout),
-        _positions(model, layout.grid),
-        _position_kind(model),
-        tuple(blocks),
-        None if captured.pool is None else _maps(captured.pool[0, :, 0], layout.grid),
-        growth,
+        layout=layout,
+        head_fusion=head_fusion,
+        discard_ratio=discard_ratio,
+        start_block=start_block,
+        prefix_names=_prefix_names(model, layout),
+        positions=_positions(model, layout.grid),
+        position_kind=_position_kind(model),
+        blocks=tuple(blocks),
+        pool=pool,
+        growth=growth,
     )
 
 
@@ -176,7 +180,7 @@ def _first_pass(
 def _readout_attention(
     model: nn.Module, images: Tensor, layout: TokenLayout, pooled: Tensor | None
 ) -> list[Tensor]:
-    """(H, N) of each block: what the read-out attends to in each of its heads."""
+    """(H, N) of each block: what the pooled tokens attend to, in each of its heads."""
 
     def read(attention: Tensor) -> Tensor:  # (1, H, N, N) -> (H, N)
         row = layout.readout_weights(attention, pooled)
@@ -188,16 +192,12 @@ def _readout_attention(
         forward(model, images)
     if not windowed:
         return [torch.cat(branches) for branches in captured.blocks()]
-    return [
-        _mean_of_windows(block, grid, attention)
-        for block, grid, (attention,) in zip(
-            blocks_of(model), captured.grids, captured.blocks(), strict=True
-        )
-    ]
+    of_blocks = zip(blocks_of(model), captured.grids, captured.blocks(), strict=True)
+    return [_mean_of_windows(block, grid, branches[0]) for block, grid, branches in of_blocks]
 
 
 def _mean_of_windows(block: nn.Module, grid: tuple[int, int], attention: Tensor) -> Tensor:
-    """(W, H, A, A) -> (H, N): what the patches of a Swin block attend to, on an average."""
+    """(W, H, A, A) -> (H, N): what the patches of a Swin block attend to on average."""
     windows = windows_of(block, *grid)
     seen = (attention.float() * windows.open[:, None]).sum(dim=2)  # (W, H, A)
     whole = seen.new_zeros(seen.shape[1], windows.tokens + 1)  # the last one takes the padding
@@ -223,7 +223,7 @@ def _growth(
 
 
 def _readout(layout: TokenLayout, matrix: Tensor, pooled: Tensor | None) -> Tensor:
-    """(1, N), the row that is read behind a block whose matrix is (1, N, N)."""
+    """(1, N), how much each token is read after a block whose matrix is (1, N, N)."""
     if not layout.last_tokens:
         return layout.readout_weights(matrix, pooled)
     tokens = matrix.shape[-1]
@@ -264,7 +264,7 @@ def _positions(model: nn.Module, grid: tuple[int, int]) -> Positions | None:
 
 
 def _position_embedding(model: nn.Module, grid: tuple[int, int]) -> Tensor | None:
-    """(h*w, C), what the model adds to its patches; None if it adds nothing."""
+    """(h*w, C), the embedding that is added to the patches; None without one."""
     embedding = getattr(model, "pos_embed", None)
     if embedding is None:
         return None

@@ -255,7 +255,7 @@ def test_vits_without_a_row_to_read_are_refused(changes, reason):
 
 
 class Replace(nn.Module):
-    """Stands in for `attn_drop` and passes on what it is told to make of the attention."""
+    """Stands in for `attn_drop` and passes on the changed attention."""
 
     def __init__(self, change):
         super().__init__()

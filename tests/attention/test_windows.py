@@ -127,13 +127,15 @@ def test_masks_against_the_slow_calculation(name):
     attentions, gradients, _ = reference.softmaxes(model, images, [3, 0])
     merge = merging(4, 4).double().numpy()
     for image in range(2):
-        for masks, ratio, weigh in ((rollout, 0.4, False), (graded, 0.2, True)):
+        for masks, ratio, by_gradient in ((rollout, 0.4, False), (graded, 0.2, True)):
             factors = []
             for attention, gradient in zip(attentions, gradients, strict=True):
-                heads, slope = (t[image].detach().double().numpy() for t in (attention, gradient))
+                heads, of_heads = (
+                    t[image].detach().double().numpy() for t in (attention, gradient)
+                )
                 fused = (
-                    reference.weighted(heads, slope, "mean")
-                    if weigh
+                    reference.weighted(heads, of_heads, "mean")
+                    if by_gradient
                     else reference.fuse(heads, "max")
                 )
                 factors.append(reference.with_residual(reference.discard(fused, ratio, 0)))

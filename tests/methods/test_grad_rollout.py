@@ -71,7 +71,7 @@ def test_captured_gradient_equals_finite_differences(block, images):
             nudged.append(logits[0, 4].item())
         difference = (nudged[0] - nudged[1]) / (2 * step)
         assert gradient[0, head, row, column].item() == pytest.approx(difference, abs=1e-7)
-        # the read-out is the class token's row: other rows of the last block can't matter
+        # only the class token is pooled: other rows of the last block can't matter
         assert (abs(difference) > 1e-6) == (block < 2 or row == 0)
 
 

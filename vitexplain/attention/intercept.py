@@ -1,7 +1,7 @@
 """Answer a model's attention calls, so that attention is captured while the model computes.
 
 timm's fused attention is one call, `torch.nn.functional.scaled_dot_product_attention`. An
-`Interceptor` answers that call in torch's place; its answer goes on into the model, so that what
+`Interceptor` answers that call in torch's place; the model continues with its answer, so that what
 is captured is what the model computed with.
 
 This works where all blocks make that call; models whose blocks don't, and models with hooks of

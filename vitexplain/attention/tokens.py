@@ -1,7 +1,7 @@
-"""What the tokens of a timm model are, and which of them its classifier reads.
+"""The tokens of a timm model, and which of them its classifier pools.
 
-Here it is decided which models can be explained. All others are refused with the reason, because
-a map of something that is not attention over patches would look as convincing as a true one.
+This module decides which models can be explained. All others are refused with the reason, because
+a map of something other than attention over patches would look as convincing as a true one.
 
 B images, N tokens = P prefix tokens (class, distillation, registers) followed by h*w patches in
 row-major order.
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from vitexplain.errors import RequestError
 
-# every token attends to every other one, from the first block to the last
+# every token attends to every other token, from the first block to the last
 GLOBAL = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
 # attention in windows, on ever fewer tokens
 WINDOWED = (SwinTransformer, SwinTransformerV2)
 
-# why a family is refused, by the name of its class; what is not here is simply not known
+# why a family is refused, by the name of its class; UNKNOWN for all others
 REASONS = {
     "Cait": "its talking heads are mixed after the softmax",
     "ConVit": "its gated attention mixes content with position after the softmax",
@@ -62,16 +62,16 @@ class UnsupportedModel(RequestError):
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """What the N tokens of one input are, and which of them the classifier reads.
+    """The N tokens of one input, and which of them the classifier pools.
 
     Attributes:
         prefix_tokens: P, how many tokens stand before the patches.
         grid: (h, w), the patch grid that the model made of this very input.
-        readout_rows: rows of the rollout that the classifier reads, averaged; empty for
-            attention pooling, whose own attention is the read-out.
+        readout_rows: the tokens whose mean the classifier reads; empty for attention pooling,
+            where the pooling query's attention weights them.
         readout: the same in words.
-        pooled_tokens: how many of the last tokens an attention pool looks at (0: no such pool).
-        last_tokens: how many tokens there are in the end, where merging makes them fewer (0: N).
+        pooled_tokens: how many tokens, the last ones, an attention pool attends to (0: no pool).
+        last_tokens: how many tokens the last block has, where merging makes them fewer (0: N).
     """
 
     prefix_tokens: int
@@ -89,7 +89,7 @@ class TokenLayout:
     def of_matrix(
         cls, tokens: int, prefix_tokens: int = 1, grid: tuple[int, int] | None = None
     ) -> "TokenLayout":
-        """The layout of `tokens` tokens that come without their model.
+        """The layout of `tokens` tokens whose model is not known.
 
         The grid is taken to be square unless given. The first token is read; without prefix
         tokens, the mean over the patches.
@@ -134,7 +134,7 @@ def check_supported(model: nn.Module) -> None:
         isinstance(attention_pool, AttentionPoolLatent) and attention_pool.latent_len == 1
     ):
         raise UnsupportedModel(
-            model, f"its pooling ({type(attention_pool).__name__}) has no single read-out row"
+            model, f"its pooling ({type(attention_pool).__name__}) has no single query"
         )
     pooling = _pooling(model)
     if attention_pool is None and "max" in pooling:
@@ -151,13 +151,13 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def token_layout(model: nn.Module, height: int, width: int) -> TokenLayout:
-    """The tokens that `model` makes of a height x width input, and the row its head reads.
+    """The tokens that `model` makes of a height x width input, and those that its head pools.
 
     Raises:
         UnsupportedModel: see `check_supported`.
     """
     check_supported(model)
-    # grid_size is that of the size the model was built for; this one follows the input at hand
+    # grid_size is for the size that the model was built for; this follows the input at hand
     grid = tuple(model.patch_embed.dynamic_feat_size((height, width)))
     if isinstance(model, WINDOWED):
         return _merged_layout(grid, merges=len(model.layers) - 1)
@@ -190,5 +190,5 @@ def _merged_layout(grid: tuple[int, int], merges: int) -> TokenLayout:
 
 
 def _pooling(model: nn.Module) -> str:
-    """What its head does with the tokens: "token", "avg", ...; "" for nothing."""
+    """How the head pools the tokens: "token", "avg", ...; "" if it doesn't."""
     return getattr(model, "global_pool", None) or ""

@@ -1,9 +1,9 @@
 """Swin's windows: attention within windows, written into the token matrix of the whole grid.
 
-Swin (Liu et al. 2021) and Swin V2 (Liu et al. 2022) let a token attend to those of its window
-only, shift the windows in every other block, and from stage to stage merge 2x2 tokens into one.
-Rollout multiplies matrices over all tokens, so each window's attention is put where its tokens
-are, and merging becomes a matrix of its own: a merged token is the mean of those it was made of.
+Swin (Liu et al. 2021) and Swin V2 (Liu et al. 2022) let a token attend only to those of its
+window, shift the windows in every other block, and from stage to stage merge 2x2 tokens into one.
+Rollout multiplies matrices over all tokens, so each window's attention is put where its tokens are
+in the grid, and merging becomes a matrix of its own: a merged token is the mean of its parts.
 
 Shapes: a stage's grid h x w has N = h*w tokens in row-major order; windows of A tokens, W of them
 in an image.
@@ -22,8 +22,8 @@ class Windows:
 
     Attributes:
         tokens: N.
-        places: (W, A) the token at each place of each window; N where there is only padding.
-        open: (W, A, A) True where a query of the window may look at a key.
+        places: (W, A), the token at each place of each window; N where there is only padding.
+        open: (W, A, A), True where a query of the window may attend to a key.
     """
 
     tokens: int
@@ -53,15 +53,17 @@ def windows_of(block: nn.Module, height: int, width: int) -> Windows:
     down, across = block.window_size
     tokens = height * width
     device = next(block.parameters()).device
+    # every token's number, from 1 on, in the shifted and padded grid; 0 is padding
     numbers = torch.arange(1, tokens + 1, device=device).view(height, width)
     numbers = numbers.roll((-block.shift_size[0], -block.shift_size[1]), dims=(0, 1))
     numbers = F.pad(numbers, (0, -width % across, 0, -height % down))
     rows, columns = numbers.shape[0] // down, numbers.shape[1] // across
+    # cut into windows: (rows, down, columns, across) -> (W, A)
     places = numbers.view(rows, down, columns, across).transpose(1, 2).reshape(-1, down * across)
     present = places > 0
     allowed = present[:, :, None] & present[:, None, :]
     if any(block.shift_size):
-        # what the shift brought together from opposite edges is kept apart by a mask
+        # a mask keeps apart what the shift brought together from opposite edges
         mask = block.get_attn_mask(torch.zeros(1, *numbers.shape, 1, device=device))  # (W, A, A)
         allowed &= mask == 0
     return Windows(tokens, torch.where(present, places - 1, tokens), allowed)
