@@ -124,7 +124,7 @@ _ALL = (
         True,
         ("vitexplain.methods.integrated_gradients", "IntegratedGradients"),
     ),
-)  # fmt: skip
+)
 
 METHODS = {method.name: method for method in _ALL}
 
