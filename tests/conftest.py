@@ -1,13 +1,19 @@
+"""What all tests share. Commands that tests start inherit the environment set here."""
+
 import os
+
+# One thread for each of pytest's workers: more would only fight over the cores. Read by torch
+# when it is imported, hence above the imports.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "passive"
+# A hub that is unreachable for everyone: the tests must not depend on a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch
 
 import vitexplain  # noqa: F401  before timm is imported
 from helpers import ROOT, SHARED
-
-# A hub that is unreachable for everyone: the tests must not depend on a network.
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture
