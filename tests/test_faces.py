@@ -17,15 +17,14 @@ def test_the_command_is_the_packages():
     assert vit_explain.main is main
 
 
-def test_the_two_algorithms_are_those_of_the_registry(examples):
+def test_the_two_algorithms_are_those_of_the_registry(bundled):
     """The very classes: what the command and the package use is what the two files define."""
     for name, algorithm in {
         "attention_rollout": vit_rollout.VITAttentionRollout,
         "grad_rollout": vit_grad_rollout.VITAttentionGradRollout,
     }.items():
         assert METHODS[name].place == (algorithm.__module__, algorithm.__name__)
-        model = vitexplain.load_model("bundled").model
-        assert type(METHODS[name].make(model)) is algorithm
+        assert type(METHODS[name].make(bundled.model)) is algorithm
     assert callable(vit_rollout.rollout) and callable(vit_grad_rollout.grad_rollout)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 import vitexplain
 from helpers import ROOT
 
+pytestmark = pytest.mark.slow
 # what a build has no use for, or would be slowed down by
 LEFT_OUT = shutil.ignore_patterns(
     ".*", "__pycache__", "*.egg-info", "build", "dist", "docs", "output", "shared", "tests"

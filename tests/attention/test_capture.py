@@ -167,6 +167,7 @@ def vit_models():
     return timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
 
 
+@pytest.mark.slow
 def test_every_model_of_the_family_has_a_layout():
     """All of timm's vision_transformer.py and deit.py, built without memory.
 
@@ -191,6 +192,7 @@ def test_every_model_of_the_family_has_a_layout():
     assert refused == [name for name in vit_models() if name.startswith(differential)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

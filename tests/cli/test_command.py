@@ -159,6 +159,7 @@ def test_json(tmp_path):
         assert torch.__version__ in overlay.text["Versions"]
 
 
+@pytest.mark.slow
 def test_same_bytes_each_time(tmp_path):
     arguments = (*BUNDLED, "--image_path", CAT, "--category", "top", "--save_mask")
     contents = []
@@ -215,12 +216,11 @@ def test_start_block_and_fusion_change_the_mask(tmp_path):
     assert all(np.abs(masks[0] - other).max() > 0.01 for other in masks[1:])
 
 
-def test_as_published(tmp_path):
+def test_as_published(bundled, tmp_path):
     """Arithmetic, transform and colours of the older script, at the size it drew."""
     from vit_grad_rollout import VITAttentionGradRollout
     from vitexplain.images.reading import open_image
     from vitexplain.methods.as_published import overlay as published_overlay
-    from vitexplain.models.loading import load_model
 
     explain(
         *BUNDLED,
@@ -233,10 +233,9 @@ def test_as_published(tmp_path):
         "max",
         cwd=tmp_path,
     )
-    model = load_model("bundled").model
     resized = open_image(CAT).resize((224, 224))
     tensor = (torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 255 - 0.5) / 0.5
-    mask = VITAttentionGradRollout(model, as_published=True)(tensor, 282)
+    mask = VITAttentionGradRollout(bundled.model, as_published=True)(tensor, 282)
     expected = published_overlay(np.asarray(resized), mask).astype(int)
     with Image.open(tmp_path / "output" / "cat_grad_rollout_282_0.900_max.png") as drawn:
         assert np.abs(np.asarray(drawn, dtype=int) - expected).mean() < 0.5
@@ -309,6 +308,7 @@ def test_empty_map_is_said_to_be_empty(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_show_without_display_is_a_notice(tmp_path):
     environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
     done = subprocess.run(
@@ -341,6 +341,7 @@ def test_missing_package_says_what_to_install(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_no_network_is_used(tmp_path):
     """With sockets forbidden, the bundled model and a checkpoint still work."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -389,7 +390,7 @@ def save_unusual(kind, path):
         ("animated", (451, 300)),
         ("1x1", (1, 1)),
         ("1x3000", (1, 3000)),
-        ("12000x9000", (12000, 9000)),
+        pytest.param("12000x9000", (12000, 9000), marks=pytest.mark.slow),
     ],
 )
 def test_unusual_images(tmp_path, monkeypatch, kind, size):
@@ -401,7 +402,15 @@ def test_unusual_images(tmp_path, monkeypatch, kind, size):
         assert overlay.size == size
 
 
-@pytest.mark.parametrize("name", ["with space.jpg", "ünïcödé 猫.jpg", "a;b$(c)'d.jpg", "-dash.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "with space.jpg",
+        pytest.param("ünïcödé 猫.jpg", marks=pytest.mark.slow),
+        "a;b$(c)'d.jpg",
+        "-dash.jpg",
+    ],
+)
 def test_odd_file_names(tmp_path, name):
     (tmp_path / name).write_bytes(CAT.read_bytes())
     options = (*BUNDLED, f"--image_path={name}")
@@ -489,6 +498,7 @@ def test_wrong_requests(tmp_path, wrong):
     assert not (tmp_path / "out").exists() or not files_in(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
 def test_interrupted_half_way(tmp_path):
     """Ctrl-C while the image is being read: one line, nothing half written."""
@@ -510,6 +520,7 @@ def test_interrupted_half_way(tmp_path):
     assert files_in(tmp_path) == ["slow.jpg"]
 
 
+@pytest.mark.slow
 def test_batch_script(tmp_path):
     """The script goes on after a broken image, and says so."""
     images = tmp_path / "my images"
@@ -578,6 +589,7 @@ def test_report_and_contact_sheet(folder):
     assert page.count('"name":"sub/a.png"') == page.count('"name":"a.png"') == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 def test_progress_is_for_terminals(folder):
     import pty

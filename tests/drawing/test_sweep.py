@@ -76,6 +76,7 @@ def single(loaded, tensor, chosen):
     return explainer.explain(tensor, index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "texts",
     [
