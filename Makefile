@@ -1,6 +1,6 @@
 # make demo   explain examples/both.png three times
 # make test   all tests
-# make check  formatting, lint and the tests that take no time: less than a minute, after each change
+# make check  formatting, lint and the quick tests, in less than a minute: after each change
 # make lint   formatting and lint
 # make clean  remove the environment and output/
 # Each makes its own environment in .venv first.

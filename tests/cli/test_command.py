@@ -331,6 +331,7 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_missing_package_says_what_to_install(tmp_path):
     (tmp_path / "timm.py").write_text("raise ModuleNotFoundError(\"No module named 'timm'\")")
     done = run("--image_path", CAT, cwd=tmp_path, PYTHONPATH=str(tmp_path))

@@ -33,6 +33,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_measures(folder, tmp_path, capsys):
     """For the category that is asked for, with the settings that are asked for."""
     code, out, err = run(
