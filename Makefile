@@ -1,11 +1,18 @@
-# make demo: explain examples/both.png; make test: run the tests; make lint: formatting and lint.
+# make demo   explain examples/both.png three times
+# make test   all tests
+# make check  formatting, lint and the quick tests, in less than a minute: after each change
+# make lint   formatting and lint
+# make clean  remove the environment and output/
 # Each makes its own environment in .venv first.
 
 PYTHON ?= python3
+# processes that run tests, each with one thread
+WORKERS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
+PYTEST := $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test lint clean
+.PHONY: demo test check lint clean
 
 demo: $(VENV)/installed
 	$(RUN) vit_explain.py --model bundled
@@ -18,7 +25,10 @@ demo: $(VENV)/installed
 	@echo "  output/both_grad_rollout_282_0.900_mean.png   what speaks for the cat (tiger cat)"
 
 test: $(VENV)/installed-dev
-	$(RUN) -m pytest
+	$(PYTEST)
+
+check: lint
+	$(PYTEST) --quiet -m "not slow"
 
 lint: $(VENV)/installed-dev
 	$(RUN) -m ruff format --check .

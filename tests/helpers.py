@@ -1,10 +1,18 @@
-"""What several tests build on: small random models, and where things are."""
+"""What several tests build on: small random models, where things are, and the command."""
 
+import os
+import sys
+import warnings
+from contextlib import ExitStack, chdir, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
+
+from vitexplain.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -76,3 +84,67 @@ def expected_readout(layout, prefix):
     if layout in ("class token", "4 registers"):
         return [1.0] + [0.0] * (prefix - 1 + patches)
     return [0.0] * prefix + [1 / patches] * patches
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended, as `subprocess.CompletedProcess` says it."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_here(*arguments, cwd, encoding="utf-8"):
+    """Run the command in this process, three seconds sooner than one that imports torch anew.
+
+    What a process of its own would print is returned, also what libraries print from C, and
+    warnings, which pytest would keep for itself.
+    """
+    with ExitStack() as undo:
+        undo.enter_context(chdir(cwd))
+        undo.enter_context(_warnings_are_printed())
+        printed = [undo.enter_context(_redirected(name, encoding)) for name in ("stdout", "stderr")]
+        try:
+            code = main(list(map(str, arguments)))
+        except SystemExit as stop:  # argparse
+            code = stop.code or 0
+        texts = []
+        for stream in printed:
+            stream.flush()
+            stream.seek(0)
+            texts.append(stream.read())
+    return Done(code, *texts)
+
+
+@contextmanager
+def _redirected(name, encoding):
+    """What goes to sys.stdout or sys.stderr, or straight to its number, lands in a file."""
+    number = {"stdout": 1, "stderr": 2}[name]
+    stream, was = getattr(sys, name), os.dup(number)
+    with TemporaryFile("w+", encoding=encoding) as file:
+        stream.flush()
+        os.dup2(file.fileno(), number)
+        setattr(sys, name, file)
+        try:
+            yield file
+        finally:
+            setattr(sys, name, stream)
+            os.dup2(was, number)
+            os.close(was)
+
+
+@contextmanager
+def _warnings_are_printed():
+    """Those that a process prints unless it is told otherwise."""
+
+    def show(message, category, filename, lineno, file=None, line=None):
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning,
+                       ResourceWarning):  # fmt: skip
+            warnings.simplefilter("ignore", hidden)
+        warnings.showwarning = show
+        yield

@@ -316,6 +316,7 @@ def patch_lit(figure, colour, white=(255, 255, 255)):
     return round((top - edge_row) / height), round((left - edge_column) / width)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_bright_patch_is_where_it_should_be(layout, images):
     found = dark(anatomy(make_vit(**LAYOUTS[layout][0]), images[:1]))

@@ -23,11 +23,6 @@ from vitexplain.images.reading import open_image
 
 
 @pytest.fixture(scope="module")
-def bundled():
-    return load_model("bundled")
-
-
-@pytest.fixture(scope="module")
 def both(examples):
     return examples / "both.png"
 
@@ -68,7 +63,7 @@ def test_with_a_category_it_is_gradient_rollout(bundled, both, tensor, category)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method(bundled, both, tensor, name):
+def test_every_method(bundled, both, tensor, name, few_steps):
     found = explain(both, model=bundled, method=name)
     made = METHODS[name].make(bundled.model)
     np.testing.assert_array_equal(found.map, made.explain(tensor).masks[0])
@@ -158,6 +153,7 @@ def test_overlay_and_files_are_the_commands(bundled, both, tmp_path):
     assert found.overlay(colormap="jet").tobytes() != found.overlay().tobytes()
 
 
+@pytest.mark.slow
 def test_faithfulness_is_measured_on_the_category(bundled, both, tensor):
     found = explain(both, "bull mastiff", model=bundled)
     assert found.faithfulness() == faithfulness(bundled.model, tensor[0], found.map, 243)

@@ -133,6 +133,7 @@ thread.join()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only GNU's malloc is told")
 def test_freed_memory_is_kept():
     """Tensors in a thread get the pages of those before them."""

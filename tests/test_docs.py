@@ -52,14 +52,16 @@ def expected_files(options):
     return len(images) * maps + 4 + len({"--report", "--contact_sheet"} & {*options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_run(command, tmp_path, monkeypatch):
+def test_commands_run(command, tmp_path, monkeypatch, few_steps):
     monkeypatch.chdir(ROOT)
     options = shlex.split(command)[2:]
     assert vit_explain.main([*options, "--output_dir", str(tmp_path)]) == 0
     assert len(list(tmp_path.iterdir())) == expected_files(options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", SNIPPETS, ids=lambda path: path.name)
 def test_snippets_run(document, tmp_path):
     """All snippets of a document in one process; what a comment beside a print says is printed."""
@@ -84,6 +86,7 @@ def test_snippets_run(document, tmp_path):
             assert saved.info["Method"]
 
 
+@pytest.mark.slow
 def test_training_commands_run(tmp_path, monkeypatch):
     """Those of docs/training.md, one after the other, on a dozen images for one epoch."""
     monkeypatch.chdir(tmp_path)

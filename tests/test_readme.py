@@ -30,6 +30,7 @@ def test_commands_users_have_written_down():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_published_commands_write_the_files_listed(number, tmp_path):
     command = shlex.split(commands(README)[number])

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from helpers import ROOT
@@ -12,6 +13,7 @@ def run(code):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_timm_imports_after_the_cure():
     code, output = run("import vitexplain, timm; print(timm.__version__)")
     assert code == 0, output

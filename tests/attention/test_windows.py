@@ -42,6 +42,7 @@ def last_tokens(model, embedded):
         return model.layers(embedded).flatten(1, 2)[0]
 
 
+@pytest.mark.slow
 def test_what_can_reach_a_token_is_what_changes_it(case):
     """Disturb one patch at a time: just those outputs change that the product says it reaches."""
     model, height, width = case

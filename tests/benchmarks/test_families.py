@@ -57,6 +57,7 @@ def test_baseline_gradient_reaches_the_first_attention():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
 def test_memory_is_measured_in_a_process_of_its_own():
     """The matrices of a block are (1, 6, 1370, 1370): all of them at once would be 540 MB."""

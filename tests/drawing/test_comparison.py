@@ -79,6 +79,7 @@ def run(capsys, *arguments):
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_compare_draws_every_method(tmp_path, capsys):
     code, out, err = run(capsys, "--image_path", BOTH, "--compare", "--output_dir", str(tmp_path),
                          "--json")  # fmt: skip
@@ -96,6 +97,7 @@ def test_compare_draws_every_method(tmp_path, capsys):
         assert sheet.width > 5 * 224
 
 
+@pytest.mark.slow
 def test_several_methods_of_a_folder_are_marked_in_its_results(tmp_path, capsys):
     small = tmp_path / "in"
     small.mkdir()

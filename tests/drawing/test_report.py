@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitexplain.drawing.report.report import write_report
 
+pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 HARMFUL = "<img src=x onerror=alert(1)>.png"
 CLOSING = "</script><script>alert(2)</script>"

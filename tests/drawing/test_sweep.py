@@ -76,6 +76,7 @@ def single(loaded, tensor, chosen):
     return explainer.explain(tensor, index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "texts",
     [
@@ -121,6 +122,7 @@ def test_as_published_too(bundled):
     assert np.abs(row[0].mask - row[1].mask).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("category", [None, 243])
 def test_every_map_is_the_commands(bundled, tmp_path, category):
     loaded, _, tensor = bundled

@@ -58,6 +58,7 @@ def test_dog_and_cat_each_light_up_on_their_own_side(bundled, examples, fusion):
     assert top1 & set(range(281, 286))  # a cat
 
 
+@pytest.mark.slow
 def test_each_of_two_images_lights_up_for_its_category(bundled, examples):
     """Two photographs side by side, all ordered pairs: the heavier half is the right one."""
     images = {n: open_image(examples / n).resize((112, 224)) for n in SHOWN}
@@ -83,6 +84,7 @@ HEAVIER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", HEAVIER)
 def test_every_method_tells_two_images_apart(bundled, examples, method):
     images = {n: open_image(examples / n).resize((112, 224)) for n in SHOWN}

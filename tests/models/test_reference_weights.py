@@ -44,6 +44,7 @@ def test_command_end_to_end(weights, examples, tmp_path, capsys):
     assert (tmp_path / "cat_grad_rollout_285_0.900_mean.png").is_file()
 
 
+@pytest.mark.slow
 def test_accuracy_on_photographs(deit, shared):
     """At least 0.72 of 666 photographs, each squashed to 224 pixels; measured: 0.745."""
     right = []
@@ -67,6 +68,7 @@ def test_dog_and_cat_each_on_their_own_side(deit, examples):
     assert left_share(explainer(tensor, 285)) < 0.45
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", ["mean", "max"])
 def test_batch_equals_one_by_one(deit, examples, fusion):
     names = ("both.png", "cat.jpg", "dog.jpg", "coffee.jpg")
@@ -80,6 +82,7 @@ def test_batch_equals_one_by_one(deit, examples, fusion):
     np.testing.assert_allclose(graded.batch(tensors, categories), apart, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_in_bfloat16_change_a_map_by_less_than_a_hundredth(weights, examples):
     """1025 tokens; without bfloat16 in hardware both are the same."""
     deit = load_model("deit_tiny_patch16_224", weights, img_size=(512, 512))

@@ -24,6 +24,7 @@ from vitexplain.attention.tokens import TokenLayout
 from vitexplain.models.loading import build_network, load_model
 from vitexplain.training.data import is_held_out
 
+pytestmark = pytest.mark.slow
 CONFIG = json.loads((ROOT / "vitexplain" / "data" / "bundled" / "config.json").read_text())
 
 

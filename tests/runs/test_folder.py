@@ -78,6 +78,7 @@ def mixed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_each_image_as_if_it_were_alone(mixed, tmp_path):
     report, told = run(
         tmp_path / "all", mixed, recursive=True, save_mask=True, batch_size=3, discard_ratio=0.0
@@ -118,6 +119,7 @@ def test_each_image_as_if_it_were_alone(mixed, tmp_path):
     assert not list((tmp_path / "all").rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_results_hold_the_map(mixed, tmp_path):
     import base64
 
@@ -129,6 +131,7 @@ def test_results_hold_the_map(mixed, tmp_path):
     assert np.abs(grey / 255 - stretched).max() < 0.5 / 255 + 1e-6
 
 
+@pytest.mark.slow
 def test_top_k_draws_each_of_the_top1_categories(mixed, tmp_path):
     run(tmp_path / "k", mixed / "plain.png", top_k=3, save_mask=True)
     result = results_of(tmp_path / "k")["plain.png"]
@@ -149,6 +152,7 @@ def test_top_k_draws_each_of_the_top1_categories(mixed, tmp_path):
         np.testing.assert_allclose(mask, np.load(alone["files"]["mask"]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(tmp_path):
     make_photos(tmp_path / "in", 6)
     output = tmp_path / "out"
@@ -189,6 +193,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 def test_killed_twice_nothing_is_lost_or_doubled(tmp_path):
     make_photos(tmp_path / "in", 60)
@@ -225,6 +230,11 @@ def test_killed_twice_nothing_is_lost_or_doubled(tmp_path):
     assert {path.name for path in output.iterdir()} == overlays | rest
 
 
+def heed_ctrl_c():
+    """Also where a shell runs the tests in the background, and has them ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder):
     """The command in a session of its own, once two of the images in "in" are finished."""
     process = subprocess.Popen(
@@ -234,11 +244,13 @@ def start(folder):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     wait_for_lines(process, folder / "out", 2)
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals differ")
 def test_ctrl_c_says_how_far_it_came(tmp_path):
     make_photos(tmp_path / "in", 60)
@@ -254,6 +266,7 @@ def test_ctrl_c_says_how_far_it_came(tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for the workers with ps")
 def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     make_photos(tmp_path / "in", 60)

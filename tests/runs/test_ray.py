@@ -18,6 +18,7 @@ pytest.importorskip("ray", reason="needs requirements-ray.txt")
 from vitexplain.runs.folder import explain_folder
 from vitexplain.settings import Settings
 
+pytestmark = pytest.mark.slow
 COUNT = 60
 
 

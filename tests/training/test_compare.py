@@ -19,6 +19,7 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_vit_and_cnn_beside_each_other(data, tmp_path, capsys):
     for model in ("test_vit", "test_resnet"):
         arguments = f"--data {data} --output {tmp_path / model} --model {model} --img_size 96"

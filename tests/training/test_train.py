@@ -12,6 +12,7 @@ from vitexplain.models.loading import bundled_folder, load_model
 from vitexplain.training import evaluate
 from vitexplain.training.train import Training, main
 
+pytestmark = pytest.mark.slow
 COLOURS = {"blood": (200, 30, 30), "grass": (30, 180, 30), "sky": (60, 60, 220)}
 
 
