@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vit_rollout import Explanation
 from vitexplain.attention.tokens import UnsupportedModel, token_layout
-from vitexplain.errors import RequestError
+from vitexplain.errors import MissingPackage, RequestError
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.loading import LoadedModel
@@ -91,7 +91,7 @@ class Explainer:
         for method in chosen:
             try:
                 self._add(method)
-            except (UnsupportedModel, ImportError) as error:
+            except (UnsupportedModel, MissingPackage) as error:
                 if options.method or not options.compare:
                     raise
                 reason = getattr(error, "reason", error)

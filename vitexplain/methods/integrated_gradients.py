@@ -24,12 +24,13 @@ from torch.nn import functional as F
 from vit_rollout import largest_is_one
 from vitexplain.attention.capture import forward, prepare
 from vitexplain.attention.tokens import TokenLayout, check_supported
+from vitexplain.errors import MissingPackage
 from vitexplain.methods.base import Choose, OfCategory
 
 try:
     from captum.attr import IntegratedGradients as Integral
-except ImportError as error:
-    raise ImportError("integrated gradients need captum: pip install captum") from error
+except ModuleNotFoundError as error:
+    raise MissingPackage("integrated gradients need captum: pip install captum") from error
 
 STEPS = 50
 
