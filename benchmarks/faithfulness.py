@@ -24,7 +24,7 @@ from benchmarks.speed import machine
 from vitexplain.attention.capture import forward
 from vitexplain.device import choose_device
 from vitexplain.drawing.charts import draw_randomisation
-from vitexplain.errors import RequestError, one_line
+from vitexplain.errors import run_command
 from vitexplain.faithfulness.baselines import FLOORS
 from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_images
 from vitexplain.faithfulness.passes import BATCH, masks_of
@@ -45,20 +45,17 @@ TIMED_STEPS, TIMED_IMAGES = 20, 2
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
-        loaded = load_model(
-            options.model, options.checkpoint, device=choose_device(options.device)[0]
-        )
-        report = measure(loaded, options)
-    except (RequestError, OSError) as error:
-        print(f"faithfulness: {one_line(error)}", file=sys.stderr)
-        return 2
-    print(report["table"])
-    if options.write:
-        write_between(Path(options.write), *markers(report["model"]), report["table"])
-    if options.json:
-        Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
-    return 0
+
+    def work() -> None:
+        device, _ = choose_device(options.device)
+        report = measure(load_model(options.model, options.checkpoint, device=device), options)
+        print(report["table"])
+        if options.write:
+            write_between(Path(options.write), *markers(report["model"]), report["table"])
+        if options.json:
+            Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+
+    return run_command("faithfulness", work)
 
 
 def markers(model: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from vitexplain.errors import RequestError
+from vitexplain.errors import RequestError, is_out_of_memory
 
 # of GNU's malloc.h: trim and mmap threshold, and how much is asked for at once, in bytes
 MALLOC_OPTIONS = {-1: 2**30, -3: 2**25, -2: 2**26}
@@ -82,11 +82,6 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in MALLOC_OPTIONS.items():
             mallopt(option, value)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a type of its own, the CPU's allocator and MPS a message."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error)
 
 
 def _parse(name: str) -> torch.device:

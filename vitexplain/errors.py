@@ -1,7 +1,11 @@
-"""What a user did wrong, as opposed to what we did."""
+"""A user's mistakes, as opposed to ours, and how commands report them."""
 
+import os
 import sys
 from collections.abc import Callable
+
+# what torch's allocators say: CUDA's and MPS's, the CPU's on Linux and macOS, the CPU's on Windows
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class RequestError(ValueError):
@@ -12,17 +16,58 @@ class RequestError(ValueError):
     """
 
 
+class MissingPackage(RequestError, ImportError):
+    """A package that only some requests need is not installed; the message says how to get it."""
+
+
 def one_line(error: object, limit: int | None = None) -> str:
     """An error's message without line breaks, shortened if it is longer than `limit`."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if limit is None or len(text) <= limit else text[:limit] + "…"
 
 
-def run_command(name: str, function: Callable[[], object]) -> int:
-    """Run a command's work; its exit code: 0, or 2 with "NAME: what is wrong" on stderr."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on any device. Torch raises RuntimeError with many messages."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+    )
+
+
+def run_command(
+    name: str,
+    function: Callable[[], int | None],
+    *,
+    less_memory: str = "try a smaller image or model, or --device cpu",
+) -> int:
+    """Do a command's work, and put what a user can do something about into one line on stderr.
+
+    Args:
+        name: of the command, which begins the line.
+        function: the work; returns an exit code, or None for 0.
+        less_memory: what to try when memory runs out.
+
+    Returns:
+        The exit code: that of `function`; 2 for a request that can't be met; 130 for Ctrl-C; 0
+        where whoever read the output has gone, as the work is done by then.
+    """
     try:
-        function()
-    except (RequestError, OSError) as error:
-        print(f"{name}: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+        return function() or 0
+    except KeyboardInterrupt as error:
+        return _fail(name, ": ".join(["interrupted", *map(str, error.args)]), 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        return _fail(name, f"{file}{error.strerror or error}")
+    except RequestError as error:
+        return _fail(name, error)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail(name, f"out of memory: {less_memory}")
+
+
+def _fail(name: str, reason: object, code: int = 2) -> int:
+    print(f"{name}: {one_line(reason)}", file=sys.stderr)
+    return code

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from vitexplain.attention.tokens import UnsupportedModel, token_layout
-from vitexplain.errors import RequestError
+from vitexplain.errors import MissingPackage, RequestError
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.methods.base import Explanation
 from vitexplain.methods.registry import METHODS, Method, methods_of
@@ -91,7 +91,7 @@ class Explainer:
         for method in chosen:
             try:
                 self._add(method)
-            except (UnsupportedModel, ImportError) as error:
+            except (UnsupportedModel, MissingPackage) as error:
                 if options.method or not options.compare:
                     raise
                 reason = getattr(error, "reason", error)

@@ -333,7 +333,8 @@ def test_help_needs_no_torch():
 
 @pytest.mark.slow
 def test_missing_package_says_what_to_install(tmp_path):
-    (tmp_path / "timm.py").write_text("raise ModuleNotFoundError(\"No module named 'timm'\")")
+    missing = "raise ModuleNotFoundError(\"No module named 'timm'\", name='timm')"
+    (tmp_path / "timm.py").write_text(missing)
     done = run("--image_path", CAT, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr == (

@@ -17,9 +17,15 @@ from typing import NoReturn
 from vitexplain import __version__
 from vitexplain.choices import CROPS, DEFAULT_IMAGE, ENGINES, HEAD_FUSIONS
 from vitexplain.cli.sweep_option import parse_sweep
-from vitexplain.errors import RequestError
+from vitexplain.errors import MissingPackage, RequestError, run_command
 from vitexplain.methods.registry import METHODS
 from vitexplain.settings import Settings
+
+# the packages of requirements.txt that are always needed, by the names that import them
+REQUIRED = (
+    *("torch", "torchvision", "timm", "numpy", "cv2", "PIL", "safetensors", "huggingface_hub"),
+    *("tqdm", "filelock", "matplotlib"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,31 +33,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return run_command("vit_explain", lambda: _main(arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    options = vars(_parser().parse_args(arguments))
+    as_json, show = options.pop("json"), options.pop("show")
+    logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output
+    warnings.filterwarnings("ignore", module=r"timm\.")
+    options["method"] = tuple(dict.fromkeys(options["method"]))
+    options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
+    options["command"] = shlex.join(["vit_explain.py", *arguments])
     try:
-        options = vars(_parser().parse_args(arguments))
-        as_json, show = options.pop("json"), options.pop("show")
-        logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output
-        warnings.filterwarnings("ignore", module=r"timm\.")
-        options["method"] = tuple(dict.fromkeys(options["method"]))
-        options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
-        options["command"] = shlex.join(["vit_explain.py", *arguments])
         return _run(Settings.of(**options), as_json, show)
-    except KeyboardInterrupt as error:
-        return _fail(": ".join(["interrupted", *map(str, error.args)]), code=130)
-    except ImportError as error:
-        return _fail(f"{error}: install what is needed with pip install -r requirements.txt")
-    except BrokenPipeError:  # whoever read the report has gone; the files are written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        name = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{name}{error.strerror or error}")
-    except (RequestError, MemoryError) as error:
-        return _fail(str(error) or "out of memory: try a smaller image or model")
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
+    except ModuleNotFoundError as error:
+        if error.name not in REQUIRED:
             raise
-        return _fail("the device is out of memory: try --device cpu, or a smaller model")
-    return 0
+        raise MissingPackage(
+            f"{error}: install what is needed with pip install -r requirements.txt"
+        ) from error
 
 
 def _run(settings: Settings, as_json: bool, show: bool) -> int:
@@ -436,8 +436,3 @@ def _show(path: str) -> None:
 
 def _tell(notice: str) -> None:
     print(f"vit_explain: {notice}", file=sys.stderr)
-
-
-def _fail(message: str, code: int = 2) -> int:
-    _tell(" ".join(message.split()))
-    return code

@@ -21,12 +21,13 @@ from torch.nn import functional as F
 
 from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import TokenLayout, check_supported
+from vitexplain.errors import MissingPackage
 from vitexplain.methods.base import CategoryMethod, Choose, on_grid
 
 try:
     from captum.attr import IntegratedGradients as Integral
-except ImportError as error:
-    raise ImportError("integrated gradients need captum: pip install captum") from error
+except ModuleNotFoundError as error:
+    raise MissingPackage("integrated gradients need captum: pip install captum") from error
 
 # With 50 steps the attributions of five photographs miss the difference of the logits by 4 % on
 # average, at most 7 %, with the bundled model (with 32: 9 %, 22 %), and by at most 4 % with

@@ -33,6 +33,7 @@ from vitexplain.models.transform import InputTransform
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
 MOST_PATCHES = 16_384  # a block's matrix over so many takes 1 GiB
+LONGEST = 240  # characters of what timm or the hub say, within a message
 
 
 class ModelError(RequestError):
@@ -172,7 +173,7 @@ def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
         model.set_input_size(img_size=img_size)
     except (AssertionError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ModelError(
-            f"the model does not take {height}x{width} images: {_one_line(error)}"
+            f"the model does not take {height}x{width} images: {one_line(error, LONGEST)}"
         ) from error
 
 
@@ -200,7 +201,7 @@ def _from_folder(folder: Path, name: str) -> _Network:
         try:
             return _from_timm(timm.create_model(f"local-dir:{folder}", pretrained=True), name)
         except Exception as error:
-            raise ModelError(f"{folder} can't be loaded: {_one_line(error)}") from error
+            raise ModelError(f"{folder} can't be loaded: {one_line(error, LONGEST)}") from error
     model = build_network(config)
     _fit(model, _read_checkpoint(folder / "model.safetensors", ())[0], name, folder)
     names = config["categories"]
@@ -220,7 +221,9 @@ def _read_config(folder: Path) -> dict:
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder} holds no readable config.json: {_one_line(error)}") from error
+        raise ModelError(
+            f"{folder} holds no readable config.json: {one_line(error, LONGEST)}"
+        ) from error
 
 
 def _pretrained(name: str, explainable: bool = True) -> _Network:
@@ -238,7 +241,7 @@ def _pretrained(name: str, explainable: bool = True) -> _Network:
             f"{reason}; use --model bundled, or --checkpoint with a file of its weights"
         ) from WeightsUnavailable(reason)
     except Exception as error:  # the hub client and the readers of weights raise almost anything
-        raise ModelError(f"{name} can't be loaded: {_one_line(error)}") from error
+        raise ModelError(f"{name} can't be loaded: {one_line(error, LONGEST)}") from error
     return _from_timm(model, name)
 
 
@@ -281,7 +284,7 @@ def _resolve(name: str, explainable: bool = True) -> tuple[str | None, str, dict
             raise ModelError(f"timm has no model called {architecture}{hint}")
         config = resolve_pretrained_cfg(architecture, tag or None).to_dict()
     except (RuntimeError, ValueError) as error:
-        raise ModelError(_one_line(error)) from error
+        raise ModelError(one_line(error, LONGEST)) from error
     if explainable:
         with torch.device("meta"):
             check_supported(timm.create_model(architecture, pretrained=False))
@@ -296,7 +299,7 @@ def _read_checkpoint(path: Path, heads: Sequence[str]) -> tuple[dict[str, Tensor
         state = load_state_dict(str(path), weights_only=True)
         state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:
-        raise ModelError(f"checkpoint {path} can't be read: {_one_line(error)}") from error
+        raise ModelError(f"checkpoint {path} can't be read: {one_line(error, LONGEST)}") from error
     if not state:
         raise ModelError(f"checkpoint {path} holds no tensors by name")
     weights = [state[f"{head}.weight"] for head in heads if f"{head}.weight" in state]
@@ -315,7 +318,7 @@ def _fit(model: nn.Module, state: dict[str, Tensor], name: str, checkpoint) -> N
 def _does_not_fit(checkpoint, name: str, error: Exception) -> ModelError:
     return ModelError(
         f"checkpoint {checkpoint} does not fit {name}, name its architecture with --model: "
-        f"{_one_line(error)}"
+        f"{one_line(error, LONGEST)}"
     )
 
 
@@ -329,8 +332,3 @@ def _transform(data: dict, crop: str) -> InputTransform:
         crop_pct=data["crop_pct"],
         crop_mode=data.get("crop_mode") or "center",
     )
-
-
-def _one_line(error: Exception, limit: int = 240) -> str:
-    text = one_line(error) or type(error).__name__
-    return text if len(text) <= limit else text[:limit] + "…"

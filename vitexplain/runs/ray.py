@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vitexplain.errors import MissingPackage
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
 from vitexplain.runs.folder import run_report
@@ -29,8 +30,13 @@ from vitexplain.settings import Settings
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors come as exceptions too
 
-import ray
-import ray.data
+try:
+    import ray
+    import ray.data
+except ModuleNotFoundError as error:
+    raise MissingPackage(
+        f"--engine ray needs Ray ({error}): pip install -r requirements-ray.txt"
+    ) from error
 
 PARQUET = "parquet"
 BATCH = 8

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.sheet import draw_sheet
-from vitexplain.errors import RequestError, one_line
+from vitexplain.errors import run_command
 from vitexplain.images.writing import writable_folder
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.training import evaluate
@@ -28,13 +28,7 @@ TIMED_BATCH, TIMED_ROUNDS = 16, 15
 
 def main(arguments: list[str] | None = None) -> int:
     options, rest = parser().parse_known_args(arguments)
-    try:
-        text = compare(options, rest)
-    except (RequestError, OSError) as error:
-        print(f"compare: {one_line(error)}", file=sys.stderr)
-        return 2
-    print(text)
-    return 0
+    return run_command("compare", lambda: print(compare(options, rest)))
 
 
 def compare(options: argparse.Namespace, rest: list[str]) -> str:

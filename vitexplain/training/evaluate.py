@@ -19,7 +19,7 @@ from PIL import Image
 from vitexplain.choices import CROPS
 from vitexplain.device import in_batches
 from vitexplain.drawing.heatmap import draw_overlay
-from vitexplain.errors import RequestError, one_line
+from vitexplain.errors import run_command
 from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.faithfulness.table import bootstrap_interval
 from vitexplain.images.writing import writable_folder
@@ -42,13 +42,12 @@ SHOWN_MOSAICS = 6
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
+
+    def work() -> None:
         report = evaluate(options)
-    except (RequestError, OSError) as error:
-        print(f"evaluate: {one_line(error)}", file=sys.stderr)
-        return 2
-    print(json.dumps(report, indent=2) if options.json else as_text(report))
-    return 0
+        print(json.dumps(report, indent=2) if options.json else as_text(report))
+
+    return run_command("evaluate", work, less_memory="lower --batch_size")
 
 
 def evaluate(options: argparse.Namespace) -> dict:

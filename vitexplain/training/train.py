@@ -29,8 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm import tqdm
 
-from vitexplain.device import is_out_of_memory
-from vitexplain.errors import RequestError
+from vitexplain.errors import run_command
 from vitexplain.images.writing import writable_folder, write_whole
 from vitexplain.models.loading import bundled_folder, load_model, set_input_size
 from vitexplain.training.curves import draw_curves
@@ -48,22 +47,14 @@ COLUMNS = ("epoch", "lr", "train_loss", "validation_loss", "validation_top1")
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    try:
-        Training(options).run()
-    except KeyboardInterrupt:
-        return _fail("interrupted: the same command goes on from the last epoch", 130)
-    except (RequestError, OSError) as error:
-        return _fail(str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return _fail("out of memory: lower --batch_size")
-    return 0
 
+    def work() -> None:
+        try:
+            Training(options).run()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on from the last epoch") from None
 
-def _fail(message: str, code: int = 2) -> int:
-    print(f"train: {' '.join(message.split())}", file=sys.stderr)
-    return code
+    return run_command("train", work, less_memory="lower --batch_size")
 
 
 @dataclass
