@@ -19,7 +19,6 @@ from torch import Tensor
 
 from benchmarks.localised import CELLS, in_boxes, on_mosaics
 from benchmarks.localised import MEASURES as LOCALISED
-from benchmarks.markers import write_between
 from benchmarks.speed import machine
 from vitexplain.attention.capture import forward
 from vitexplain.device import choose_device
@@ -32,6 +31,7 @@ from vitexplain.faithfulness.removal import Removal
 from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.table import as_json, as_markdown
 from vitexplain.faithfulness.timing import alternating_medians
+from vitexplain.markers import write_between
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.training.data import LabelledImages
 from vitexplain.training.evaluate import classify, confident
@@ -195,7 +195,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mosaics", type=int, default=10, help="of four images each")
     add("--boxed", type=int, default=24, help="images with boxes")
     add("--seed", type=int, default=0)
-    add("--write", metavar="README", help="put the table between the model's markers")
+    add("--write", metavar="PAGE", help="put the table between the model's markers")
     add("--json", metavar="FILE", help="write everything as JSON, too")
     add("--figure", metavar="PNG", help="draw the randomisation test, all of its stages")
     return parser

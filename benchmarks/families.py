@@ -1,4 +1,4 @@
-"""What works: `python -m benchmarks.families --write README.md` walks all of timm's models.
+"""What works: `python -m benchmarks.families --write docs/models.md` walks all of timm's models.
 
 Every model is built without memory and either has a token layout or is refused with a reason. Of
 every class that is not refused, the smallest model is then explained with random weights, by
@@ -16,10 +16,10 @@ import timm
 import torch
 from tqdm import tqdm
 
-from benchmarks.markers import write_between
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 from vitexplain.attention.tokens import UnsupportedModel, token_layout
+from vitexplain.markers import write_between
 
 BEGIN, END = "<!-- families: made by benchmarks.families -->", "<!-- families end -->"
 
@@ -114,7 +114,7 @@ def table(families: dict[str, Family], tried: dict[str, str]) -> str:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="*", help="only models whose names fit this pattern")
-    parser.add_argument("--write", metavar="README", help="put the table between its markers")
+    parser.add_argument("--write", metavar="PAGE", help="put the table between its markers")
     return parser
 
 

@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.markers import write_between
 from benchmarks.speed import machine
+from vitexplain.markers import write_between
 from vitexplain.models.loading import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -199,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     add("--ray", type=int, default=0, help="small photographs for --engine ray; 0: without")
     add("--rounds", type=int, default=20, help="forward passes before and after each folder")
     add("--scratch", help="folder for images and overlays, which take a few gigabytes")
-    add("--write", metavar="README", help="put the table between its markers")
+    add("--write", metavar="PAGE", help="put the table between its markers")
     return parser
 
 

@@ -25,9 +25,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.markers import write_between
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
+from vitexplain.markers import write_between
 
 # name: (model in timm, changes, batch size)
 CASES = {
@@ -211,7 +211,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seconds", type=int, default=90, help="after which no round is begun any more")
     add("--device", default="cpu")
     add("--peer", metavar="FILE", help="Python file with rollout and grad_rollout")
-    add("--write", metavar="README", help="put the table between its markers")
+    add("--write", metavar="PAGE", help="put the table between its markers")
     add("--memory_of", nargs=2, metavar=("CASE", "KIND"), help=argparse.SUPPRESS)
     return parser
 

@@ -389,13 +389,10 @@ def test_command(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--image_path", str(ROOT / "examples")], "--anatomy is for one image, without"),
-        (["--report"], "--anatomy is for one image, without"),
-        (["--category", "top"], "leave out --category, --method"),
-        (
-            ["--sweep", "head_fusion=max"],
-            "leave out --category, --method",
-        ),
+        (["--image_path", str(ROOT / "examples")], "--anatomy is for one image: name one"),
+        (["--report"], "--anatomy can't be combined with --report"),
+        (["--category", "top"], "--anatomy can't be combined with --category"),
+        (["--sweep", "head_fusion=max"], "--anatomy can't be combined with --sweep"),
         (["--start_block", "4"], "start_block must be from 0 to 3"),
         (["--colormap", "rainbows"], "colormap must be one of"),
     ],

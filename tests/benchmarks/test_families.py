@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from benchmarks import families, speed
-from benchmarks.markers import write_between
 from helpers import ROOT
 from vitexplain.attention.tokens import GLOBAL, WINDOWED
+from vitexplain.markers import write_between
 
 
 def test_families_have_a_layout_or_a_reason():
@@ -24,7 +24,7 @@ def test_families_have_a_layout_or_a_reason():
 
 
 def test_the_readmes_table_names_what_the_code_supports():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     table = readme.split(families.BEGIN)[1].split(families.END)[0]
     works = set(re.findall(r"^\| (\w+) \| \d+ \|", table, re.MULTILINE))
     assert works - {"VisionTransformerDistilled"} == {c.__name__ for c in GLOBAL + WINDOWED}

@@ -66,7 +66,7 @@ def test_first_command_of_the_readme(tmp_path):
     if not torch.cuda.is_available():
         assert out.splitlines()[0] == "Using CPU (CUDA is not available)"
     assert "input 224x224 (the whole image, resized), 14x14 patches" in out
-    assert "read-out: class token" in out
+    assert "pooling: class token" in out
     assert len(re.findall(r"^ +\d+\.\d% +\d+ \w", out, re.MULTILINE)) == 5
     assert "attention rollout, the same for every category" in out
     assert "heads fused by max" in out
@@ -219,8 +219,8 @@ def test_start_block_and_fusion_change_the_mask(tmp_path):
 def test_as_published(bundled, tmp_path):
     """Arithmetic, transform and colours of the older script, at the size it drew."""
     from vit_grad_rollout import VITAttentionGradRollout
+    from vitexplain.drawing.overlay import draw_published as published_overlay
     from vitexplain.images.reading import open_image
-    from vitexplain.methods.as_published import overlay as published_overlay
 
     explain(
         *BUNDLED,
@@ -304,7 +304,8 @@ def test_empty_map_is_said_to_be_empty(tmp_path):
     )
     assert done.returncode == 0
     assert done.stderr == (
-        "vit_explain: no patch reaches the read-out, the map is empty: lower --discard_ratio\n"
+        "vit_explain: no patch reaches what the classifier pools, the map is empty: "
+        "lower --discard_ratio\n"
     )
 
 
@@ -436,11 +437,14 @@ WRONG = {
         ["--image_path", ".", "--output_dir", "."],
         "name another --output_dir",
     ),
-    "no batch": (["--batch_size", "0"], "'0' is not a number from 1 on"),
+    "no batch": (["--batch_size", "0"], "'0' is not a whole number from 1 on"),
     "sweep of nothing": (["--sweep", "colour=red"], "--sweep takes PARAMETER=VALUE,VALUE with one"),
     "sweep value": (["--sweep", "discard_ratio=0,1"], "--sweep discard_ratio must be at least 0"),
     "sweep block": (["--sweep", "start_block=0,4"], "start_block must be from 0 to 3, not 4"),
-    "sweep of many": (["--sweep", "head_fusion=max", "--report"], "--sweep is for one image"),
+    "sweep of many": (
+        ["--sweep", "head_fusion=max", "--report"],
+        "--sweep can't be combined with --report",
+    ),
     "too many categories": (["--top_k", "1001"], "the model has 1000 categories, not 1001"),
     "bomb": (["--image_path", "bomb.png"], "too large: more than 178 million pixels"),
     "index too large": (["--category_index", "1000"], "from 0 to 999"),

@@ -120,11 +120,11 @@ def test_several_methods_of_a_folder_are_marked_in_its_results(tmp_path, capsys)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "rollup"], "'rollup' is none of attention_rollout"),
+        (["--method", "rollup"], "unknown method 'rollup'; choose from attention_rollout"),
         (["--method", "rollout", "--category", "pug"], "the same for every category"),
         (["--method", "legrad", "--head", "1"], "--head does not apply to LeGrad"),
         (["--method", "attention", "--block", "99"], "block must be from 0 to"),
-        (["--compare", "--sweep", "discard_ratio=0"], "--sweep is for one image"),
+        (["--compare", "--sweep", "discard_ratio=0"], "--sweep can't be combined with --compare"),
         (["--compare", "--head", "44"], "head must be from 0 to 3, not 44"),
     ],
 )

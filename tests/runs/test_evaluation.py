@@ -105,7 +105,7 @@ def test_figure_shows_the_best_in_green_and_floors_in_grey():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--report"], "leave out --report"),
+        (["--report"], "--evaluate can't be combined with --report"),
         (["--image_path", "nowhere.png"], "nowhere.png"),
         (["--method", "legrad", "--block", "1"], "--block does not apply to LeGrad"),
         (["--category", "no such thing"], "no such thing"),

@@ -46,7 +46,7 @@ def test_report(data, tmp_path, capsys):
         assert figures["maps"] == 2 * cells
         assert figures["in_right_cell"] > 1.5 * chance
     rows = (output / "categories.csv").read_text().splitlines()
-    assert rows[0] == "index,category,images,top1,mean_probability"
+    assert rows[0] == "index,category,pictures,top1,mean_probability"
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "88", "105", "285", "388", "967"]
     text = (output / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:)', text)

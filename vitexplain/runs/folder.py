@@ -133,7 +133,7 @@ def _explain_missing(session: Session, results: Results, tell: Callable[[str], N
     progress = tqdm(
         total=len(results.images),
         initial=results.done,
-        unit="picture",
+        unit="image",
         disable=True if run.quiet else None,  # None: unless stderr is a terminal
     )
     # two a processor: half of their time they wait for the disk

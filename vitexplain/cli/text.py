@@ -1,0 +1,106 @@
+"""The reports of the runs in words, as the command prints them."""
+
+from collections.abc import Iterator
+
+from vitexplain.methods.registry import METHODS
+
+
+def folder_text(report: dict) -> str:
+    """A run over many images."""
+    before = f", {report['explained_before']} before" if report["explained_before"] else ""
+    failed = f", {report['failed']} failed" if report["failed"] else ""
+    return "\n".join([
+        *_opening(report),
+        *(f"Method: {_method(method)}" for method in report["methods"]),
+        f"{report['pictures']} images: {report['explained']} explained{before}{failed}",
+        *_wrote(report),
+    ])  # fmt: skip
+
+
+def sweep_text(report: dict) -> str:
+    """A sweep of one image."""
+    return "\n".join([*_opening(report), f"Drew {len(report['maps'])} maps", *_wrote(report)])
+
+
+def comparison_text(report: dict) -> str:
+    """All methods on one image, each with its faithfulness."""
+    lines = _opening(report)
+    for found in report["maps"]:
+        marked = ", the most faithful" if found["most_faithful"] else ""
+        described = {**found["method"], "category": found["category"]}
+        lines.append(f"  {found['faithfulness']:6.3f}  {_method(described)}{marked}")
+    return "\n".join([*lines, *_wrote(report)])
+
+
+def evaluation_text(report: dict) -> str:
+    """Methods measured on images."""
+    measured = [f"{report['pictures']} images", report["table"]]
+    return "\n".join([*_opening(report), *measured, *_wrote(report)])
+
+
+def anatomy_text(report: dict) -> str:
+    """The anatomy of a model on one image."""
+    method = f"Method: {_method(report['method'])}"
+    return "\n".join([*_opening(report), method, *_wrote(report)])
+
+
+def _opening(report: dict) -> list[str]:
+    model = report["model"]
+    width, height = model["input_size"]
+    rows, columns = model["patch_grid"]
+    return [
+        report["device"]["notice"],
+        f"Model: {model['name']}, input {width}x{height} ({_seen(report)}), "
+        f"{rows}x{columns} patches, pooling: {model['readout']}",
+    ]
+
+
+def image_text(report: dict) -> str:
+    """One map of one image."""
+    lines = _opening(report)
+    if report["top"]:
+        lines.append("Most likely categories:")
+        lines += [f"  {c['probability']:6.1%}  {c['index']:4} {c['name']}" for c in report["top"]]
+    lines.append(f"Method: {_method(report['method'])}")
+    return "\n".join([*lines, *_wrote(report)])
+
+
+def _wrote(report: dict) -> list[str]:
+    return [f"Wrote {path}" for path in report["files"].values()]
+
+
+def _seen(report: dict) -> str:
+    crop = report["model"]["crop"]
+    if crop != "center":
+        return f"the whole image, {'resized' if crop == 'none' else 'padded'}"
+    if "picture" not in report:
+        return "the model's crop"
+    left, top, right, bottom = (round(edge) for edge in report["picture"]["region_seen"])
+    width, height = report["picture"]["size"]
+    return f"the model's crop: x {left} to {right}, y {top} to {bottom} of {width}x{height}"
+
+
+def _method(method: dict) -> str:
+    kind, category = METHODS[method["name"]], method.get("category")
+    text, details = kind.title, ", ".join(_details(method))
+    if not kind.of_category:
+        text += ", the same for every category"
+    elif category:
+        name, probability = category["name"], category["probability"]
+        text += f" for category {category['index']} ({name}, {probability:.1%})"
+    return f"{text} ({details})" if details else text
+
+
+def _details(method: dict) -> Iterator[str]:
+    if "block" in method:
+        yield "the last block" if method["block"] == -1 else f"block {method['block']}"
+    if method.get("head") is not None:
+        yield f"head {method['head']}"
+    elif "head_fusion" in method:
+        yield f"heads fused by {method['head_fusion']}"
+    if "discard_ratio" in method:
+        yield f"discard ratio {method['discard_ratio']}"
+    if method.get("start_block"):
+        yield f"from block {method['start_block']}"
+    if method.get("as_published"):
+        yield "as published"
