@@ -1,6 +1,6 @@
 """Which map is faithful to its model: `python -m benchmarks.faithfulness --data photos.zip`.
 
-All methods, and two floors that know nothing of the model, on labelled images; the category is
+All methods, and two baselines that know nothing of the model, on labelled images; the category is
 the label. What is measured, and why, stands in vitexplain.faithfulness; with labels come two more
 measures: the grid pointing game (Böhle, Fritz & Schiele 2021) on mosaics of four confidently and
 rightly classified images, and, on data with boxes, how much of a map is in the object's box.
@@ -9,7 +9,7 @@ rightly classified images, and, on data with boxes, how much of a map is in the 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,30 +17,42 @@ import timm
 import torch
 from torch import Tensor
 
-from benchmarks.localised import CELLS, in_boxes, on_mosaics
-from benchmarks.localised import MEASURES as LOCALISED
 from benchmarks.speed import machine
 from vitexplain.attention.capture import forward
 from vitexplain.device import choose_device
 from vitexplain.drawing.charts import draw_randomisation
-from vitexplain.errors import run_command
-from vitexplain.faithfulness.baselines import FLOORS
+from vitexplain.errors import RequestError, run_command
+from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_images
 from vitexplain.faithfulness.passes import BATCH, masks_of
 from vitexplain.faithfulness.removal import Removal
 from vitexplain.faithfulness.sanity import randomisation
-from vitexplain.faithfulness.table import as_json, as_markdown
+from vitexplain.faithfulness.table import Measure, Values, as_json, as_markdown
 from vitexplain.faithfulness.timing import alternating_medians
 from vitexplain.markers import write_between
 from vitexplain.models.loading import LoadedModel, load_model
-from vitexplain.training.data import LabelledImages
-from vitexplain.training.evaluate import classify, confident
-from vitexplain.training.localisation import groups
+from vitexplain.training.classify import classify, confident, label_of
+from vitexplain.training.data import LabelledImages, category_of
+from vitexplain.training.localisation import (
+    MapFunction,
+    cell_share,
+    groups,
+    in_boxes,
+    map_functions,
+    on_mosaics,
+    read_boxes,
+)
 
+CELLS = 4
 CONFIDENCE = 0.5  # least probability for a mosaic
 CANDIDATES = 200  # images that are classified, to find those for the mosaics
 TITLES = {name: method.title for name, method in ALL.items()}
 TIMED_STEPS, TIMED_IMAGES = 20, 2
+LOCALISED = (
+    Measure("cell", "Mosaic ↑", "higher"),
+    Measure("pointing", "Pointing ↑", "higher"),
+    Measure("energy", "Energy ↑", "higher"),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,17 +100,17 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
     sure = confident(labels, probabilities, CONFIDENCE)
     mosaics = groups(labels[sure], CELLS, options.mosaics, options.seed)
     of_four = [[(names[sure[i]], int(labels[sure[i]])) for i in group] for group in mosaics]
-    localised = [on_mosaics(loaded, methods, data, of_four)]
+    maps = map_functions({name: ALL[name] for name in methods}, loaded.model)
+    for name, shares in cell_shares(maps, loaded, data, of_four).items():
+        values[name]["cell"] = shares
     if options.boxes:
-        boxes = LabelledImages(options.boxes)
-        localised.append(in_boxes(loaded, methods, boxes, options.boxed))
-    for part in localised:
-        for name, columns in part.items():
-            values[name] |= columns
+        boxed = pointing(maps, loaded, LabelledImages(options.boxes), options.boxed)
+        for name in methods:
+            values[name] |= boxed[name]
     if options.figure:
         few = images[: options.few], categories[: options.few]
-        # floors do not change with the model: their lines would only hide others
-        drawn = [name for name in methods if name not in FLOORS]
+        # baselines do not change with the model: their lines would only hide others
+        drawn = [name for name in methods if name not in BASELINES]
         draw(loaded, *few, drawn, options.figure, options.seed)
     report = {
         "model": Path(loaded.name).name,
@@ -113,6 +125,39 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
         "methods": as_json(values, (*REMOVED, *LOCALISED, *OTHERS)),
     }
     return report | {"table": as_text(report, values)}
+
+
+def cell_shares(
+    maps: Mapping[str, MapFunction],
+    loaded: LoadedModel,
+    data: LabelledImages,
+    groups: Sequence[Sequence[tuple[str, int]]],
+) -> dict[str, np.ndarray]:
+    """Method -> for each mosaic, the mean over its cells of the map's share there (chance: 1/4)."""
+    shares: dict[str, list[float]] = {}
+    for _, masks in on_mosaics(maps, loaded, data, groups):
+        for name, of_each in masks.items():
+            found = [cell_share(mask, place, CELLS) for place, mask in enumerate(of_each)]
+            shares.setdefault(name, []).append(np.mean(found))
+    return {name: np.array(found) for name, found in shares.items()}
+
+
+def pointing(
+    maps: Mapping[str, MapFunction], loaded: LoadedModel, data: LabelledImages, count: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Method -> "pointing", "energy" -> for each of `count` images that have a box.
+
+    Raises:
+        RequestError: if the data have no boxes.csv.
+    """
+    text = data.side_file("boxes.csv")
+    if text is None:
+        raise RequestError(f"{data.path} holds no boxes.csv")
+    boxes = read_boxes(text)
+    chosen = [name for name in data.names if name in boxes]
+    chosen = chosen[:: max(1, len(chosen) // max(1, count))][:count]
+    labels = {name: label_of(loaded, category_of(name)) for name in chosen}
+    return in_boxes(maps, loaded, data, labels, boxes)
 
 
 def sample(names: Sequence[str], count: int, seed: int) -> list[str]:
@@ -140,7 +185,7 @@ def deletion_cost(loaded: LoadedModel, images: Tensor, categories: Sequence[int]
     """Seconds of a deletion curve ÷ those of as many plain forward passes as it has steps."""
     device = next(loaded.model.parameters()).device
     images, categories = images[:TIMED_IMAGES].to(device), categories[:TIMED_IMAGES]
-    masks = masks_of(FLOORS["random"], loaded.model, images, categories)
+    masks = masks_of(BASELINES["random"], loaded.model, images, categories)
 
     @torch.inference_mode()
     def passes() -> None:
@@ -158,18 +203,19 @@ def deletion_cost(loaded: LoadedModel, images: Tensor, categories: Sequence[int]
     return seconds["deletion"] / seconds["passes"]
 
 
-def as_text(report: dict, values: dict) -> str:
+def as_text(report: dict, values: Values) -> str:
     """Markdown: what was measured on what, and two tables, which would be too wide as one."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
         f"{report['model']} on {report['pictures']} images of {' and '.join(report['data'])}, "
-        f"{report['rightly_classified']} of them rightly classified; curves of {report['steps']} "
-        f"steps; {report['machine']}; {versions}. Means with 95 % intervals (bootstrap); the best "
-        "method of each column is bold; floors, which know nothing of the model, are in italics.",
+        f"{report['rightly_classified']} of them correctly classified; curves of "
+        f"{report['steps']} steps; {report['machine']}; {versions}. Means with 95 % bootstrap "
+        f"intervals, of {_counts(values)}. The best method of each column is bold; baselines, "
+        "which know nothing of the model, are in italics.",
         "",
-        as_markdown(values, REMOVED, TITLES, FLOORS),
+        as_markdown(values, REMOVED, TITLES, BASELINES),
         "",
-        as_markdown(values, (*LOCALISED, *OTHERS), TITLES, FLOORS),
+        as_markdown(values, (*LOCALISED, *OTHERS), TITLES, BASELINES),
         "",
         f"A deletion curve of {TIMED_STEPS} steps took {report['deletion_cost']:.2f} times as long "
         f"as {TIMED_STEPS} forward passes.",
@@ -177,6 +223,18 @@ def as_text(report: dict, values: dict) -> str:
     for name, reason in report["left_out"].items():
         lines.append(f"{TITLES[name]} is left out: {reason}.")
     return "\n".join(lines)
+
+
+def _counts(values: Values) -> str:
+    """What the means are of: "n = 24 images (Mosaic ↑: 6, Pointing ↑: 16)"."""
+    counts = {
+        measure.title: max(len(found[measure.key]) for found in values.values())
+        for measure in (*REMOVED, *LOCALISED, *OTHERS)
+        if measure.key != "time" and all(measure.key in found for found in values.values())
+    }
+    common = max(counts.values(), key=[*counts.values()].count)
+    others = [f"{title}: {count}" for title, count in counts.items() if count != common]
+    return f"n = {common} images" + (f" ({', '.join(others)})" if others else "")
 
 
 def parser() -> argparse.ArgumentParser:

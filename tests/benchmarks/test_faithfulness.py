@@ -8,15 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import faithfulness, localised
+from benchmarks import faithfulness
 from helpers import ROOT, make_vit
 from vitexplain.faithfulness.baselines import centre_blob
+from vitexplain.faithfulness.measures import ALL
 from vitexplain.images.reading import open_image
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel
 from vitexplain.models.transform import InputTransform
 from vitexplain.training.data import LabelledImages
-from vitexplain.training.localisation import cell_share, in_box, mosaic
+from vitexplain.training.localisation import cell_share, in_box, map_functions, mosaic
 
 METHOD_NAMES = ["attention_rollout", "grad_rollout", "random", "centre_blob"]
 IMAGES = ["cat", "coffee", "koala", "panda", "macaw", "dog"]
@@ -63,14 +64,15 @@ def test_benchmark_writes_table_json_and_figure(loaded, data, tmp_path, monkeypa
     assert f"torch {torch.__version__}" in printed
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     heads = [row for row in rows if row.startswith("| method")]
-    assert "deletion, blur (lower is better), n = 3" in heads[0]
-    assert "share of the map in its cell of a mosaic of four (higher is better), n = 2" in heads[1]
-    assert "share of the map in the box (higher is better), n = 2" in heads[1]
-    assert "rank correlation after randomisation (nearer to 0 is better), n = 2" in heads[1]
-    # in every column some method is best, and it is never a floor
+    assert "| Deletion ↓ (blur) |" in heads[0]
+    assert "| Mosaic ↑ | Pointing ↑ | Energy ↑ |" in heads[1]
+    assert "| Randomisation ρ → 0 | Stability ρ ↑ | Time × forward ↓ |" in heads[1]
+    counts = "n = 3 images (Mosaic ↑: 2, Pointing ↑: 2, Energy ↑: 2, Randomisation ρ → 0: 2, "
+    assert counts + "Stability ρ ↑: 2)" in printed
+    # in every column some method is best, and it is never a baseline
     for table in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
         cells = [row.strip("|").split(" | ") for row in table[2:]]
-        assert [row[0].strip() for row in cells][2:] == ["*random map*", "*spot in the middle*"]
+        assert [row[0].strip() for row in cells][2:] == ["*random map*", "*centre Gaussian*"]
         for column in list(zip(*cells, strict=True))[1:]:
             assert any("**" in cell for cell in column[:2])
             assert not any("**" in cell for cell in column[2:])
@@ -84,22 +86,24 @@ def test_benchmark_writes_table_json_and_figure(loaded, data, tmp_path, monkeypa
 
 
 def test_share_in_the_right_cell(loaded, data):
-    """Each category's map on its own cell, by the class itself; of a floor, a quarter."""
+    """Each category's map on its own cell, by the class itself; of a baseline, a quarter."""
     images = LabelledImages(data)
     groups = [[(images.names[i], i) for i in order] for order in ([3, 0, 1, 2], [5, 4, 3, 2])]
-    found = localised.on_mosaics(loaded, ["grad_rollout", "centre_blob"], images, groups)
+    maps = map_functions({n: ALL[n] for n in ("grad_rollout", "centre_blob")}, loaded.model)
+    found = faithfulness.cell_shares(maps, loaded, images, groups)
     explain = METHODS["grad_rollout"].make(loaded.model)
-    for group, share in zip(groups, found["grad_rollout"]["cell"], strict=True):
+    for group, share in zip(groups, found["grad_rollout"], strict=True):
         names = [ROOT / "examples" / f"{IMAGES[label]}.jpg" for _, label in group]
         canvas = mosaic([open_image(name) for name in names], 32)
         tensor = loaded.transform(canvas)[None]
         shares = [cell_share(explain(tensor, c), i, 4) for i, (_, c) in enumerate(group)]
         assert share == pytest.approx(np.mean(shares), rel=1e-4)
-    assert found["centre_blob"]["cell"] == pytest.approx([0.25, 0.25])
+    assert found["centre_blob"] == pytest.approx([0.25, 0.25])
 
 
 def test_in_boxes(loaded, data):
-    found = localised.in_boxes(loaded, ["centre_blob"], LabelledImages(data), 5)["centre_blob"]
+    maps = map_functions({"centre_blob": ALL["centre_blob"]}, loaded.model)
+    found = faithfulness.pointing(maps, loaded, LabelledImages(data), 5)["centre_blob"]
     boxes = [("koala", (150, 150, 500, 700)), ("panda", (10, 20, 200, 210))]
     for number, (name, box) in enumerate(boxes):
         size = open_image(ROOT / "examples" / f"{name}.jpg").size

@@ -16,7 +16,7 @@ from helpers import LAYOUTS, make_vit
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.drawing.charts import draw_randomisation
 from vitexplain.faithfulness import measures as evaluate
-from vitexplain.faithfulness.baselines import FLOORS, centre_blob
+from vitexplain.faithfulness.baselines import BASELINES, centre_blob
 from vitexplain.faithfulness.measures import MEASURES, evaluate_images
 from vitexplain.faithfulness.passes import masks_of
 from vitexplain.faithfulness.ranks import average_ranks, rank_correlation
@@ -41,7 +41,7 @@ class Seen:
 
     def explain(self, images, categories=None):
         self.calls.append((images.clone(), categories))
-        return FLOORS["centre_blob"].make(self.model).explain(images)
+        return BASELINES["centre_blob"].make(self.model).explain(images)
 
 
 class Refuses:
@@ -75,12 +75,12 @@ def test_centre_blob():
     assert np.allclose(blob, blob[::-1, ::-1])
 
 
-@pytest.mark.parametrize("name", FLOORS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_floors_explain_as_methods_do(name, images):
     model = make_vit(proj_drop_rate=0.5)
     expected = model(images)
     model.train()
-    explained = FLOORS[name].make(model).explain(images)
+    explained = BASELINES[name].make(model).explain(images)
     assert model.training
     torch.testing.assert_close(explained.logits, expected.detach())
     assert explained.masks.shape == (3, *explained.layout.grid) == (3, 4, 4)
@@ -89,7 +89,7 @@ def test_floors_explain_as_methods_do(name, images):
 
 
 def test_random_map_is_the_images_own(images):
-    explain = FLOORS["random"].make(make_vit()).explain
+    explain = BASELINES["random"].make(make_vit()).explain
     masks = explain(images).masks
     assert np.array_equal(explain(images[1:2]).masks[0], masks[1])
     assert np.abs(rank_correlation(masks, masks[[1, 2, 0]])).max() < 0.9
@@ -164,10 +164,10 @@ def test_randomisation_is_the_map_of_a_shuffled_copy(images):
 def test_maps_of_a_random_model_are_others_and_the_floors_are_not(images):
     images = torch.randn(12, 3, 32, 32, generator=torch.Generator().manual_seed(8))
     categories = [i % 7 for i in range(12)]
-    _, alike = randomisation(make_vit(), images, categories, READY | FLOORS)
+    _, alike = randomisation(make_vit(), images, categories, READY | BASELINES)
     for name in READY:
         assert abs(alike[name][:, -1].mean()) < 0.4, name
-    for name in FLOORS:
+    for name in BASELINES:
         assert (alike[name] == 1).all()
     # rollout does not see the head, whose weights the gradient passes
     assert (alike["attention_rollout"][:, :2] == 1).all()
@@ -223,8 +223,8 @@ def test_stability(images):
         assert little > 0.9 > much, name
         masks = masks_of(READY[name], model, images, CATEGORIES)
         np.testing.assert_allclose(stability(*arguments, masks=masks), stability(*arguments))
-    assert (stability(FLOORS["centre_blob"], model, images, CATEGORIES, STD) == 1).all()
-    random = stability(FLOORS["random"], model, images, CATEGORIES, STD, draws=40)
+    assert (stability(BASELINES["centre_blob"], model, images, CATEGORIES, STD) == 1).all()
+    random = stability(BASELINES["random"], model, images, CATEGORIES, STD, draws=40)
     assert np.abs(random).max() < 0.3
 
 
@@ -241,22 +241,21 @@ TABLE = {
     "b": {"deletion": np.array([0.4, 0.2]), "sanity": np.array([0.2]), "time": np.array([1.5])},
 }
 COLUMNS = (
-    Measure("deletion", "deletion", "lower"),
+    Measure("deletion", "Deletion ↓", "lower"),
     Measure("nowhere", "nowhere", "higher"),
-    Measure("sanity", "sanity", "nearer to 0"),
-    Measure("time", "time", "lower"),
+    Measure("sanity", "Randomisation → 0", "nearer to 0"),
+    Measure("time", "Time ↓", "lower"),
 )
 
 
 def test_table_says_which_way_is_better_and_who_is_best():
     text = as_markdown(TABLE, COLUMNS, {"spot": "spot", "a": "A", "b": "B"}, {"spot"})
     assert text == (
-        "| method | deletion (lower is better), n = 2 | sanity (nearer to 0 is better), n = 2 "
-        "| time (lower is better) |\n"
+        "| method | Deletion ↓ | Randomisation → 0 | Time ↓ |\n"
         "|---|---|---|---|\n"
-        "| A | **0.200 (0.20 to 0.20)** | -0.300 | **1.500** |\n"
-        "| B | 0.300 (0.20 to 0.40) | **0.200** | **1.500** |\n"
-        "| *spot* | 0.000 (0.00 to 0.00) | 0.000 (0.00 to 0.00) |  |"
+        "| A | **0.200 [0.20, 0.20]** | -0.300 | **1.500** |\n"
+        "| B | 0.300 [0.20, 0.40] | **0.200** | **1.500** |\n"
+        "| *spot* | 0.000 [0.00, 0.00] | 0.000 [0.00, 0.00] |  |"
     )
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from helpers import make_vit
 from vitexplain.faithfulness.removal import (
-    BASELINES,
     BLUR,
+    FILLS,
     Curves,
     Removal,
     blurred,
@@ -43,9 +43,9 @@ def random_masks(count, grid, seed=0):
     return np.random.default_rng(seed).random((count, *grid), dtype=np.float32)
 
 
-def empty_of(image, baseline):
+def empty_of(image, fill):
     """(3, H, W) without any patch, written out."""
-    if baseline == "mean":
+    if fill == "mean":
         return np.zeros_like(image)
     sigma = BLUR * min(image.shape[1:])
     return np.stack(
@@ -53,9 +53,9 @@ def empty_of(image, baseline):
     )
 
 
-def one_patch_at_a_time(model, image, mask, category, baseline, insert, side=8):
+def one_patch_at_a_time(model, image, mask, category, fill, insert, side=8):
     """[(probability, is the most likely)] of 0, 1, ... all patches moved."""
-    whole, empty = image.numpy(), empty_of(image.numpy(), baseline)
+    whole, empty = image.numpy(), empty_of(image.numpy(), fill)
     now, then = (empty, whole) if insert else (whole, empty)
     now = now.copy()
     told = []
@@ -70,18 +70,18 @@ def one_patch_at_a_time(model, image, mask, category, baseline, insert, side=8):
     return told
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("insert", [False, True])
-def test_curves_equal_one_patch_at_a_time(baseline, insert):
+def test_curves_equal_one_patch_at_a_time(fill, insert):
     model = make_vit(img_size=(32, 48))  # 4 x 6 patches
     images = torch.randn(3, 3, 32, 48, generator=torch.Generator().manual_seed(1))
     masks = random_masks(3, (4, 6))
     for steps, at in ((24, range(25)), (8, range(0, 25, 3))):
-        removal = Removal(model, images, CATEGORIES, baseline, steps, batch_size=5)
+        removal = Removal(model, images, CATEGORIES, fill, steps, batch_size=5)
         curves = removal.insertion(masks) if insert else removal.deletion(masks)
         np.testing.assert_allclose(curves.shares, np.array(at) / 24)
         for i, category in enumerate(CATEGORIES):
-            told = one_patch_at_a_time(model, images[i], masks[i], category, baseline, insert)
+            told = one_patch_at_a_time(model, images[i], masks[i], category, fill, insert)
             told = [told[moved] for moved in at]
             np.testing.assert_allclose(curves.probabilities[i], [p for p, _ in told], atol=2e-5)
             assert curves.first[i].tolist() == [first for _, first in told]
@@ -131,9 +131,9 @@ def test_faithfulness_is_insertion_minus_deletion_of_both_baselines(images):
     expected = []
     for mask, category in zip(masks, [3, 6], strict=True):
         areas = []
-        for baseline in BASELINES:
+        for fill in FILLS:
             for insert in (True, False):
-                told = one_patch_at_a_time(model, images[0], mask, category, baseline, insert)
+                told = one_patch_at_a_time(model, images[0], mask, category, fill, insert)
                 moved = [round(step * 1.6) for step in range(11)]
                 heights = [told[m][0] for m in moved]
                 widths = np.diff(moved) / 16
@@ -191,11 +191,11 @@ def test_equal_values_are_ordered_by_lot():
     assert np.array_equal(patch_ranks(masks, 7)[1:], patch_ranks(masks[1:], 7))
 
 
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_other_images_of_the_batch_do_not_matter(images, baseline):
+@pytest.mark.parametrize("fill", FILLS)
+def test_other_images_of_the_batch_do_not_matter(images, fill):
     model, masks = make_vit(), random_masks(3, (4, 4)).round(1)  # some values are equal
-    together = Removal(model, images, CATEGORIES, baseline, 10).deletion(masks)
-    turned = Removal(model, images.flip(0), CATEGORIES[::-1], baseline, 10, batch_size=2)
+    together = Removal(model, images, CATEGORIES, fill, 10).deletion(masks)
+    turned = Removal(model, images.flip(0), CATEGORIES[::-1], fill, 10, batch_size=2)
     found = turned.deletion(masks[::-1].copy()).probabilities[::-1]
     np.testing.assert_allclose(found, together.probabilities, atol=1e-5)
 
@@ -230,14 +230,14 @@ def test_model_is_measured_in_evaluation_mode_and_left_as_it_was(images):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"baseline": "black"}, "baseline must be one of mean, blur"),
+        ({"fill": "black"}, "fill must be one of mean, blur"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"categories": [0, 1]}, "3 images need as many categories, not 2"),
         ({"categories": [0, 1, 7]}, "from 0 to 6"),
     ],
 )
 def test_arguments_out_of_range(images, changes, message):
-    arguments = {"categories": CATEGORIES, "baseline": "mean", "steps": 5} | changes
+    arguments = {"categories": CATEGORIES, "fill": "mean", "steps": 5} | changes
     with pytest.raises(ValueError, match=message):
         Removal(make_vit(), images, **arguments)
 

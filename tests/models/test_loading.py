@@ -14,7 +14,8 @@ from vit_rollout import VITAttentionRollout
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.images.reading import open_image
 from vitexplain.models import hub, loading
-from vitexplain.models.loading import ModelError, load_model, set_input_size
+from vitexplain.models.bundled import ModelError
+from vitexplain.models.loading import load_model, set_input_size
 
 
 def test_bundled_model_knows_a_cat(examples):

@@ -21,7 +21,8 @@ from recipes.bundled.student import Student, TokenTeacher, copy_convolutions, sa
 from vit_grad_rollout import VITAttentionGradRollout
 from vitexplain.attention.capture import capture_attention
 from vitexplain.attention.tokens import TokenLayout
-from vitexplain.models.loading import build_network, load_model
+from vitexplain.models.bundled import build_network
+from vitexplain.models.loading import load_model
 from vitexplain.training.data import is_held_out
 
 pytestmark = pytest.mark.slow

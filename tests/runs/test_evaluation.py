@@ -57,7 +57,7 @@ def test_figures_are_those_of_the_measures(folder, tmp_path, capsys):
         assert found["better"] == measure.better
         if measure.key != "time":
             assert found["mean"] == pytest.approx(values[measure.key].mean(), abs=1e-4)
-    assert "(lower is better)" in (tmp_path / "evaluation.md").read_text()
+    assert "| Deletion ↓ (mean) |" in (tmp_path / "evaluation.md").read_text()
     assert json.loads((tmp_path / "evaluation.json").read_text())["pictures"] == 2
     assert Image.open(tmp_path / "evaluation.png").width == 1300
 
@@ -66,33 +66,33 @@ def test_table_for_a_terminal():
     measures = [Measure("a", "area of it", "lower"), Measure("t", "time", "higher")]
     values = {
         "one": {"a": np.array([0.25, 0.75]), "t": np.array([1.5])},
-        "floor": {"a": np.array([0.1])},
+        "noise": {"a": np.array([0.1])},
         "two": {"a": np.array([0.25]), "t": np.array([1.0])},
     }
-    titles = {"one": "method one", "two": "method two", "floor": "noise"}
-    lines = as_text(values, measures, titles, floors=["floor"]).splitlines()
-    *_, one, two, floor = (line.split() for line in lines)
+    titles = {"one": "method one", "two": "method two", "noise": "noise"}
+    lines = as_text(values, measures, titles, baselines=["noise"]).splitlines()
+    *_, one, two, noise = (line.split() for line in lines)
     assert one == ["method", "one", "0.500", "1.500*"]
     assert two == ["method", "two", "0.250*", "1.000"]
-    assert floor == ["noise", "0.100"]
+    assert noise == ["noise", "0.100"]
     start, width = len("method one "), 14
     heads = [
         " ".join(line[start + n * width :][:width].strip() for line in lines[:-3]).split()
         for n in range(2)
     ]
-    assert [" ".join(head) for head in heads] == [str(measure) for measure in measures]
+    assert [" ".join(head) for head in heads] == [measure.title for measure in measures]
 
 
-def test_figure_shows_the_best_in_green_and_floors_in_grey():
+def test_figure_shows_the_best_in_green_and_baselines_in_grey():
     """Methods from above to below; the interval of equal values is a point at their mean."""
     measures = [Measure("a", "area", "lower"), Measure("b", "other area", "higher")]
     values = {
         "high": {"a": np.full(9, 0.75), "b": np.full(9, 0.75)},
-        "floor": {"a": np.zeros(9), "b": np.ones(9)},
+        "noise": {"a": np.zeros(9), "b": np.ones(9)},
         "low": {"a": np.full(9, 0.25), "b": np.full(9, 0.25)},
     }
     titles = {name: name for name in values}
-    figure = np.asarray(draw_measures(values, measures, titles, floors=["floor"])).astype(int)
+    figure = np.asarray(draw_measures(values, measures, titles, baselines=["noise"])).astype(int)
     panels = np.array_split(figure, 3, axis=1)
     rows = []
     for panel in panels:

@@ -4,8 +4,8 @@ import timm
 import torch
 
 from vitexplain.attention.tokens import UnsupportedModel
-from vitexplain.training.cnn_gradcam import gradcam
-from vitexplain.training.maps import explainers_of
+from vitexplain.training.cnn_gradcam import CnnGradCam
+from vitexplain.training.localisation import methods_for
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
@@ -17,7 +17,7 @@ def test_equals_class_activation_map_where_the_head_is_pool_and_linear(name):
     with torch.no_grad():
         features = model.forward_features(images)
         categories = model(images).argmax(dim=1).tolist()  # something speaks for these
-    masks = gradcam(model, images, categories)
+    masks = CnnGradCam(model).batch(images, categories)
     rows = model.get_classifier().weight[categories]
     for mask, feature, row in zip(masks, features, rows, strict=True):
         expected = np.maximum(np.einsum("c,chw->hw", row.numpy(), feature.numpy()), 0)
@@ -28,12 +28,12 @@ def test_nothing_in_favour_is_an_empty_map():
     model = timm.create_model("test_resnet", num_classes=2).eval()
     with torch.no_grad():
         model.get_classifier().weight.fill_(-1)  # features are >= 0
-    assert not gradcam(model, torch.randn(1, 3, 64, 64), [1]).any()
+    assert not CnnGradCam(model).batch(torch.randn(1, 3, 64, 64), [1]).any()
 
 
 def test_each_kind_of_model_has_its_maps():
     def maps(name):
-        return list(explainers_of(timm.create_model(name).eval(), 160, 160))
+        return list(methods_for(timm.create_model(name).eval(), 160, 160))
 
     assert maps("test_vit") == ["rollout", "grad_rollout"]
     assert maps("test_resnet") == ["gradcam"]
@@ -43,4 +43,4 @@ def test_each_kind_of_model_has_its_maps():
 def test_features_that_are_no_map_are_refused():
     model = timm.create_model("test_vit").eval()
     with pytest.raises(UnsupportedModel, match="needs a CNN"):
-        gradcam(model, torch.randn(1, 3, 160, 160), [0])
+        CnnGradCam(model).batch(torch.randn(1, 3, 160, 160), [0])

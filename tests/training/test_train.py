@@ -8,7 +8,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import vit_explain
-from vitexplain.models.loading import bundled_folder, load_model
+from vitexplain.models.bundled import bundled_folder
+from vitexplain.models.loading import load_model
 from vitexplain.training import evaluate
 from vitexplain.training.train import Training, main
 

@@ -18,7 +18,6 @@ def draw_randomisation(
 ) -> Image.Image:
     """A line for each method: the mean rank correlation (B, S), stage by stage."""
     figure = Figure(figsize=(9, 4.5), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     for number, (name, values) in enumerate(correlations.items()):
         line = [1, *values.mean(axis=0)]
@@ -27,23 +26,22 @@ def draw_randomisation(
     axes.set(xlabel="randomised down to", ylabel="rank correlation with the whole model's map")
     axes.axhline(0, color="grey", linewidth=0.8)
     figure.legend(loc="outside right upper")
-    return _image(canvas)
+    return as_image(figure)
 
 
 def draw_measures(
     values: Values,
     measures: Sequence[Measure],
     titles: Mapping[str, str],
-    floors: Collection[str] = (),
+    baselines: Collection[str] = (),
 ) -> Image.Image:
-    """A panel for each measure: means with their 95 % intervals; the best is green, floors grey."""
+    """A panel for each measure: means, 95 % intervals; the best is green, baselines grey."""
     measures = [m for m in measures if any(m.key in found for found in values.values())]
-    best = winners(values, measures, floors)
-    names = sorted(values, key=lambda name: name in floors)
+    best = winners(values, measures, baselines)
+    names = sorted(values, key=lambda name: name in baselines)
     rows = math.ceil(len(measures) / 3)
     size = (13, rows * (1 + 0.25 * len(names)))
     figure = Figure(figsize=size, dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     panels = figure.subplots(rows, 3, squeeze=False).flatten()
     for panel in panels[len(measures) :]:
         panel.set_axis_off()
@@ -53,19 +51,21 @@ def draw_measures(
                 continue
             found = np.asarray(values[name][measure.key], dtype=float)
             low, high = bootstrap_interval(found)
-            color = "grey" if name in floors else GREEN if name in best[measure.key] else "black"
+            color = "grey" if name in baselines else GREEN if name in best[measure.key] else "black"
             panel.plot([low, high], [place, place], color=color)
             panel.plot(found.mean(), place, "o", color=color)
         labels = [titles[name] for name in names] if number % 3 == 0 else []
         panel.set_yticks(range(len(names)), labels or [""] * len(names))
         panel.invert_yaxis()
-        panel.set_title(f"{measure.title}\n({measure.better} is better)", fontsize=10)
+        panel.set_title(measure.title, fontsize=10)
         panel.grid(axis="x", alpha=0.3)
         if measure.key == "time":  # some methods take hundreds of passes
             panel.set_xscale("log")
-    return _image(canvas)
+    return as_image(figure)
 
 
-def _image(canvas: FigureCanvasAgg) -> Image.Image:
+def as_image(figure: Figure) -> Image.Image:
+    """A matplotlib figure as it would be saved, RGB."""
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,41 +1,39 @@
-"""Maps that know nothing of the model: a method that does not beat them says nothing of it."""
+"""Maps made without looking at the model: a method has to beat them to say anything about it."""
 
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from vitexplain.attention.capture import forward
-from vitexplain.attention.checks import images_for
-from vitexplain.attention.tokens import token_layout
+from vitexplain.attention.tokens import TokenLayout
 from vitexplain.faithfulness.passes import evaluation_mode
-from vitexplain.methods.base import Explanation
+from vitexplain.methods.base import ImageMethod
 from vitexplain.methods.registry import Method
 
 
-class Floor(ABC):
-    """As a method that knows nothing of categories, for any supported model."""
+class Baseline(ImageMethod):
+    """A map that is made without looking at the model, for any supported model."""
 
     def __init__(self, model: nn.Module):
         self.model = model
 
-    def explain(self, input_tensor: Tensor) -> Explanation:
-        """Masks of B images (B, 3, H, W), the largest value of each 1, and their logits."""
-        images = images_for(self.model, input_tensor)
-        layout = token_layout(self.model, *images.shape[2:])
-        with torch.inference_mode(), evaluation_mode(self.model):
-            logits = forward(self.model, images)
-        masks = np.stack([self.mask(image, *layout.grid) for image in images])
-        return Explanation(masks, logits.float().cpu().clone(), layout)
+    def _scores(
+        self, images: Tensor, layout: TokenLayout, *, with_logits: bool
+    ) -> tuple[np.ndarray, Tensor | None]:
+        logits = None
+        if with_logits:
+            with evaluation_mode(self.model):
+                logits = forward(self.model, images)
+        return np.stack([self.mask(image, *layout.grid) for image in images]), logits
 
     @abstractmethod
     def mask(self, image: Tensor, rows: int, columns: int) -> np.ndarray:
         """(rows, columns) float32, the largest value 1."""
 
 
-class RandomMap(Floor):
+class RandomMap(Baseline):
     """Noise, each patch evenly between 0 and 1.
 
     It is seeded by the image's own values: one image always has the same map, whatever else
@@ -48,8 +46,8 @@ class RandomMap(Floor):
         return mask / mask.max()
 
 
-class CentreBlob(Floor):
-    """A round spot in the middle: photographers centre what they show."""
+class CentreBlob(Baseline):
+    """A Gaussian in the centre: photographers centre what they show."""
 
     def mask(self, image: Tensor, rows: int, columns: int) -> np.ndarray:  # noqa: ARG002
         blob = centre_blob(rows, columns)
@@ -57,7 +55,7 @@ class CentreBlob(Floor):
 
 
 def centre_blob(rows: int, columns: int) -> np.ndarray:
-    """A round spot in the middle, the floor that a map of boxes has to beat."""
+    """(rows, columns): a Gaussian in the centre, which a map has to beat on boxes."""
     down = (np.arange(rows) + 0.5) / rows - 0.5
     across = (np.arange(columns) + 0.5) / columns - 0.5
     return np.exp(-(down[:, None] ** 2 + across[None] ** 2) / (2 * 0.25**2)).astype(np.float32)
@@ -65,7 +63,7 @@ def centre_blob(rows: int, columns: int) -> np.ndarray:
 
 _HERE = "vitexplain.faithfulness.baselines"
 
-FLOORS = {
+BASELINES = {
     "random": Method("random", "random map", "", False, (_HERE, "RandomMap")),
-    "centre_blob": Method("centre_blob", "spot in the middle", "", False, (_HERE, "CentreBlob")),
+    "centre_blob": Method("centre_blob", "centre Gaussian", "", False, (_HERE, "CentreBlob")),
 }

@@ -10,28 +10,28 @@ from tqdm import tqdm
 
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import RequestError
-from vitexplain.faithfulness.baselines import FLOORS
+from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of, top1
-from vitexplain.faithfulness.removal import BASELINES, Removal, perturbation
+from vitexplain.faithfulness.removal import FILLS, Removal, perturbation
 from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.stability import stability
 from vitexplain.faithfulness.table import Measure
 from vitexplain.faithfulness.timing import cost
 from vitexplain.methods.registry import METHODS, Method
 
-ALL = METHODS | FLOORS
+ALL = METHODS | BASELINES
 REMOVED = (
-    Measure("deletion_mean", "deletion, mean colour", "lower"),
-    Measure("deletion_blur", "deletion, blur", "lower"),
-    Measure("insertion_mean", "insertion, mean colour", "higher"),
-    Measure("insertion_blur", "insertion, blur", "higher"),
-    Measure("positive", "top-1 kept, most relevant removed first", "lower"),
-    Measure("negative", "top-1 kept, least relevant removed first", "higher"),
+    Measure("deletion_mean", "Deletion ↓ (mean)", "lower"),
+    Measure("deletion_blur", "Deletion ↓ (blur)", "lower"),
+    Measure("insertion_mean", "Insertion ↑ (mean)", "higher"),
+    Measure("insertion_blur", "Insertion ↑ (blur)", "higher"),
+    Measure("positive", "Perturbation, positive ↓", "lower"),
+    Measure("negative", "Perturbation, negative ↑", "higher"),
 )
 OTHERS = (
-    Measure("sanity", "rank correlation after randomisation", "nearer to 0"),
-    Measure("stability", "rank correlation under noise", "higher"),
-    Measure("time", "time ÷ forward pass", "lower"),
+    Measure("sanity", "Randomisation ρ → 0", "nearer to 0"),
+    Measure("stability", "Stability ρ ↑", "higher"),
+    Measure("time", "Time × forward ↓", "lower"),
 )
 MEASURES = (*REMOVED, *OTHERS)
 STEPS = 10
@@ -143,16 +143,16 @@ def _removed(
     for start in _progress(range(0, len(images), batch_size), "patches removed"):
         part = slice(start, start + batch_size)
         removals = {
-            baseline: Removal(
+            fill: Removal(
                 model,
                 images[part],
                 categories[part],
-                baseline,
+                fill,
                 steps,
                 batch_size=batch_size,
                 seed=seed,
             )
-            for baseline in BASELINES
+            for fill in FILLS
         }
         for name in masks:
             parts[name].append(_curves_of(removals, masks[name][part]))
@@ -164,11 +164,11 @@ def _removed(
 
 def _curves_of(removals: dict[str, Removal], masks: np.ndarray) -> dict[str, np.ndarray]:
     found = {}
-    for baseline, removal in removals.items():
+    for fill, removal in removals.items():
         deletion, insertion = removal.deletion(masks), removal.insertion(masks)
-        found[f"deletion_{baseline}"] = deletion.areas
-        found[f"insertion_{baseline}"] = insertion.areas
-        if baseline == "mean":
+        found[f"deletion_{fill}"] = deletion.areas
+        found[f"insertion_{fill}"] = insertion.areas
+        if fill == "mean":
             found["positive"], found["negative"] = perturbation(deletion, insertion)
     return found
 

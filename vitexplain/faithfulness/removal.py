@@ -10,7 +10,7 @@ perturbation tests): how often the category is still the most likely while 10 % 
 the most relevant first (positive) or last (negative).
 
 The papers remove pixels. Here whole patches go: a map has one value for each. What stands in
-their place, the baseline, is the mean colour ("mean"), or the blurred image ("blur"), which
+their place, the fill, is the mean colour ("mean"), or the blurred image ("blur"), which
 leaves no edges that a model could take for something. (Chefer, Gur & Wolf remove to black.)
 """
 
@@ -29,7 +29,7 @@ from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
 from vitexplain.faithfulness.passes import BATCH, check_categories, evaluation_mode, tell
 
-BASELINES = ("mean", "blur")
+FILLS = ("mean", "blur")
 # of the blur, as a share of the shorter side: nothing of a patch's own is left
 BLUR = 1 / 14
 TENTHS = range(1, 10)
@@ -65,7 +65,7 @@ class Removal:
         model: gives logits (B, categories); used in evaluation mode, left as it was found.
         images: (B, 3, H, W), normalised: 0 is the mean colour.
         categories: B of them.
-        baseline: what stands in place of a removed patch, "mean" or "blur".
+        fill: what stands in place of a removed patch, "mean" or "blur".
         steps: in how many about equal parts the patches go.
         batch_size: images that the model gets at once; halved where memory does not suffice.
         seed: of the order of patches with equal values.
@@ -79,26 +79,24 @@ class Removal:
         model: nn.Module,
         images: Tensor,
         categories: Sequence[int],
-        baseline: str,
+        fill: str,
         steps: int = 20,
         *,
         batch_size: int = BATCH,
         seed: int = 0,
     ):
-        if baseline not in BASELINES:
-            raise RequestError(f"baseline must be one of {', '.join(BASELINES)}, not {baseline!r}")
+        if fill not in FILLS:
+            raise RequestError(f"fill must be one of {', '.join(FILLS)}, not {fill!r}")
         if steps < 1:
             raise RequestError(f"steps must be at least 1, not {steps}")
         check_categories(model, images, categories)
         self.model, self.steps, self.batch_size, self.seed = model, steps, batch_size, seed
         self.images = images_for(model, images)
         self.categories = torch.as_tensor(categories, device=self.images.device)
-        self.baseline = (
-            torch.zeros_like(self.images) if baseline == "mean" else blurred(self.images)
-        )
+        self.fill = torch.zeros_like(self.images) if fill == "mean" else blurred(self.images)
         places = torch.arange(len(images), device=self.images.device)
         self._whole = self._batches(lambda i: self._told(self.images[i], i), places)
-        self._empty = self._batches(lambda i: self._told(self.baseline[i], i), places)
+        self._empty = self._batches(lambda i: self._told(self.fill[i], i), places)
 
     def deletion(self, masks: np.ndarray) -> Curves:
         """Patches removed as masks (B, h, w) say, the most relevant first: low areas are good."""
@@ -123,7 +121,7 @@ class Removal:
             of_map = ranks[places] < so_many[:, None]  # (b, h*w), the patches that have moved
             seen = of_map if insert else ~of_map
             seen = seen[:, patch_of_pixel][:, None]  # (b, 1, H, W)
-            shown = torch.where(seen, self.images[places], self.baseline[places])
+            shown = torch.where(seen, self.images[places], self.fill[places])
             return self._told(shown, places)
 
         pairs = torch.tensor([(i, so_many) for i in range(count) for so_many in moved[1:-1]])
@@ -155,7 +153,7 @@ def perturbation(deletion: Curves, insertion: Curves) -> tuple[np.ndarray, np.nd
     category is still the most likely, the most relevant patches going first, or last.
 
     Low is good in positive, high in negative. To remove the least relevant 10 % is to put in the
-    most relevant 90 %: the curves (of one baseline, in a multiple of 10 steps) say it all.
+    most relevant 90 %: the curves (of one fill, in a multiple of 10 steps) say it all.
 
     Raises:
         RequestError: if the curves have no such steps.

@@ -3,13 +3,13 @@
 import numpy as np
 from torch import Tensor, nn
 
-from vitexplain.faithfulness.removal import BASELINES, Removal
+from vitexplain.faithfulness.removal import FILLS, Removal
 
 STEPS = 10
 
 
 def faithfulness(model: nn.Module, image: Tensor, mask: np.ndarray, category: int) -> float:
-    """Area under insertion minus that under deletion, the mean of both baselines; -1 to 1.
+    """Area under insertion minus that under deletion, the mean of both fills; -1 to 1.
 
     Args:
         model: a classifier; used in evaluation mode, left as it was found.
@@ -18,7 +18,7 @@ def faithfulness(model: nn.Module, image: Tensor, mask: np.ndarray, category: in
         category: the one that the mask explains.
 
     The difference rewards a map for finding what the category needs as well as what suffices for
-    it, and what a model makes of the baseline itself cancels in part. Ten steps are enough to
+    it, and what a model makes of the fill itself cancels in part. Ten steps are enough to
     choose by: on 16 photographs with DeiT-tiny, the map of three that was chosen by 10 steps
     scored, by 40 steps, 0.001 less than the best one on average; best and worst differed by 0.13.
 
@@ -27,7 +27,7 @@ def faithfulness(model: nn.Module, image: Tensor, mask: np.ndarray, category: in
     """
     images, masks = image[None], mask[None]
     differences = []
-    for baseline in BASELINES:
-        removal = Removal(model, images, [category], baseline, STEPS)
+    for fill in FILLS:
+        removal = Removal(model, images, [category], fill, STEPS)
         differences.append(removal.insertion(masks).areas - removal.deletion(masks).areas)
     return float(np.mean(differences))

@@ -12,14 +12,11 @@ BETTER = {"lower": lambda mean: mean, "higher": lambda mean: -mean, "nearer to 0
 
 @dataclass(frozen=True)
 class Measure:
-    """A column: its key in JSON, its title, and which way is better, one of BETTER."""
+    """A column: its key in JSON, its title with an arrow for better, and one of BETTER."""
 
     key: str
     title: str
     better: str
-
-    def __str__(self) -> str:
-        return f"{self.title} ({self.better} is better)"
 
 
 COLUMN = 14  # characters of a column in a terminal
@@ -37,15 +34,15 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
 
 
 def winners(
-    values: Values, measures: Sequence[Measure], floors: Collection[str]
+    values: Values, measures: Sequence[Measure], baselines: Collection[str]
 ) -> dict[str, list[str]]:
-    """Key of a measure -> the methods with the best mean as it is printed, floors left out."""
+    """Key of a measure -> the methods with the best mean as it is printed, baselines left out."""
     best = {}
     for measure in measures:
         scores = {
             name: BETTER[measure.better](round(float(np.mean(found[measure.key])), 3))
             for name, found in values.items()
-            if name not in floors and measure.key in found
+            if name not in baselines and measure.key in found
         }
         least = min(scores.values(), default=None)
         best[measure.key] = [name for name, score in scores.items() if score == least]
@@ -56,26 +53,22 @@ def as_markdown(
     values: Values,
     measures: Sequence[Measure],
     titles: Mapping[str, str],
-    floors: Collection[str] = (),
+    baselines: Collection[str] = (),
 ) -> str:
     """A row for each method: mean (95 % interval), the best method of each column in bold.
 
-    Floors stand last, in italics. In the columns' heads is n, how many values a mean is of.
+    Baselines stand last, in italics.
     """
     measures = [m for m in measures if any(m.key in found for found in values.values())]
-    best = winners(values, measures, floors)
-    counts = {
-        m.key: max(len(found[m.key]) for found in values.values() if m.key in found)
-        for m in measures
-    }
-    heads = [f"{m}, n = {counts[m.key]}" if counts[m.key] > 1 else str(m) for m in measures]
+    best = winners(values, measures, baselines)
+    heads = [m.title for m in measures]
     lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(measures) + 1) + "|"]
-    for name in sorted(values, key=lambda name: name in floors):
+    for name in sorted(values, key=lambda name: name in baselines):
         cells = []
         for measure in measures:
             text = _cell(values[name].get(measure.key))
             cells.append(f"**{text}**" if name in best[measure.key] else text)
-        title = f"*{titles[name]}*" if name in floors else titles[name]
+        title = f"*{titles[name]}*" if name in baselines else titles[name]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -84,18 +77,18 @@ def as_text(
     values: Values,
     measures: Sequence[Measure],
     titles: Mapping[str, str],
-    floors: Collection[str] = (),
+    baselines: Collection[str] = (),
 ) -> str:
     """For a terminal: a row of means for each method, * at the best of each column."""
     measures = [m for m in measures if any(m.key in found for found in values.values())]
-    best = winners(values, measures, floors)
-    heads = [textwrap.wrap(str(measure), COLUMN - 2) for measure in measures]
+    best = winners(values, measures, baselines)
+    heads = [textwrap.wrap(measure.title, COLUMN - 2) for measure in measures]
     first = max(map(len, titles.values())) + 1
     lines = []
     for number in reversed(range(max(map(len, heads)))):
         cells = [head[-number - 1] if number < len(head) else "" for head in heads]
         lines.append(" " * first + "".join(cell.rjust(COLUMN) for cell in cells))
-    for name in sorted(values, key=lambda name: name in floors):
+    for name in sorted(values, key=lambda name: name in baselines):
         cells = []
         for measure in measures:
             found = values[name].get(measure.key)
@@ -130,4 +123,4 @@ def _cell(values: np.ndarray | None) -> str:
     if len(values) == 1:
         return f"{mean:.3f}"
     low, high = bootstrap_interval(np.asarray(values, dtype=float))
-    return f"{mean:.3f} ({low:.2f} to {high:.2f})"
+    return f"{mean:.3f} [{low:.2f}, {high:.2f}]"

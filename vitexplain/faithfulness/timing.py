@@ -1,5 +1,6 @@
 """What methods cost, as a ratio to the model's own forward pass in the same run."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -33,11 +34,24 @@ def cost(
 
 
 def alternating_medians(
-    runs: Mapping[str, Callable[[], object]], device: torch.device, rounds: int = ROUNDS
+    runs: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int = ROUNDS,
+    *,
+    seconds_in_all: float = math.inf,
+    least: int = 1,
 ) -> dict[str, float]:
-    """Median seconds of each run; the order turns round every time, and the first warms up."""
+    """Median seconds of each run; the order is reversed every time, and the first round warms up.
+
+    Args:
+        rounds: how often each is run.
+        seconds_in_all: no round begins after these, but for the first `least` ones.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    began = time.perf_counter()
     for number in range(rounds + 1):
+        if number > least and time.perf_counter() - began > seconds_in_all:
+            break
         for name in list(runs) if number % 2 else reversed(list(runs)):
             _wait(device)
             started = time.perf_counter()

@@ -156,7 +156,7 @@ class CategoryMethod(ABC):
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made in inference mode could not be recorded by autograd
             images = images_for(self.model, input_tensor).clone()
-            layout = token_layout(self.model, *images.shape[2:])
+            layout = self._layout(images)
             scores, logits, categories = self._scores(images, layout, choose)
         logits = logits.detach().float().cpu()
         explanations = []
@@ -164,6 +164,10 @@ class CategoryMethod(ABC):
             masks = largest_is_one(each)
             explanations.append(Explanation(masks, logits, layout, list(chosen), each))
         return explanations
+
+    def _layout(self, images: Tensor) -> TokenLayout | None:
+        """The tokens of these images; None for a model without tokens."""
+        return token_layout(self.model, *images.shape[2:])
 
     @abstractmethod
     def _scores(

@@ -4,17 +4,13 @@ With it come its own input transform and the names of its categories.
 """
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from importlib import resources
 from pathlib import Path
 
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import HybridEmbed
 from timm.models import (
     is_model,
     load_state_dict,
@@ -22,11 +18,11 @@ from timm.models import (
     resolve_pretrained_cfg,
     split_model_name_tag,
 )
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitexplain.attention.tokens import check_supported
-from vitexplain.errors import RequestError, one_line
+from vitexplain.errors import one_line
+from vitexplain.models.bundled import ModelError, build_network, bundled_folder, read_config
 from vitexplain.models.categories import default_names, find_category, read_names
 from vitexplain.models.hub import WeightsUnavailable, weights_at_hand
 from vitexplain.models.transform import InputTransform
@@ -34,10 +30,6 @@ from vitexplain.models.transform import InputTransform
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
 MOST_PATCHES = 16_384  # a block's matrix over so many takes 1 GiB
 LONGEST = 240  # characters of what timm or the hub say, within a message
-
-
-class ModelError(RequestError):
-    """The model is unknown or can't be had, or the checkpoint does not fit it."""
 
 
 @dataclass
@@ -137,16 +129,6 @@ def _network(name: str, checkpoint: Path | None, explainable: bool) -> _Network:
     return _automatic() if name == "auto" else _pretrained(name, explainable)
 
 
-def build_network(config: dict, num_classes: int | None = None) -> VisionTransformer:
-    """The untrained network that a config.json of the bundled model's kind describes."""
-    if config["class"] != "timm.models.vision_transformer.VisionTransformer":
-        raise ModelError(f"config.json: unknown class {config['class']}")
-    backbone = dict(config["embed_layer"]["backbone"])
-    stem = timm.create_model(backbone.pop("name"), pretrained=False, **backbone)
-    args = config["args"] | ({} if num_classes is None else {"num_classes": num_classes})
-    return VisionTransformer(**args, embed_layer=partial(HybridEmbed, backbone=stem))
-
-
 def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     """Make a timm model take images of (H, W) pixels; position embeddings are interpolated.
 
@@ -186,17 +168,13 @@ def _automatic() -> _Network:
         return network
 
 
-def bundled_folder() -> Path:
-    return Path(str(resources.files("vitexplain") / "data" / "bundled"))
-
-
 def _bundled() -> _Network:
     return _from_folder(bundled_folder(), "bundled")
 
 
 def _from_folder(folder: Path, name: str) -> _Network:
     """A folder with config.json and model.safetensors, as the bundled model or as timm saves it."""
-    config = _read_config(folder)
+    config = read_config(folder)
     if "class" not in config:
         try:
             return _from_timm(timm.create_model(f"local-dir:{folder}", pretrained=True), name)
@@ -210,20 +188,11 @@ def _from_folder(folder: Path, name: str) -> _Network:
 
 
 def _tuned_bundled(checkpoint: Path) -> _Network:
-    config = _read_config(bundled_folder())
+    config = read_config(bundled_folder())
     state, count = _read_checkpoint(checkpoint, ("head",))
     model = build_network(config, count)
     _fit(model, state, "bundled", checkpoint)
     return _Network(model, "bundled", dict(config["transform"]), {})
-
-
-def _read_config(folder: Path) -> dict:
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{folder} holds no readable config.json: {one_line(error, LONGEST)}"
-        ) from error
 
 
 def _pretrained(name: str, explainable: bool = True) -> _Network:

@@ -11,7 +11,7 @@ from torch import Tensor
 from vitexplain.drawing.charts import draw_measures
 from vitexplain.errors import RequestError
 from vitexplain.explainer import options_of
-from vitexplain.faithfulness.baselines import FLOORS
+from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.measures import ALL, MEASURES, Evaluation, evaluate_images
 from vitexplain.faithfulness.table import as_json, as_markdown, as_text
 from vitexplain.images.finding import ImageFile, find_images
@@ -55,7 +55,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         session.loaded.model,
         torch.stack(tensors),
         session.loaded.transform.std,
-        methods | FLOORS,
+        methods | BASELINES,
         categories,
     )
     for name, reason in found.left_out.items():
@@ -66,7 +66,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         "category": None if index is None else session.loaded.categories[index],
         "model": model_report(session),
         "methods": as_json(found.values, MEASURES),
-        "table": as_text(found.values, MEASURES, _titles(found), FLOORS),
+        "table": as_text(found.values, MEASURES, _titles(found), BASELINES),
         "versions": versions(),
         "device": session.device,
         "notices": [],
@@ -75,9 +75,9 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         kind: session.folder / f"evaluation.{suffix}"
         for kind, suffix in (("table", "md"), ("numbers", "json"), ("figure", "png"))
     }
-    figure = draw_measures(found.values, MEASURES, _titles(found), FLOORS)
+    figure = draw_measures(found.values, MEASURES, _titles(found), BASELINES)
     write_png(files["figure"], figure, session.overlay.texts)
-    markdown = as_markdown(found.values, MEASURES, _titles(found), FLOORS) + "\n"
+    markdown = as_markdown(found.values, MEASURES, _titles(found), BASELINES) + "\n"
     write_whole(files["table"], lambda file: file.write(markdown.encode()))
     write_whole(files["numbers"], lambda file: file.write(json.dumps(report, indent=2).encode()))
     return report | {"files": {kind: str(path) for kind, path in files.items()}}

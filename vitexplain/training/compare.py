@@ -6,22 +6,24 @@ same images: the rollouts of a Vision Transformer, the Grad-CAM of a CNN.
 
 import argparse
 import json
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from vitexplain.attention.checks import images_for
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.sheet import draw_sheet
 from vitexplain.errors import run_command
+from vitexplain.faithfulness.timing import alternating_medians
 from vitexplain.images.writing import writable_folder
-from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.models.loading import LoadedModel
 from vitexplain.training import evaluate
+from vitexplain.training.classify import label_of
 from vitexplain.training.data import LabelledImages, category_of
-from vitexplain.training.maps import explainers_of
+from vitexplain.training.localisation import MapFunction, map_functions, methods_for
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 15
 
@@ -38,8 +40,9 @@ def compare(options: argparse.Namespace, rest: list[str]) -> str:
     for path in options.checkpoints:
         name = Path(path).name
         given = ["--data", options.data, "--checkpoint", path, "--output", str(output / name)]
-        reports[name] = evaluate.evaluate(evaluate.parser().parse_args(given + rest))
-        models[name] = load_model("auto", path, explainable=False)
+        asked = evaluate.parser().parse_args(given + rest)
+        models[name] = evaluate.loaded_for(asked)
+        reports[name] = evaluate.evaluate(asked, models[name])
     milliseconds = timed(models)
     for name, report in reports.items():
         report["parameters"] = sum(p.numel() for p in models[name].model.parameters())
@@ -54,17 +57,16 @@ def compare(options: argparse.Namespace, rest: list[str]) -> str:
 
 @torch.inference_mode()
 def timed(models: dict[str, LoadedModel]) -> dict[str, float]:
-    """Milliseconds an image of a forward pass, the median of rounds in alternating order."""
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    batches = {n: torch.zeros(TIMED_BATCH, 3, *m.transform.size) for n, m in models.items()}
-    order = list(models)
-    for number in range(TIMED_ROUNDS + 1):
-        for name in order if number % 2 else reversed(order):
-            started = time.perf_counter()
-            models[name].model(batches[name])
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-    return {n: 1000 * statistics.median(s) / TIMED_BATCH for n, s in seconds.items()}
+    """Milliseconds per image of a forward pass, where the models are."""
+    device = next(next(iter(models.values())).model.parameters()).device
+    runs = {
+        name: partial(
+            loaded.model, torch.zeros(TIMED_BATCH, 3, *loaded.transform.size, device=device)
+        )
+        for name, loaded in models.items()
+    }
+    seconds = alternating_medians(runs, device, TIMED_ROUNDS)
+    return {name: 1000 * each / TIMED_BATCH for name, each in seconds.items()}
 
 
 def sheet(models: dict[str, LoadedModel], data: LabelledImages, count: int) -> Image.Image:
@@ -72,21 +74,30 @@ def sheet(models: dict[str, LoadedModel], data: LabelledImages, count: int) -> I
     first = {category_of(name): name for name in reversed(data.names)}
     names = [first[category] for category in sorted(first)]
     names = names[:: max(1, len(names) // count)][:count]
-    explainers = {n: explainers_of(m.model, *m.transform.size) for n, m in models.items()}
-    return draw_sheet([_row(models, explainers, data.read(n), category_of(n)) for n in names])
+    maps = {
+        name: map_functions(methods_for(loaded.model, *loaded.transform.size), loaded.model)
+        for name, loaded in models.items()
+    }
+    return draw_sheet([_row(models, maps, data.read(n), category_of(n)) for n in names])
 
 
-def _row(models, explainers, image: Image.Image, folder: str) -> list[tuple[str, Image.Image]]:
+def _row(
+    models: dict[str, LoadedModel],
+    maps: dict[str, dict[str, MapFunction]],
+    image: Image.Image,
+    folder: str,
+) -> list[tuple[str, Image.Image]]:
     """The image, and every map of its category with the probability that the model gives it."""
     cells = []
     for name, loaded in models.items():
-        label = evaluate.label_of(loaded, folder)
+        label = label_of(loaded, folder)
         tensor = loaded.transform(image)[None]
         with torch.inference_mode():
-            probability = loaded.model(tensor).softmax(dim=1)[0, label].item()
+            logits = loaded.model(images_for(loaded.model, tensor))
+            probability = logits.softmax(dim=1)[0, label].item()
         if not cells:
             cells.append((loaded.categories[label], image))
-        for method, explain in explainers[name].items():
+        for method, explain in maps[name].items():
             mask = explain(tensor, [label])[0]
             cells.append((f"{name} {method}, {probability:.0%}", draw_overlay(image, mask)))
     return cells

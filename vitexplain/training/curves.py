@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+
+from vitexplain.drawing.charts import as_image
 
 
 def draw_curves(rows: Sequence[dict]) -> Image.Image:
     """Losses on the left, validation accuracy on the right, by epoch."""
     figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     losses, accuracy = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]
     for name in ("train_loss", "validation_loss"):
@@ -20,5 +19,4 @@ def draw_curves(rows: Sequence[dict]) -> Image.Image:
     losses.legend()
     accuracy.plot(epochs, [row["validation_top1"] for row in rows], marker="o", color="tab:green")
     accuracy.set(xlabel="epoch", ylabel="validation top-1", ylim=(0, 1))
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return as_image(figure)

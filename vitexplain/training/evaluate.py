@@ -9,32 +9,32 @@ import argparse
 import csv
 import json
 import sys
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from vitexplain.choices import CROPS
-from vitexplain.device import in_batches
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.errors import run_command
-from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.faithfulness.table import bootstrap_interval
+from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder
+from vitexplain.methods.registry import Method
 from vitexplain.models.loading import LoadedModel, load_model
-from vitexplain.training.accuracy import Share, calibration_error, confusion, top_k
+from vitexplain.training.accuracy import Share, confusion
+from vitexplain.training.classify import accuracy, classify, confident
 from vitexplain.training.data import DataError, LabelledImages, category_of, is_held_out
 from vitexplain.training.localisation import (
     cell_share,
     groups,
-    in_box,
-    mosaic,
+    in_boxes,
+    map_functions,
+    methods_for,
+    on_mosaics,
     read_boxes,
-    seen_box,
 )
-from vitexplain.training.maps import OF_CATEGORY, explainers_of
 from vitexplain.training.page import confusion_image, page
 
 SHOWN_MOSAICS = 6
@@ -50,18 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
     return run_command("evaluate", work, less_memory="lower --batch_size")
 
 
-def evaluate(options: argparse.Namespace) -> dict:
-    """Everything that can be measured on the data, and the files that show it."""
+def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> dict:
+    """Everything that can be measured on the data, and the files that show it.
+
+    Args:
+        loaded: the model, where it is loaded already.
+    """
     output = writable_folder(options.output)
     data = LabelledImages(options.data)
-    loaded = load_model(
-        options.model,
-        options.checkpoint,
-        options.class_names,
-        options.device,
-        options.crop,
-        explainable=False,
-    )
+    loaded = loaded or loaded_for(options)
     names = _chosen(data.names, options.held_out)
     names, labels, probabilities = classify(loaded, data, names, options.batch_size)
     report = {
@@ -73,16 +70,17 @@ def evaluate(options: argparse.Namespace) -> dict:
     }
     report["per_category"] = per_category(loaded, labels, probabilities, output)
     shown: list[tuple[str, Image.Image]] = []
-    if explainers := explainers_of(loaded.model, *loaded.transform.size):
-        if boxes := data.side_file("boxes.csv"):
-            report["boxes"] = on_boxes(
-                explainers, loaded, data, names, labels, read_boxes(boxes), options
-            )
-        sure = confident(labels, probabilities, options.confidence)
+    if methods := methods_for(loaded.model, *loaded.transform.size):
+        if text := data.side_file("boxes.csv"):
+            boxes = read_boxes(text)
+            labelled = dict(zip(names, labels.tolist(), strict=True))
+            report["boxes"] = _on_boxes(methods, loaded, data, labelled, boxes, options.boxes)
+        sure = [
+            (names[i], int(labels[i])) for i in confident(labels, probabilities, options.confidence)
+        ]
         for cells in (2, 4):
-            chosen = [names[i] for i in sure]
-            report[f"mosaics_{cells}"], samples = on_mosaics(
-                explainers, loaded, data, chosen, labels[sure], cells, options
+            report[f"mosaics_{cells}"], samples = _on_mosaics(
+                methods, loaded, data, sure, cells, options
             )
             shown += samples
     counts = confusion(probabilities.argmax(axis=1), labels)
@@ -94,47 +92,16 @@ def evaluate(options: argparse.Namespace) -> dict:
     return report
 
 
-def classify(
-    loaded: LoadedModel, data: LabelledImages, names: list[str], batch_size: int
-) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of the images that can be read, their labels (M,), and probabilities (M, K)."""
-    labels_of = {c: label_of(loaded, c) for c in sorted({category_of(name) for name in names})}
-    good, probabilities = [], []
-    device = next(loaded.model.parameters()).device
-
-    @torch.inference_mode()
-    def run(tensors: list[torch.Tensor]) -> np.ndarray:
-        return loaded.model(torch.stack(tensors).to(device)).softmax(dim=1).cpu().numpy()
-
-    for start in range(0, len(names), batch_size):
-        batch = list(data.good(names[start : start + batch_size]))
-        tensors = [loaded.transform(image) for _, image in batch]
-        probabilities += in_batches(run, tensors, batch_size, partial(print, file=sys.stderr))
-        good += [name for name, _ in batch]
-    if not good:
-        raise DataError(f"{data.path}: no image can be read")
-    labels = np.array([labels_of[category_of(name)] for name in good])
-    return good, labels, np.concatenate(probabilities)
-
-
-def label_of(loaded: LoadedModel, folder: str) -> int:
-    """A folder's category: an index ("0243"), unless a category is called so, or a name."""
-    if folder in loaded.categories:
-        return loaded.categories.index(folder)
-    return loaded.category_index(int(folder) if folder.isdecimal() else folder)
-
-
-def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict:
-    described = {}
-    for k in (1, 5):
-        share = top_k(probabilities, labels, k)
-        described[f"top{k}"] = {
-            "value": share.value,
-            "interval": share.interval,
-            "right": share.hits,
-            "of": share.count,
-        }
-    return described | {"calibration_error": calibration_error(probabilities, labels)}
+def loaded_for(options: argparse.Namespace) -> LoadedModel:
+    """The model that the options name; it need not be one that can be explained."""
+    return load_model(
+        options.model,
+        options.checkpoint,
+        options.class_names,
+        options.device,
+        options.crop,
+        explainable=False,
+    )
 
 
 def per_category(
@@ -154,27 +121,26 @@ def per_category(
     return str(path)
 
 
-def on_boxes(explainers, loaded, data, names, labels, boxes, options) -> dict:
-    """Every map, and a spot in the middle, on the objects' boxes."""
-    chosen = [i for i, name in enumerate(names) if name in boxes]
-    chosen = chosen[:: max(1, len(chosen) // options.boxes)]
-    results: dict[str, list[tuple[bool, float]]] = {m: [] for m in (*explainers, "centre_blob")}
-    for i in chosen:
-        image = data.read(names[i])
-        tensor = loaded.transform(image)[None]
-        masks = {m: explain(tensor, [labels[i]])[0] for m, explain in explainers.items()}
-        masks["centre_blob"] = centre_blob(*next(iter(masks.values())).shape)
-        seen = seen_box(loaded.transform, image.size, boxes[names[i]])
-        for method, mask in masks.items():
-            results[method].append(in_box(mask, *seen))
-    return {method: _box_figures(values) for method, values in results.items() if values}
+def _on_boxes(
+    methods: Mapping[str, Method],
+    loaded: LoadedModel,
+    data: LabelledImages,
+    labels: Mapping[str, int],
+    boxes: Mapping[str, Region],
+    count: int,
+) -> dict:
+    """Figures of every map, and of a centre Gaussian, on about `count` images with boxes."""
+    chosen = [name for name in labels if name in boxes]
+    chosen = chosen[:: max(1, len(chosen) // count)]
+    maps = map_functions(methods, loaded.model)
+    found = in_boxes(maps, loaded, data, {name: labels[name] for name in chosen}, boxes)
+    return {method: _box_figures(**columns) for method, columns in found.items()}
 
 
-def _box_figures(values: list[tuple[bool, float]]) -> dict:
-    hits, energy = (np.array(column, dtype=float) for column in zip(*values, strict=True))
-    share = Share(hits.sum(), len(hits))
+def _box_figures(pointing: np.ndarray, energy: np.ndarray) -> dict:
+    share = Share(pointing.sum(), len(pointing))
     return {
-        "pictures": len(values),
+        "pictures": len(pointing),
         "pointing": share.value,
         "pointing_interval": share.interval,
         "energy": energy.mean(),
@@ -182,25 +148,30 @@ def _box_figures(values: list[tuple[bool, float]]) -> dict:
     }
 
 
-def on_mosaics(
-    explainers, loaded, data, names, labels, cells: int, options
+def _on_mosaics(
+    methods: Mapping[str, Method],
+    loaded: LoadedModel,
+    data: LabelledImages,
+    sure: Sequence[tuple[str, int]],
+    cells: int,
+    options: argparse.Namespace,
 ) -> tuple[dict, list[tuple[str, Image.Image]]]:
-    """The map of each cell's category, on mosaics of 2 or 4 images; and some of the mosaics."""
-    height, width = loaded.transform.size
+    """Figures of maps of each cell's category, on mosaics of 2 or 4; and some of the mosaics."""
+    labels = [label for _, label in sure]
+    chosen = groups(labels, cells, options.mosaics, options.seed)
+    of_cells = [[sure[i] for i in group] for group in chosen]
+    maps = map_functions({n: m for n, m in methods.items() if m.of_category}, loaded.model)
     shares: dict[str, list[float]] = {}
     shown = []
-    for number, group in enumerate(groups(labels, cells, options.mosaics, options.seed)):
-        canvas = mosaic([data.read(names[i]) for i in group], max(height, width))
-        tensor = loaded.transform(canvas)[None]
-        categories = [int(labels[i]) for i in group]
-        for method in explainers.keys() & OF_CATEGORY:
-            masks = explainers[method](tensor, categories)
+    found = on_mosaics(maps, loaded, data, of_cells)
+    for number, (group, (canvas, masks)) in enumerate(zip(of_cells, found, strict=True)):
+        for method, of_each in masks.items():
             shares.setdefault(method, []).extend(
-                cell_share(mask, index, cells) for index, mask in enumerate(masks)
+                cell_share(mask, index, cells) for index, mask in enumerate(of_each)
             )
         if number < SHOWN_MOSAICS:
-            name = loaded.categories[categories[0]]
-            shown.append((f"{cells} images, for: {name}", draw_overlay(canvas, masks[0])))
+            name, drawn = loaded.categories[group[0][1]], next(iter(masks.values()))[0]
+            shown.append((f"{cells} images, for: {name}", draw_overlay(canvas, drawn)))
     return {m: _mosaic_figures(np.array(v), cells) for m, v in shares.items()}, shown
 
 
@@ -221,12 +192,6 @@ def _chosen(names: list[str], held_out: bool) -> list[str]:
     if not chosen:
         raise DataError("no image of the data is in the held-out split")
     return chosen
-
-
-def confident(labels: np.ndarray, probabilities: np.ndarray, least: float) -> np.ndarray:
-    """Places of images that are rightly classified with at least this probability."""
-    right = probabilities.argmax(axis=1) == labels
-    return np.flatnonzero(right & (probabilities.max(axis=1) >= least))
 
 
 def as_text(report: dict) -> str:

@@ -1,14 +1,112 @@
-"""Does a map fall on what it is about? Boxes, and mosaics of images of several categories."""
+"""Do maps fall on what they are about? Boxes, and mosaics of images of several categories."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor, nn
 
+from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.images.region import Region
+from vitexplain.methods.registry import METHODS, Method
+from vitexplain.models.loading import LoadedModel
 from vitexplain.models.transform import InputTransform
+from vitexplain.training.data import LabelledImages
+
+# of a CNN; a Vision Transformer's Grad-CAM is METHODS["gradcam"]
+CNN_GRADCAM = Method(
+    "gradcam",
+    "Grad-CAM",
+    "Selvaraju et al. 2017",
+    True,
+    ("vitexplain.training.cnn_gradcam", "CnnGradCam"),
+)
+
+# one image (1, 3, H, W) and K categories -> (K, h, w)
+MapFunction = Callable[[Tensor, Sequence[int]], np.ndarray]
+
+
+def methods_for(model: nn.Module, height: int, width: int) -> dict[str, Method]:
+    """Both rollouts for a Vision Transformer, Grad-CAM for a CNN, else none."""
+    try:
+        METHODS["attention_rollout"].make(model)
+        return {"rollout": METHODS["attention_rollout"], "grad_rollout": METHODS["grad_rollout"]}
+    except UnsupportedModel:
+        pass
+    try:
+        CNN_GRADCAM.make(model).batch(torch.zeros(1, 3, height, width), [0])
+        return {"gradcam": CNN_GRADCAM}
+    except UnsupportedModel:
+        return {}
+
+
+def map_functions(methods: Mapping[str, Method], model: nn.Module) -> dict[str, MapFunction]:
+    """Each method as a function of one image and its categories."""
+
+    def of_category(made) -> MapFunction:
+        return lambda x, categories: np.concatenate(
+            [found.masks for found in made.explain_several(x, [list(categories)])]
+        )
+
+    def of_image(made) -> MapFunction:
+        return lambda x, categories: made.batch(x).repeat(len(categories), axis=0)
+
+    return {
+        name: (of_category if method.of_category else of_image)(method.make(model))
+        for name, method in methods.items()
+    }
+
+
+def in_boxes(
+    maps: Mapping[str, MapFunction],
+    loaded: LoadedModel,
+    data: LabelledImages,
+    labels: Mapping[str, int],
+    boxes: Mapping[str, Region],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Method -> "pointing", "energy" -> a value for each image; also of a centre Gaussian.
+
+    Args:
+        labels: name of image -> category whose map is held against its box.
+        boxes: of each of these images, in its pixels.
+    """
+    found: dict[str, list[tuple[bool, float]]] = {name: [] for name in (*maps, "centre_blob")}
+    for name, label in labels.items():
+        image = data.read(name)
+        tensor = loaded.transform(image)[None]
+        masks = {method: explain(tensor, [label])[0] for method, explain in maps.items()}
+        masks["centre_blob"] = centre_blob(*next(iter(masks.values())).shape)
+        seen = seen_box(loaded.transform, image.size, boxes[name])
+        for method, mask in masks.items():
+            found[method].append(in_box(mask, *seen))
+    return {method: _columns(values) for method, values in found.items() if values}
+
+
+def _columns(values: Sequence[tuple[bool, float]]) -> dict[str, np.ndarray]:
+    pointing, energy = np.array(values, dtype=float).T
+    return {"pointing": pointing, "energy": energy}
+
+
+def on_mosaics(
+    maps: Mapping[str, MapFunction],
+    loaded: LoadedModel,
+    data: LabelledImages,
+    groups: Sequence[Sequence[tuple[str, int]]],
+) -> Iterator[tuple[Image.Image, dict[str, np.ndarray]]]:
+    """Of each mosaic the image, and each method's maps (K, h, w) of its cells' categories.
+
+    Args:
+        groups: for each mosaic (name of image, label) of its cells.
+    """
+    for group in groups:
+        canvas = mosaic([data.read(name) for name, _ in group], max(loaded.transform.size))
+        tensor = loaded.transform(canvas)[None]
+        categories = [label for _, label in group]
+        yield canvas, {name: explain(tensor, categories) for name, explain in maps.items()}
 
 
 def read_boxes(text: str) -> dict[str, Region]:

@@ -6,7 +6,10 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
+
+from vitexplain.drawing.charts import as_image
 
 NAMED = 30  # with more categories than this the matrix is drawn without their names
 
@@ -15,11 +18,7 @@ def confusion_image(
     categories: np.ndarray, counts: np.ndarray, names: Sequence[str]
 ) -> Image.Image:
     """Rows: what it was; columns: what it was taken for; each row's shares as shades."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(8, 7), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     drawn = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
@@ -29,8 +28,7 @@ def confusion_image(
         labels = [names[index].split(",")[0] for index in categories]
         axes.set_xticks(range(len(labels)), labels, rotation=90)
         axes.set_yticks(range(len(labels)), labels)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return as_image(figure)
 
 
 def page(text: str, images: Sequence[tuple[str, Image.Image]]) -> str:

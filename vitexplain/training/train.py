@@ -31,7 +31,8 @@ from tqdm import tqdm
 
 from vitexplain.errors import run_command
 from vitexplain.images.writing import writable_folder, write_whole
-from vitexplain.models.loading import bundled_folder, load_model, set_input_size
+from vitexplain.models.bundled import bundled_folder
+from vitexplain.models.loading import load_model, set_input_size
 from vitexplain.training.curves import draw_curves
 from vitexplain.training.data import (
     DataError,

@@ -1,0 +1,43 @@
+"""The bundled model's files, and the network that they describe."""
+
+import json
+from functools import partial
+from importlib import resources
+from pathlib import Path
+
+import timm
+from timm.layers import HybridEmbed
+from timm.models.vision_transformer import VisionTransformer
+
+from vitexplain.errors import RequestError, one_line
+
+
+class ModelError(RequestError):
+    """The model is unknown or can't be had, or the checkpoint does not fit it."""
+
+
+def bundled_folder() -> Path:
+    """Where config.json, model.safetensors and the card are, in a clone and as installed."""
+    return Path(str(resources.files("vitexplain") / "data" / "bundled"))
+
+
+def read_config(folder: Path) -> dict:
+    """The config.json of a folder with a model.
+
+    Raises:
+        ModelError: if there is none, or it can't be read.
+    """
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} holds no readable config.json: {one_line(error)}") from error
+
+
+def build_network(config: dict, num_classes: int | None = None) -> VisionTransformer:
+    """The untrained network that a config.json of the bundled model's kind describes."""
+    if config["class"] != "timm.models.vision_transformer.VisionTransformer":
+        raise ModelError(f"config.json: unknown class {config['class']}")
+    backbone = dict(config["embed_layer"]["backbone"])
+    stem = timm.create_model(backbone.pop("name"), pretrained=False, **backbone)
+    args = config["args"] | ({} if num_classes is None else {"num_classes": num_classes})
+    return VisionTransformer(**args, embed_layer=partial(HybridEmbed, backbone=stem))

@@ -1,0 +1,61 @@
+"""A model's answers on labelled images, and how good they are."""
+
+import sys
+from functools import partial
+
+import numpy as np
+import torch
+
+from vitexplain.device import in_batches
+from vitexplain.models.loading import LoadedModel
+from vitexplain.training.accuracy import calibration_error, top_k
+from vitexplain.training.data import DataError, LabelledImages, category_of
+
+
+def classify(
+    loaded: LoadedModel, data: LabelledImages, names: list[str], batch_size: int
+) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Names of the images that can be read, their labels (M,), and probabilities (M, K)."""
+    labels_of = {c: label_of(loaded, c) for c in sorted({category_of(name) for name in names})}
+    good, probabilities = [], []
+    device = next(loaded.model.parameters()).device
+
+    @torch.inference_mode()
+    def run(tensors: list[torch.Tensor]) -> np.ndarray:
+        return loaded.model(torch.stack(tensors).to(device)).softmax(dim=1).cpu().numpy()
+
+    for start in range(0, len(names), batch_size):
+        batch = list(data.good(names[start : start + batch_size]))
+        tensors = [loaded.transform(image) for _, image in batch]
+        probabilities += in_batches(run, tensors, batch_size, partial(print, file=sys.stderr))
+        good += [name for name, _ in batch]
+    if not good:
+        raise DataError(f"{data.path}: no image can be read")
+    labels = np.array([labels_of[category_of(name)] for name in good])
+    return good, labels, np.concatenate(probabilities)
+
+
+def label_of(loaded: LoadedModel, folder: str) -> int:
+    """A folder's category: an index ("0243"), unless a category is called so, or a name."""
+    if folder in loaded.categories:
+        return loaded.categories.index(folder)
+    return loaded.category_index(int(folder) if folder.isdecimal() else folder)
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict:
+    described = {}
+    for k in (1, 5):
+        share = top_k(probabilities, labels, k)
+        described[f"top{k}"] = {
+            "value": share.value,
+            "interval": share.interval,
+            "right": share.hits,
+            "of": share.count,
+        }
+    return described | {"calibration_error": calibration_error(probabilities, labels)}
+
+
+def confident(labels: np.ndarray, probabilities: np.ndarray, least: float) -> np.ndarray:
+    """Places of images that are rightly classified with at least this probability."""
+    right = probabilities.argmax(axis=1) == labels
+    return np.flatnonzero(right & (probabilities.max(axis=1) >= least))
