@@ -21,8 +21,8 @@ demo: $(VENV)/installed
 	@echo
 	@echo "Open these three:"
 	@echo "  output/both_attention_rollout_0.900_max.png   what the model looked at"
-	@echo "  output/both_grad_rollout_243_0.900_mean.png   what speaks for the dog (bull mastiff)"
-	@echo "  output/both_grad_rollout_282_0.900_mean.png   what speaks for the cat (tiger cat)"
+	@echo "  output/both_grad_rollout_243_0.900_mean.png   evidence for the dog (bull mastiff)"
+	@echo "  output/both_grad_rollout_282_0.900_mean.png   evidence for the cat (tiger cat)"
 
 test: $(VENV)/installed-dev
 	$(PYTEST)

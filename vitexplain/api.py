@@ -272,7 +272,7 @@ def explain_opened(
 
 
 def as_image(image: ImageLike) -> Image.Image:
-    """Whatever stands for one image, as RGB, upright.
+    """An image in any accepted form as upright RGB.
 
     Raises:
         RequestError: if it is no image; PictureError where a file can't be read.

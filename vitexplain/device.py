@@ -19,7 +19,7 @@ def choose_device(wanted: str = "auto", use_cuda: bool = False) -> tuple[torch.d
 
     Args:
         wanted: "auto" (the fastest there is), "cpu", "cuda", "cuda:N" or "mps".
-        use_cuda: CUDA if there is any, else the CPU, whatever `wanted` says.
+        use_cuda: CUDA if available, else the CPU; overrides `wanted`.
 
     Raises:
         RequestError: if `wanted` names a device that isn't there.
@@ -50,7 +50,7 @@ def in_batches(
     """`run` on all items, batch by batch; where memory does not suffice, on half as many at once.
 
     Args:
-        tell: gets a sentence whenever the batch is halved.
+        tell: receives a sentence whenever the batch is halved.
 
     Raises:
         torch.OutOfMemoryError, RuntimeError: of `run`, if one item is too much already.

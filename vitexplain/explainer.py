@@ -210,7 +210,7 @@ def names_of(options: MapOptions) -> tuple[str, ...]:
 def options_of(method: Method, options: MapOptions) -> dict:
     """Those options that the method takes; what is not set is as the method has it."""
     wanted = {
-        "head_fusion": options.head_fusion or method.defaults.get("head_fusion", "mean"),
+        "head_fusion": options.head_fusion or method.defaults.get("head_fusion"),
         "discard_ratio": options.discard_ratio,
         "start_block": options.start_block,
         "as_published": options.as_published,

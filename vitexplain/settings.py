@@ -33,7 +33,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Which maps, by which methods. Whatever is here changes the maps.
+    """Which maps, by which methods. Everything here changes the maps.
 
     Attributes:
         method: names of methods; empty for attention rollout or, where there is a category,

@@ -262,7 +262,7 @@ def test_ctrl_c_says_how_far_it_came(tmp_path):
     lines = len(results_of(tmp_path / "out"))
     assert told == (
         f"vit_explain: interrupted: {lines} of 60 images are done; "
-        "the same command goes on from there\n"
+        "rerun the same command to resume\n"
     )
 
 

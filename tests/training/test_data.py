@@ -51,7 +51,7 @@ def test_read(data):
 def test_broken_images_are_named_and_passed_over(data, capsys):
     good = [name for name, _ in data.good(data.names)]
     assert good == ["0007/x.png", "ant/a.png", "ant/b.png"]
-    assert "passed over: bee/broken.png is not an image" in capsys.readouterr().err
+    assert "skipped: bee/broken.png is not an image" in capsys.readouterr().err
 
 
 def test_side_file(data):

@@ -32,7 +32,7 @@ def test_report(data, tmp_path, capsys):
     arguments = ["--data", str(data), "--model", "bundled", "--output", str(output), "--json"]
     assert main([*arguments, "--mosaics", "2", "--confidence", "0.1"]) == 0
     captured = capsys.readouterr()
-    assert "passed over: 0002/broken.jpg" in captured.err
+    assert "skipped: 0002/broken.jpg" in captured.err
     report = json.loads(captured.out)
     assert report == json.loads((output / "report.json").read_text())
     assert report["pictures"] == 6

@@ -72,7 +72,7 @@ def test_killed_run_ends_with_the_weights_of_one_that_was_not(data, tmp_path, mo
     with monkeypatch.context() as patched:
         patched.setattr(Training, "_validate", killed_in_the_second_epoch)
         assert train(data, tmp_path / "broken", *extra) == 130
-    assert "goes on from the last epoch" in capsys.readouterr().err
+    assert "rerun the same command to resume" in capsys.readouterr().err
     torch.rand(7)  # whatever happened in between
     assert train(data, tmp_path / "broken", *extra) == 0
     assert "Going on after epoch 1" in capsys.readouterr().out
@@ -111,7 +111,7 @@ def test_cnn_of_timm(data, tmp_path):
 def test_broken_image_is_named_and_passed_over(data, tmp_path, capsys):
     (data / "sky" / "bad.png").write_text("no image")
     assert train(data, tmp_path / "run", "--epochs", 1) == 0
-    assert "passed over: sky/bad.png is not an image" in capsys.readouterr().err
+    assert "skipped: sky/bad.png is not an image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,14 @@ def draw_anatomy(
         ),
         _panel("2  Position embeddings", *_positions(anatomy)),
         _panel(
-            "3  What the read-out attends to",
+            "3  What the pooled tokens attend to",
             f"{_reader(anatomy)} in each block and head. The brightest patches get most; each map "
             "has a scale of its own.",
             _heads(anatomy, blocks),
         ),
         _panel(
             "4  Token norms",
-            "The length (L2 norm) of every token behind each block, each map on a scale of its "
+            "The length (L2 norm) of every token after each block, each map on a scale of its "
             "own. A few patches far above the median are attention sinks: the model seems to use "
             "them for notes, not for what they show.",
             _norms(anatomy, blocks),
@@ -97,7 +97,7 @@ def _summary(anatomy: Anatomy) -> str:
         f"{rows}x{columns} patches",
         f"{len(anatomy.blocks)} blocks",
         f"{_span([len(block.attention) for block in anatomy.blocks])} heads",
-        f"read-out: {anatomy.layout.readout}",
+        f"pooling: {anatomy.layout.readout}",
     ]
     return "  ·  ".join(parts)
 
@@ -217,7 +217,7 @@ def _scale(low: float, high: float, width: int, colormap: str) -> Image.Image:
 
 
 def _heads(anatomy: Anatomy, blocks: Sequence[int]) -> Image.Image:
-    """Blocks from top to bottom, in so many columns side by side as their heads leave room for."""
+    """Blocks from top to bottom, in as many columns as their heads leave room for."""
     rows = [(f"block {number + 1}", anatomy.blocks[number].attention) for number in blocks]
     if anatomy.pool is not None:
         rows.append(("pool", anatomy.pool))

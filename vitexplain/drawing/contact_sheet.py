@@ -60,7 +60,7 @@ def check_contact_sheet(path: Path) -> None:
 
 
 def layout(count: int) -> tuple[int, int, int]:
-    """(columns, rows, side of a cell) of a PNG of so many images, about 4:3.
+    """(columns, rows, side of a cell) of a PNG of `count` images, about 4:3.
 
     Raises:
         RequestError: if there are none, or too many.

@@ -96,7 +96,7 @@ def on_the_image(
 
 
 def _touching(patches: int, start: float, end: float, side: int):
-    """(first, behind the last, start, end) of those of `patches` that touch 0 to `side`."""
+    """(first, last + 1, start, end) of those of `patches` that touch 0 to `side`."""
     step = (end - start) / patches
     first = min(max(0, math.floor(-start / step + 1e-6)), patches - 1)
     last = max(min(patches, math.ceil((side - start) / step - 1e-6)), first + 1)
@@ -108,7 +108,7 @@ def _heatmap(mask: np.ndarray, region: Region, visible: Sequence[int], colormap:
     left, top, right, bottom = (round(edge) for edge in region)
     size = max(right - left, 1), max(bottom - top, 1)
     levels = enlarged(mask, size)
-    # rounding can leave the visible part a pixel outside: there the edge goes on
+    # rounding can leave the visible part a pixel outside: there the edge is repeated
     across = np.clip(np.arange(visible[0], visible[2]) - left, 0, size[0] - 1)
     down = np.clip(np.arange(visible[1], visible[3]) - top, 0, size[1] - 1)
     if (len(across), len(down)) != size:

@@ -36,8 +36,8 @@ class Baseline(ImageMethod):
 class RandomMap(Baseline):
     """Noise, each patch evenly between 0 and 1.
 
-    It is seeded by the image's own values: one image always has the same map, whatever else
-    is in its batch, and the slightest change gives another.
+    It is seeded by the image's own values: an image always has the same map, in any
+    batch, and the slightest change gives another.
     """
 
     def mask(self, image: Tensor, rows: int, columns: int) -> np.ndarray:

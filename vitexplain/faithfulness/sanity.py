@@ -21,8 +21,8 @@ from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
 from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
 
-# what stands behind the last block, by the modules' first names; where tokens are averaged, the
-# norm comes behind that and is called fc_norm
+# the layers after the last block, by the first part of their names; where tokens are averaged, the
+# norm follows that and is named fc_norm
 BEHIND = {
     "head": "head",
     "head_dist": "head",

@@ -21,7 +21,7 @@ class ImageFile:
     Attributes:
         path: where it is.
         name: its path below what all requested images have in common, with "/"; outputs are
-            called after it, so that no two share one.
+            named after it, so that no two share one.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Open images safely: whatever Pillow reads, as upright 8-bit RGB, or one clear error."""
+"""Open anything that Pillow reads as upright 8-bit RGB, or raise one clear error."""
 
 import warnings
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Write files so that an interrupted run leaves no half file behind."""
+"""Write files whole: an interrupted run leaves no half-written file."""
 
 import os
 import tempfile

@@ -85,7 +85,7 @@ class LeGrad(CategoryMethod):
         """The logits of a block's output (B, N, C), as if it were the last block's."""
         pooled = tokens
         if not layout.pooled_tokens:
-            # all tokens alike, so that whatever the head reads is their mean
+            # all tokens alike, so that their mean is what the head pools
             pooled = tokens.mean(dim=1, keepdim=True).expand_as(tokens)
         return self.model.forward_head(self.model.norm(pooled))
 

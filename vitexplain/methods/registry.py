@@ -78,6 +78,7 @@ _ALL = (
         False,
         ("vitexplain.methods.block_attention", "BlockAttention"),
         ("head_fusion", "block", "head"),
+        {"head_fusion": "mean"},
     ),
     Method(
         "grad_rollout",
@@ -86,6 +87,7 @@ _ALL = (
         True,
         ("vit_grad_rollout", "VITAttentionGradRollout"),
         ("head_fusion", "discard_ratio", "start_block", "as_published"),
+        {"head_fusion": "mean"},
     ),
     Method(
         "relevance",

@@ -1,4 +1,4 @@
-"""Are a model's pretrained weights to be had, and without waiting long for a network?
+"""Check that pretrained weights are available, without long network time-outs.
 
 Left to itself the hub client retries for most of a minute where there is no network. So: look in
 the local cache, then ask the hub once, with a timeout.
@@ -87,7 +87,7 @@ def _ask(question: Callable[[], None]) -> None:
         try:
             question()
             outcome.append(None)
-        except Exception as error:  # whatever it is, there is no answer
+        except Exception as error:  # any failure means that there is no answer
             outcome.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)

@@ -28,7 +28,7 @@ from vitexplain.models.hub import WeightsUnavailable, weights_at_hand
 from vitexplain.models.transform import InputTransform
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
-MOST_PATCHES = 16_384  # a block's matrix over so many takes 1 GiB
+MOST_PATCHES = 16_384  # one block's attention matrix then takes 1 GiB
 LONGEST = 240  # characters of what timm or the hub say, within a message
 
 

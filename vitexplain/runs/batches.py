@@ -45,7 +45,7 @@ def explained(
 
 
 def _groups(items: Iterable[Item], model: "_Models") -> Iterator[list[Item]]:
-    """Batches; what failed goes on in a group of its own."""
+    """Batches; an item that failed is passed on in a group of its own."""
     batch: list[Item] = []
     for item in items:
         if item.failure:

@@ -1,4 +1,4 @@
-"""How faithful each method's maps are on the user's own images, in a table and a figure."""
+"""How faithful each method is on the user's own images: a table and a figure."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
     """Measure the methods on all images, write a table, and report (JSON-session).
 
     Args:
-        tell: gets a sentence for each image that fails, and for what else there is to say.
+        tell: receives a sentence for each image that fails, and any other notice.
 
     Raises:
         RequestError, OSError: a request that can't be met.

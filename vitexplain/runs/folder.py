@@ -40,11 +40,11 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
     """Explain all requested images that are not explained yet, and report (JSON-session).
 
     Args:
-        tell: gets a sentence for each image that fails, and for what else there is to say.
+        tell: receives a sentence for each image that fails, and any other notice.
 
     Raises:
         RequestError, OSError: a request that can't be met, or nowhere to write: what is finished
-            stays, and the same request goes on from there.
+            stays, and the same request resumes from there.
         KeyboardInterrupt: with how far it came.
     """
 
@@ -153,10 +153,12 @@ def _explain_missing(session: Session, results: Results, tell: Callable[[str], N
                 progress.update()
     except KeyboardInterrupt:
         told = f"{results.done} of {len(results.images)} images are done"
-        raise KeyboardInterrupt(f"{told}; the same command goes on from there") from None
+        raise KeyboardInterrupt(f"{told}; rerun the same command to resume") from None
     except BrokenProcessPool:
-        raise RequestError("a worker process was killed, perhaps for want of memory: the same "
-                         "command goes on, and fewer --workers take less") from None  # fmt: skip
+        raise RequestError(
+            "a worker process was killed, probably out of memory: rerun the same command to "
+            "resume, with fewer --workers"
+        ) from None
 
 
 def _decoded(workers: Workers, images: Sequence[ImageFile], ahead: int) -> Iterator[Item]:

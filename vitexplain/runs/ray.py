@@ -52,7 +52,7 @@ def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
     address that pyarrow reads (s3://, gs://); the output folder must be the same for all nodes.
 
     Args:
-        tell: gets a sentence for each image that fails.
+        tell: receives a sentence for each image that fails.
 
     Raises:
         RequestError, OSError: a request that can't be met.

@@ -1,4 +1,4 @@
-"""What a run over many images has done so far: on disk, so that it can go on after any stop.
+"""What a run over many images has done so far, on disk, so that it can be resumed after any stop.
 
 results.jsonl holds one line for each finished image, errors.csv one for each that failed, and
 run.json the settings. A line is written when the image's files are whole; a run that finds
@@ -25,10 +25,10 @@ class Results:
 
     Args:
         folder: the output folder.
-        settings: whatever changes results, JSON-ready. If the folder's run had others, its list
-            is renamed, and all images are done afresh.
+        settings: everything that changes results, JSON-ready. If the folder's run had others, its
+            list is renamed, and all images are done afresh.
         images: those to explain.
-        tell: gets sentences for the user.
+        tell: receives notices for the user.
 
     Attributes:
         missing: the images that are not finished, or have changed since.
@@ -139,7 +139,7 @@ def files_of(result: dict) -> list[str]:
 
 
 def _state(path: str) -> dict | None:
-    """By which a changed image is recognised."""
+    """Size and time stamp, to detect changed images."""
     try:
         status = Path(path).stat()
     except OSError:

@@ -55,9 +55,9 @@ class Written:
 
 
 class Workers:
-    """So many processes; a context manager, after which they are gone.
+    """`count` processes; a context manager, after which they are gone.
 
-    What is asked of them comes back as a future, with the errors that opening and writing raise.
+    Each call returns a future, which raises the errors of opening and writing.
     """
 
     def __init__(self, count: int, overlay: Overlay, folder: Path):
@@ -98,7 +98,7 @@ class _Worker:
 
     @classmethod
     def start(cls, overlay: Overlay, folder: Path) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's affair
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
         cv2.setNumThreads(1)
         if hasattr(os, "nice"):
             os.nice(10)  # the model first: it is what everything waits for
@@ -161,7 +161,7 @@ def processors() -> int:
 
 
 def _end_with_parent() -> None:
-    """A killed run must not leave its workers behind."""
+    """End this worker when its run is killed."""
     wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
 

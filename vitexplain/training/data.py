@@ -57,12 +57,12 @@ class LabelledImages:
         return read_image(io.BytesIO(self._archive.read(name)), name)
 
     def good(self, names: list[str]) -> Iterator[tuple[str, Image.Image]]:
-        """Each image that can be read; the others are named on stderr and passed over."""
+        """Each image that can be read; the others are named on stderr and skipped."""
         for name in names:
             try:
                 yield name, self.read(name)
             except PictureError as error:
-                print(f"passed over: {error}", file=sys.stderr)
+                print(f"skipped: {error}", file=sys.stderr)
 
     def categories(self) -> set[str]:
         """Every category there is a folder for, with or without images in it."""

@@ -2,7 +2,7 @@
 
 The data are a folder of folders, named by category, or a zip file of that layout. What comes out is
 a folder that `vit_explain.py --checkpoint FOLDER` takes as it is. Kill it at any moment: the same
-command goes on from the end of the last epoch, and ends with the same weights, bit for bit on the
+command resumes after the last finished epoch, and ends with the same weights, bit for bit on the
 CPU, as a run that was not killed.
 """
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             Training(options).run()
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on from the last epoch") from None
+            raise KeyboardInterrupt("rerun the same command to resume") from None
 
     return run_command("train", work, less_memory="lower --batch_size")
 
@@ -227,7 +227,7 @@ class Training:
 
 
 def make_model(options: argparse.Namespace, categories: int) -> tuple[nn.Module, dict]:
-    """The model with a fresh head for so many categories, and timm's description of its input."""
+    """The model with a fresh head for that many categories, and timm's description of its input."""
     if options.pretrained or options.checkpoint or options.model == "bundled":
         loaded = load_model(options.model, options.checkpoint, explainable=False)
         model, transform = loaded.model, loaded.transform
@@ -312,7 +312,7 @@ def seed_worker(_number: int) -> None:
 
 
 def _settings(options: argparse.Namespace) -> dict:
-    """What must be the same for a run to go on."""
+    """What must not change if a run is to be resumed."""
     ignored = ("output", "workers", "device")
     return {name: str(value) for name, value in vars(options).items() if name not in ignored}
 

@@ -145,7 +145,7 @@ def _json(value: object) -> str:
 
 
 def _frame(title: str, alpha: float) -> tuple[str, str]:
-    """What stands before the images, and behind them."""
+    """The page before the images, and after them."""
     folder = resources.files("vitexplain.drawing.report")
     style, script = (
         (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
