@@ -19,8 +19,9 @@ from vitexplain.anatomy import BlockAnatomy, Positions, anatomy, sample
 from vitexplain.attention.capture import capture_attention
 from vitexplain.attention.tokens import UnsupportedModel, blocks_of, token_layout
 from vitexplain.attention.windows import windows_of
-from vitexplain.drawing.anatomy import MAP, WIDTH, draw_anatomy
+from vitexplain.drawing.anatomy import MAP, draw_anatomy
 from vitexplain.drawing.heatmap import colored
+from vitexplain.drawing.panels import WIDTH
 
 GREY = Image.new("RGB", (32, 32), (128, 128, 128))
 

@@ -1,6 +1,6 @@
 """Draw an anatomy (vitexplain.anatomy): what the transformer makes of one image, on one figure.
 
-Each panel is an image of its own, as wide as the figure at most; the figure stacks them under
+Each panel is an image of its own, at most as wide as the figure; the figure stacks them under
 their headings.
 """
 
@@ -9,22 +9,32 @@ import itertools
 import math
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from vitexplain.anatomy import Anatomy, BlockAnatomy, Positions, sample
-from vitexplain.drawing.heatmap import colored, draw_overlay, stretch
-from vitexplain.drawing.sheet import drawable, fit, wrapped
-
-WIDTH = 1600  # of the figure in pixels
-MARGIN = 48
-ROOM = WIDTH - 2 * MARGIN  # what a panel may take
-GAP = 8  # between small maps
-BETWEEN = 32  # between images that are looked at one by one
-
-TITLE, HEADING, SENTENCE, LABEL = 38, 28, 19, 16  # sizes of the letters
-INK, GREY, LINE = (25, 25, 30), (95, 95, 105), (205, 205, 212)
+from vitexplain.drawing.heatmap import draw_overlay
+from vitexplain.drawing.panels import (
+    BETWEEN,
+    GAP,
+    GREY,
+    INK,
+    LABEL,
+    MARGIN,
+    ROOM,
+    TITLE,
+    captioned,
+    font_of,
+    heading,
+    line_height,
+    panel,
+    scale_bar,
+    side_by_side,
+    stacked,
+    table,
+    tile,
+)
+from vitexplain.drawing.sheet import columns_of, fit, wrap
 
 LARGE = (ROOM - 2 * BETWEEN) // 3  # sides of the three images on top
 MOSAIC = 640  # sides of all maps of position similarity together, about
@@ -60,35 +70,35 @@ def draw_anatomy(
     seen = fit(image_seen, (LARGE, LARGE))
     blocks = sample(len(anatomy.blocks), MOST_BLOCKS)
     panels = [
-        _heading(title, _summary(anatomy), TITLE),
-        _panel(
+        heading(title, _summary(anatomy), TITLE),
+        panel(
             "1  Patches",
             "The image is cut along the grid, and each patch becomes one token. Attention "
             "rollout is how much of each patch reaches what the classifier reads.",
             _patches(anatomy, seen, overlay(seen, anatomy.rollout), colormap),
         ),
-        _panel("2  Position embeddings", *_positions(anatomy)),
-        _panel(
+        panel("2  Position embeddings", *_positions(anatomy)),
+        panel(
             "3  What the pooled tokens attend to",
             f"{_reader(anatomy)} in each block and head. The brightest patches get most; each map "
             "has a scale of its own.",
             _heads(anatomy, blocks),
         ),
-        _panel(
+        panel(
             "4  Token norms",
             "The length (L2 norm) of every token after each block, each map on a scale of its "
             "own. A few patches far above the median are attention sinks: the model seems to use "
             "them for notes, not for what they show.",
             _norms(anatomy, blocks),
         ),
-        _panel(
+        panel(
             "5  Rollout, block by block",
             f"The attention of the blocks from {anatomy.start_block + 1} on is multiplied; here is "
             "the product up to each block. The last one is the rollout of panel 1.",
             _growth(anatomy, seen, overlay),
         ),
     ]
-    return _stacked(panels, MARGIN, MARGIN)
+    return stacked(panels, MARGIN, MARGIN)
 
 
 def _summary(anatomy: Anatomy) -> str:
@@ -121,9 +131,6 @@ def _reader(anatomy: Anatomy) -> str:
     return f"The classifier reads nothing but the {tokens}. Shown is what this attends to,"
 
 
-# the panels
-
-
 def _patches(
     anatomy: Anatomy, seen: Image.Image, overlay: Image.Image, colormap: str
 ) -> Image.Image:
@@ -132,10 +139,10 @@ def _patches(
         how += f", from block {anatomy.start_block + 1}"
     cells = [
         ("what the model sees", _with_grid(seen, anatomy.layout.grid)),
-        (f"attention rollout ({how})", _tile(anatomy.rollout, seen.size, colormap)),
+        (f"attention rollout ({how})", tile(anatomy.rollout, seen.size, colormap)),
         ("rollout over the image, smooth", overlay),
     ]
-    return _row([_captioned(image, [caption]) for caption, image in cells], BETWEEN)
+    return side_by_side([captioned(image, [caption]) for caption, image in cells], BETWEEN)
 
 
 def _with_grid(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
@@ -168,23 +175,23 @@ def _positions(anatomy: Anatomy) -> tuple[str, Image.Image | None]:
     (rows, columns), grid = found.similarity.shape[:2], anatomy.layout.grid
     scale = max(1, round(MOSAIC / max(rows * grid[0], columns * grid[1])))  # pixels of a patch
     small = grid[1] * scale, grid[0] * scale
-    mosaic = _table(
-        [[_tile(each, small, SIMILARITY, span) for each in row] for row in found.similarity], 3
+    mosaic = table(
+        [[tile(each, small, SIMILARITY, span) for each in row] for row in found.similarity], 3
     )
     side = (ROOM - mosaic.width) // 2 - BETWEEN
     examples = [
         _example(found, place, (side, min(side, mosaic.height - 60)), span)
         for place in ((rows // 2, columns // 3), (rows // 8, columns - 1 - columns // 8))
     ]
-    enlarged = _row(examples, BETWEEN)
+    enlarged = side_by_side(examples, BETWEEN)
     every = "each patch" if (rows, columns) == grid else f"{rows}x{columns} of the patches"
     sentence = (
         f"How the model knows where a patch is: {anatomy.position_kind}. One map for {every}, at "
         "its place: the similarity of its embedding to those of all patches."
     )
-    scale_bar = _scale(low, 1.0, enlarged.width, SIMILARITY)
-    left = _captioned(mosaic, [f"a map for {every}"])
-    return sentence, _row([left, _stacked([enlarged, scale_bar], 0, 20)], BETWEEN)
+    bar = scale_bar(low, 1.0, enlarged.width, SIMILARITY)
+    left = captioned(mosaic, [f"a map for {every}"])
+    return sentence, side_by_side([left, stacked([enlarged, bar], 0, 20)], BETWEEN)
 
 
 def _example(
@@ -193,27 +200,11 @@ def _example(
     """One patch's map enlarged, with a frame around the patch itself."""
     row, column = found.rows[place[0]], found.columns[place[1]]
     values = found.similarity[place]
-    image = _tile(values, room, SIMILARITY, span)
+    image = tile(values, room, SIMILARITY, span)
     down, across = image.height / values.shape[0], image.width / values.shape[1]
     box = [column * across, row * down, (column + 1) * across - 1, (row + 1) * down - 1]
     ImageDraw.Draw(image).rectangle(box, outline="white", width=3)
-    return _captioned(image, [f"the patch in row {row + 1}, column {column + 1} (white frame)"])
-
-
-def _scale(low: float, high: float, width: int, colormap: str) -> Image.Image:
-    """A bar of the colours from low to high."""
-    levels = np.uint8(np.linspace(0, 255, width))[None].repeat(16, axis=0)
-    image = Image.new("RGB", (width, 16 + _line(LABEL)), "white")
-    image.paste(Image.fromarray(colored(levels, colormap)))
-    draw = ImageDraw.Draw(image)
-    font = _font(LABEL)
-    for text, anchor, left in (
-        (f"{low:.2f}", "la", 0),
-        ("cosine similarity", "ma", width // 2),
-        (f"{high:g}", "ra", width),
-    ):
-        draw.text((left, 18), text, GREY, font, anchor)
-    return image
+    return captioned(image, [f"the patch in row {row + 1}, column {column + 1} (white frame)"])
 
 
 def _heads(anatomy: Anatomy, blocks: Sequence[int]) -> Image.Image:
@@ -222,13 +213,13 @@ def _heads(anatomy: Anatomy, blocks: Sequence[int]) -> Image.Image:
     if anatomy.pool is not None:
         rows.append(("pool", anatomy.pool))
     heads = min(MOST_HEADS, max(len(maps) for _, maps in rows))
-    groups, tile = _arranged(len(rows), heads, anatomy.layout.grid)
+    groups, size = _arranged(len(rows), heads, anatomy.layout.grid)
     height = math.ceil(len(rows) / groups)
     parts = [
-        _heads_of(rows[start : start + height], heads, tile)
+        _heads_of(rows[start : start + height], heads, size)
         for start in range(0, len(rows), height)
     ]
-    return _row(parts, BETWEEN)
+    return side_by_side(parts, BETWEEN)
 
 
 def _arranged(rows: int, heads: int, grid: tuple[int, int]) -> tuple[int, tuple[int, int]]:
@@ -246,33 +237,33 @@ def _arranged(rows: int, heads: int, grid: tuple[int, int]) -> tuple[int, tuple[
 
 
 def _label_width() -> int:
-    return math.ceil(_font(LABEL).getlength("block 99")) + 2 * GAP
+    return math.ceil(font_of(LABEL).getlength("block 99")) + 2 * GAP
 
 
 def _heads_of(
-    rows: Sequence[tuple[str, np.ndarray]], heads: int, tile: tuple[int, int]
+    rows: Sequence[tuple[str, np.ndarray]], heads: int, room: tuple[int, int]
 ) -> Image.Image:
     """One column of blocks: the heads' numbers on top, the block's on the left."""
-    left, font, line = _label_width(), _font(LABEL), _line(LABEL)
-    step, height = tile[0] + GAP, tile[1] + GAP
+    left, font, line = _label_width(), font_of(LABEL), line_height(LABEL)
+    step, height = room[0] + GAP, room[1] + GAP
     shown = [sample(len(maps), heads) for _, maps in rows]
     # a line of numbers, and another one where a block has other heads than the one above it
     numbered = [above != these for above, these in itertools.pairwise([None, *shown])]
     size = left + heads * step - GAP, len(rows) * height - GAP + sum(numbered) * line
     image = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(image)
-    word = "head " if font.getlength("head 16") < tile[0] else ""
+    word = "head " if font.getlength("head 16") < room[0] else ""
     top = 0
     for (label, maps), numbers, has_numbers in zip(rows, shown, numbered, strict=True):
         if has_numbers and not word:
             draw.text((left - 2 * GAP, top), "head", GREY, font, "ra")
         for place, number in enumerate(numbers if has_numbers else ()):
-            middle = left + place * step + tile[0] // 2
+            middle = left + place * step + room[0] // 2
             draw.text((middle, top), f"{word}{number + 1}", GREY, font, "ma")
         top += line * has_numbers
-        draw.text((left - 2 * GAP, top + tile[1] // 2), label, INK, font, "rm")
+        draw.text((left - 2 * GAP, top + room[1] // 2), label, INK, font, "rm")
         for place, number in enumerate(numbers):
-            image.paste(_tile(maps[number], tile, MAP), (left + place * step, top))
+            image.paste(tile(maps[number], room, MAP), (left + place * step, top))
         top += height
     return image
 
@@ -287,8 +278,8 @@ def _norms(anatomy: Anatomy, blocks: Sequence[int]) -> Image.Image:
             f"median {_short(np.median(block.norms))}, max {_short(block.norms.max())}",
         ]
         cells.append(
-            _captioned(
-                _tile(block.norms, (side, side), MAP),
+            captioned(
+                tile(block.norms, (side, side), MAP),
                 lines,
                 below=_prefix_lines(anatomy.prefix_names, block),
                 width=side,
@@ -324,131 +315,14 @@ def _growth(anatomy: Anatomy, seen: Image.Image, overlay) -> Image.Image:
         label = f"block {first}" if last == first else f"blocks {first} to {last}"
         if not anatomy.growth[step].any():
             label += ": all discarded"
-        cells.append(_captioned(overlay(image, anatomy.growth[step]), [label], width=side))
+        cells.append(captioned(overlay(image, anatomy.growth[step]), [label], width=side))
     return _wrapped_row(cells)
 
 
-def _columns(count: int) -> int:
-    """Equally many in each row, as far as that goes."""
-    return math.ceil(count / math.ceil(count / ACROSS))
-
-
 def _block_side(count: int) -> int:
-    columns = _columns(count)
+    columns = columns_of(count, ACROSS)
     return min(BLOCK_TILE, (ROOM - (columns - 1) * 2 * GAP) // columns)
 
 
 def _wrapped_row(cells: Sequence[Image.Image]) -> Image.Image:
-    columns = _columns(len(cells))
-    rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
-    return _stacked([_row(row, 2 * GAP) for row in rows], 0, 2 * GAP)
-
-
-# what the panels are made of
-
-
-def _tile(
-    values: np.ndarray,
-    room: tuple[int, int],
-    colormap: str,
-    span: tuple[float, float] | None = None,
-) -> Image.Image:
-    """A map (h, w) with its patches as squares, as large as fits; brightest within `span`."""
-    if span is None:
-        levels = stretch(values)
-    else:
-        levels = np.clip((values - span[0]) / max(span[1] - span[0], 1e-12), 0, 1)
-    height, width = values.shape
-    scale = min(room[0] / width, room[1] / height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    pixels = np.uint8(np.round(255 * levels))
-    whole = math.ceil(scale)  # first by whole numbers, or some patches would be larger
-    pixels = pixels.repeat(whole, axis=0).repeat(whole, axis=1)
-    return Image.fromarray(
-        colored(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), colormap)
-    )
-
-
-def _captioned(
-    image: Image.Image,
-    above: Sequence[str],
-    below: Sequence[str] = (),
-    width: int | None = None,
-) -> Image.Image:
-    """An image with lines of text above and below it, `width` pixels wide or as wide as it is."""
-    width = width or image.width
-    font, line = _font(LABEL), _line(LABEL)
-    above = [_one_line(text, font, width) for text in above]
-    below = [part for text in below for part in wrapped(drawable(text), font, width, 2)]
-    bottom = len(above) * line + 4 + image.height + 4
-    canvas = Image.new("RGB", (width, bottom + len(below) * line), "white")
-    draw = ImageDraw.Draw(canvas)
-    for number, text in enumerate(above):
-        draw.text((0, number * line), text, GREY if number else INK, font)
-    canvas.paste(image, (0, len(above) * line + 4))
-    for number, text in enumerate(below):
-        draw.text((0, bottom + number * line), text, GREY, font)
-    return canvas
-
-
-def _one_line(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    return wrapped(drawable(text), font, width, 1)[0]
-
-
-def _panel(heading: str, sentence: str, body: Image.Image | None) -> Image.Image:
-    above = _heading(heading, sentence, HEADING)
-    return above if body is None else _stacked([above, body], 0, 16)
-
-
-def _heading(text: str, sentence: str, size: int) -> Image.Image:
-    """A thin line, the heading and a sentence below it, as wide as the room."""
-    large, small = _font(size), _font(SENTENCE)
-    lines = wrapped(drawable(sentence), small, ROOM, 3)
-    rule = 0 if size == TITLE else 20
-    image = Image.new("RGB", (ROOM, rule + _line(size) + 4 + len(lines) * _line(SENTENCE)), "white")
-    draw = ImageDraw.Draw(image)
-    if rule:
-        draw.line([(0, 0), (ROOM, 0)], LINE, 2)
-    # Pillow's own font has no bold: a thin outline in the letters' colour makes it so
-    draw.text((0, rule), _one_line(text, large, ROOM), INK, large, stroke_width=0.6)
-    for number, line in enumerate(lines):
-        top = rule + _line(size) + 4 + number * _line(SENTENCE)
-        draw.text((0, top), line, GREY, small)
-    return image
-
-
-def _stacked(parts: Sequence[Image.Image], margin: int, gap: int) -> Image.Image:
-    """One under the other, on white."""
-    width = max(part.width for part in parts) + 2 * margin
-    height = sum(part.height for part in parts) + gap * (len(parts) - 1) + 2 * margin
-    image = Image.new("RGB", (width, height), "white")
-    top = margin
-    for part in parts:
-        image.paste(part, (margin, top))
-        top += part.height + gap
-    return image
-
-
-def _row(parts: Sequence[Image.Image], gap: int) -> Image.Image:
-    """Beside each other, their upper edges aligned, on white."""
-    width = sum(part.width for part in parts) + gap * (len(parts) - 1)
-    image = Image.new("RGB", (width, max(part.height for part in parts)), "white")
-    left = 0
-    for part in parts:
-        image.paste(part, (left, 0))
-        left += part.width + gap
-    return image
-
-
-def _table(rows: Sequence[Sequence[Image.Image]], gap: int) -> Image.Image:
-    return _stacked([_row(row, gap) for row in rows], 0, gap)
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=size)
-
-
-@functools.cache
-def _line(size: int) -> int:
-    return sum(_font(size).getmetrics()) + 2
+    return stacked([side_by_side(row, 2 * GAP) for row in wrap(cells, ACROSS)], 0, 2 * GAP)

@@ -1,12 +1,11 @@
 """All methods' maps of one image beside each other, the most faithful one marked."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitexplain.drawing.sheet import Cell, draw_sheet, fit
+from vitexplain.drawing.sheet import Cell, draw_sheet, fit, wrap
 from vitexplain.explainer import Map, most_faithful, rows_of
 from vitexplain.methods.registry import METHODS
 
@@ -32,9 +31,7 @@ def draw_compare(
             missing = place is None  # it is the same for every category, and in the first row
             cells[-1].append(("", None) if missing else _cell(maps[place], draw, place in best))
     if len(cells) == 1:
-        flat = cells[0]
-        columns = math.ceil(len(flat) / math.ceil(len(flat) / COLUMNS))
-        cells = [flat[start : start + columns] for start in range(0, len(flat), columns)]
+        cells = wrap(cells[0], COLUMNS)
     height = fit(image, (CELL, CELL)).height
     return draw_sheet(cells, (CELL, height), LINES)
 

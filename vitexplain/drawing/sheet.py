@@ -3,13 +3,16 @@
 import bisect
 import functools
 import itertools
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
 from vitexplain.errors import RequestError
 
+Item = TypeVar("Item")
 Cell = tuple[str, Image.Image | None]
 
 GAP = 8
@@ -80,6 +83,17 @@ def sheet_size(
 def line_height(width: int) -> int:
     """Pixels from one line of a caption to the next, in cells of this width."""
     return sum(_font(width).getmetrics())
+
+
+def columns_of(count: int, most: int) -> int:
+    """At most `most` columns, as equally filled as `count` cells allow."""
+    return math.ceil(count / math.ceil(count / most))
+
+
+def wrap(cells: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    """A row of cells in rows of at most `most`, all equally long but for the last."""
+    columns = columns_of(len(cells), most)
+    return [cells[start : start + columns] for start in range(0, len(cells), columns)]
 
 
 def fit(image: Image.Image, cell: tuple[int, int]) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
+from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height, wrap
 from vitexplain.explainer import Map
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
@@ -68,9 +68,7 @@ def draw_sweep(image: Image.Image, rows: Sequence[Sequence[SweepMap]], draw: Dra
     first = ("input", image)
     drawn = [[("\n".join(each.labels), draw(each.mask)) for each in row] for row in rows]
     if len(rows) == 1:
-        cells = [first, *drawn[0]]
-        columns = math.ceil(len(cells) / math.ceil(len(cells) / COLUMNS))
-        drawn = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+        drawn = wrap([first, *drawn[0]], COLUMNS)
     else:
         drawn = [[("", None) if below else first, *row] for below, row in enumerate(drawn)]
     images = [overlay for row in drawn for _, overlay in row if overlay]
