@@ -20,6 +20,7 @@ with ProcessPoolExecutor(1, context) as pool:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_SERVER, reason="workers are spawned here")
 def test_workers_start_with_everything_loaded(tmp_path):
     """Also where the command is run from another folder."""

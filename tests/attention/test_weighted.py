@@ -37,6 +37,7 @@ def test_no_graph_and_no_gradient_is_left(images):
     assert not torch.overrides._get_current_function_mode_stack()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["both.png", "panda.jpg", "viaduct.jpg"])
 def test_gradients_in_bfloat16_change_a_map_by_less_than_a_hundredth(name, examples, monkeypatch):
     """32 x 32 patches of the bundled model; also where the processor has to do it in software."""

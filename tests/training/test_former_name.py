@@ -9,6 +9,7 @@ import pytest
 from helpers import ROOT
 
 
+@pytest.mark.slow
 def test_the_former_command_works_and_says_the_new_name():
     command = [sys.executable, "-m", "training.train", "--data", "nowhere", "--output", "out"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
