@@ -27,7 +27,7 @@ from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, e
 from vitexplain.faithfulness.passes import BATCH, masks_of
 from vitexplain.faithfulness.removal import Removal
 from vitexplain.faithfulness.sanity import randomisation
-from vitexplain.faithfulness.table import Measure, Values, as_json, as_markdown
+from vitexplain.faithfulness.table import Measure, Values, as_json, as_markdown, caption
 from vitexplain.faithfulness.timing import alternating_medians
 from vitexplain.markers import write_between
 from vitexplain.models.loading import LoadedModel, load_model
@@ -49,10 +49,11 @@ CANDIDATES = 200  # images that are classified, to find those for the mosaics
 TITLES = {name: method.title for name, method in ALL.items()}
 TIMED_STEPS, TIMED_IMAGES = 20, 2
 LOCALISED = (
-    Measure("cell", "Mosaic ↑", "higher"),
-    Measure("pointing", "Pointing ↑", "higher"),
-    Measure("energy", "Energy ↑", "higher"),
+    Measure("cell", "Mosaic ↑", "higher", "mosaics"),
+    Measure("pointing", "Pointing ↑", "higher", "images with boxes"),
+    Measure("energy", "Energy ↑", "higher", "images with boxes"),
 )
+COLUMNS = (*REMOVED, *LOCALISED, *OTHERS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,7 +123,7 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
         "deletion_cost": deletion_cost(loaded, images, categories),
         "left_out": found.left_out,
-        "methods": as_json(values, (*REMOVED, *LOCALISED, *OTHERS)),
+        "methods": as_json(values, COLUMNS),
     }
     return report | {"table": as_text(report, values)}
 
@@ -209,9 +210,8 @@ def as_text(report: dict, values: Values) -> str:
     lines = [
         f"{report['model']} on {report['pictures']} images of {' and '.join(report['data'])}, "
         f"{report['rightly_classified']} of them correctly classified; curves of "
-        f"{report['steps']} steps; {report['machine']}; {versions}. Means with 95 % bootstrap "
-        f"intervals, of {_counts(values)}. The best method of each column is bold; baselines, "
-        "which know nothing of the model, are in italics.",
+        f"{report['steps']} steps; {report['machine']}; {versions}. "
+        f"{caption(values, COLUMNS, BASELINES)}",
         "",
         as_markdown(values, REMOVED, TITLES, BASELINES),
         "",
@@ -223,18 +223,6 @@ def as_text(report: dict, values: Values) -> str:
     for name, reason in report["left_out"].items():
         lines.append(f"{TITLES[name]} is left out: {reason}.")
     return "\n".join(lines)
-
-
-def _counts(values: Values) -> str:
-    """What the means are of: "n = 24 images (Mosaic ↑: 6, Pointing ↑: 16)"."""
-    counts = {
-        measure.title: max(len(found[measure.key]) for found in values.values())
-        for measure in (*REMOVED, *LOCALISED, *OTHERS)
-        if measure.key != "time" and all(measure.key in found for found in values.values())
-    }
-    common = max(counts.values(), key=[*counts.values()].count)
-    others = [f"{title}: {count}" for title, count in counts.items() if count != common]
-    return f"n = {common} images" + (f" ({', '.join(others)})" if others else "")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Methods by measures, as a table: means with their uncertainty, and which way is better."""
+"""Methods by measures, as a table: means with their uncertainty, and the best of each column."""
 
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -6,17 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# which way is better -> what the best mean has the least of
+# which way is better -> the number that is smallest for the best mean
 BETTER = {"lower": lambda mean: mean, "higher": lambda mean: -mean, "nearer to 0": abs}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column: its key in JSON, its title with an arrow for better, and one of BETTER."""
+    """A column of a table.
+
+    Attributes:
+        key: in JSON.
+        title: its head; an arrow says which way is better.
+        better: the same, as one of BETTER.
+        of: what its values are of, in words; "" where there is one value for all images.
+    """
 
     key: str
     title: str
     better: str
+    of: str = "images"
 
 
 COLUMN = 14  # characters of a column in a terminal
@@ -55,14 +63,11 @@ def as_markdown(
     titles: Mapping[str, str],
     baselines: Collection[str] = (),
 ) -> str:
-    """A row for each method: mean (95 % interval), the best method of each column in bold.
-
-    Baselines stand last, in italics.
-    """
+    """A row for each method: mean [95 % interval], as `caption` says."""
     measures = [m for m in measures if any(m.key in found for found in values.values())]
     best = winners(values, measures, baselines)
-    heads = [m.title for m in measures]
-    lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(measures) + 1) + "|"]
+    heads = " | ".join(measure.title for measure in measures)
+    lines = [f"| method | {heads} |", "|---" * (len(measures) + 1) + "|"]
     for name in sorted(values, key=lambda name: name in baselines):
         cells = []
         for measure in measures:
@@ -71,6 +76,17 @@ def as_markdown(
         title = f"*{titles[name]}*" if name in baselines else titles[name]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def caption(values: Values, measures: Sequence[Measure], baselines: Collection[str] = ()) -> str:
+    """The sentences above a table in Markdown: what is in its cells, of how many values."""
+    text = (
+        f"Means with 95 % bootstrap intervals, of {_counts(values, measures)}. "
+        "The best method of each column is bold"
+    )
+    if any(name in baselines for name in values):
+        text += "; baselines, which know nothing of the model, are in italics"
+    return f"{text}."
 
 
 def as_text(
@@ -114,6 +130,21 @@ def as_json(values: Values, measures: Sequence[Measure]) -> dict:
                 "better": measure.better,
             }
     return described
+
+
+def _counts(values: Values, measures: Sequence[Measure]) -> str:
+    """As in: n = 24 images; of 6 mosaics and 16 images with boxes."""
+    counts: dict[str, int] = {}
+    for measure in measures:
+        sizes = [len(found[measure.key]) for found in values.values() if measure.key in found]
+        if measure.of and sizes:
+            counts[measure.of] = max(sizes)
+    common, *others = [f"{count} {of}" for of, count in counts.items()] or ["0 images"]
+    if not others:
+        return f"n = {common}"
+    *first, last = others
+    comma = "," if len(first) > 1 else ""
+    return f"n = {common}; of " + (f"{', '.join(first)}{comma} and {last}" if first else last)
 
 
 def _cell(values: np.ndarray | None) -> str:
