@@ -27,7 +27,7 @@ from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
 from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
-from vitexplain.faithfulness.passes import BATCH, check_categories, evaluation_mode, tell
+from vitexplain.faithfulness.passes import BATCH, check_categories, evaluation_mode, notify
 
 FILLS = ("mean", "blur")
 # standard deviation of the blur, as a share of the shorter side: a patch keeps nothing of its own
@@ -137,7 +137,7 @@ class Removal:
 
     def _batches(self, run: Callable[[Tensor], np.ndarray], items: Tensor) -> np.ndarray:
         with torch.inference_mode(), evaluation_mode(self.model):
-            outputs = list(in_batches(run, items, self.batch_size, tell))
+            outputs = list(in_batches(run, items, self.batch_size, notify))
         return np.concatenate([np.empty((0, 2)), *outputs])
 
     def _outputs(self, shown: Tensor, indices: Tensor) -> np.ndarray:

@@ -44,7 +44,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
 def winners(
     values: Values, measures: Sequence[Measure], baselines: Collection[str]
 ) -> dict[str, list[str]]:
-    """Key of a measure -> the methods with the best mean as it is printed, baselines left out."""
+    """Key of a measure -> the methods with the best printed mean, not counting baselines."""
     best = {}
     for measure in measures:
         scores = {
@@ -95,7 +95,7 @@ def as_text(
     titles: Mapping[str, str],
     baselines: Collection[str] = (),
 ) -> str:
-    """For a terminal: a row of means for each method, * at the best of each column."""
+    """For a terminal: a row of means for each method, the best of each column marked with *."""
     measures = [m for m in measures if any(m.key in found for found in values.values())]
     best = winners(values, measures, baselines)
     heads = [textwrap.wrap(measure.title, COLUMN - 2) for measure in measures]
@@ -115,7 +115,7 @@ def as_text(
 
 
 def as_json(values: Values, measures: Sequence[Measure]) -> dict:
-    """Method -> measure -> mean, 95 % interval, number of values and which way is better."""
+    """Method -> key of a measure -> mean, 95 % interval, number of values, which way is better."""
     described: dict[str, dict] = {}
     for name, found in values.items():
         described[name] = {}
