@@ -11,6 +11,7 @@ from helpers import ROOT
 NAMES = ("train", "evaluate", "compare")
 
 
+@pytest.mark.slow
 def test_the_former_command_works_and_says_the_new_name():
     command = [sys.executable, "-m", "training.train", "--data", "nowhere", "--output", "out"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
