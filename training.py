@@ -6,5 +6,10 @@ from pathlib import Path
 import vitexplain.training
 
 __path__ = [str(Path(vitexplain.training.__file__).parent)]  # so training.train is found there
-_asked = next((word for word in sys.orig_argv if word.startswith("training.")), "training")
-print(f"{_asked} is now vitexplain.{_asked}", file=sys.stderr)
+
+# only where it is the command: a process that reads images imports this, too, and says nothing
+for _word in sys.orig_argv:
+    _name = _word.removeprefix("-m")
+    if _name in ("training.train", "training.evaluate", "training.compare"):
+        print(f"{_name} is now vitexplain.{_name}", file=sys.stderr)
+        break

@@ -1,3 +1,3 @@
-"""What is measured for the tables in docs/; not installed."""
+"""Measurements for the tables in docs/; not installed."""
 
 import vitexplain  # noqa: F401  before any module here imports timm

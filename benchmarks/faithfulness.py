@@ -1,9 +1,9 @@
-"""Which map is faithful to its model: `python -m benchmarks.faithfulness --data photos.zip`.
+"""Which map is faithful to its model? `python -m benchmarks.faithfulness --data photos.zip`
 
-All methods, and two baselines that know nothing of the model, on labelled images; the category is
-the label. What is measured, and why, stands in vitexplain.faithfulness; with labels come two more
-measures: the grid pointing game (Böhle, Fritz & Schiele 2021) on mosaics of four confidently and
-rightly classified images, and, on data with boxes, how much of a map is in the object's box.
+All methods, and two baselines that know nothing of the model, explain the labels of images. See
+vitexplain.faithfulness for the measures. Labels allow for more: the grid pointing game (Böhle,
+Fritz & Schiele 2021) on mosaics of four images that are classified correctly and confidently; and
+on data with boxes, the pointing game and the share of a map in the object's box.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, e
 from vitexplain.faithfulness.passes import BATCH, masks_of
 from vitexplain.faithfulness.removal import Removal
 from vitexplain.faithfulness.sanity import randomisation
-from vitexplain.faithfulness.table import Measure, Values, as_json, as_markdown
+from vitexplain.faithfulness.table import Measure, Values, as_json, as_markdown, caption
 from vitexplain.faithfulness.timing import alternating_medians
 from vitexplain.markers import write_between
 from vitexplain.models.loading import LoadedModel, load_model
@@ -41,18 +41,20 @@ from vitexplain.training.localisation import (
     map_functions,
     on_mosaics,
     read_boxes,
+    thinned,
 )
 
 CELLS = 4
-CONFIDENCE = 0.5  # least probability for a mosaic
-CANDIDATES = 200  # images that are classified, to find those for the mosaics
+CONFIDENCE = 0.5  # smallest probability of an image in a mosaic
+CANDIDATES = 200  # images that are classified to find those for the mosaics
 TITLES = {name: method.title for name, method in ALL.items()}
 TIMED_STEPS, TIMED_IMAGES = 20, 2
 LOCALISED = (
-    Measure("cell", "Mosaic ↑", "higher"),
-    Measure("pointing", "Pointing ↑", "higher"),
-    Measure("energy", "Energy ↑", "higher"),
+    Measure("cell", "Mosaic ↑", "higher", "mosaics"),
+    Measure("pointing", "Pointing ↑", "higher", "images with boxes"),
+    Measure("energy", "Energy ↑", "higher", "images with boxes"),
 )
+COLUMNS = (*REMOVED, *LOCALISED, *OTHERS)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def markers(model: str) -> tuple[str, str]:
-    """Begin and end of a model's table in a document."""
+    """Begin and end of a model's table in its page."""
     return (
         f"<!-- faithfulness of {model}: made by benchmarks.faithfulness -->",
         f"<!-- faithfulness of {model} end -->",
@@ -79,7 +81,7 @@ def markers(model: str) -> tuple[str, str]:
 
 
 def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
-    """The report, table included; and the figure, if one is wanted."""
+    """Measure everything, draw the figure if one is wanted, and return the report."""
     data = LabelledImages(options.data)
     names, labels, probabilities = classify(
         loaded, data, sample(data.names, max(options.pictures, CANDIDATES), options.seed), BATCH
@@ -96,21 +98,14 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
         few=options.few,
         seed=options.seed,
     )
-    values, methods = found.values, list(found.values)
+    values = found.values
     sure = confident(labels, probabilities, CONFIDENCE)
-    mosaics = groups(labels[sure], CELLS, options.mosaics, options.seed)
-    of_four = [[(names[sure[i]], int(labels[sure[i]])) for i in group] for group in mosaics]
-    maps = map_functions({name: ALL[name] for name in methods}, loaded.model)
-    for name, shares in cell_shares(maps, loaded, data, of_four).items():
-        values[name]["cell"] = shares
-    if options.boxes:
-        boxed = pointing(maps, loaded, LabelledImages(options.boxes), options.boxed)
-        for name in methods:
-            values[name] |= boxed[name]
+    labelled = [(names[i], int(labels[i])) for i in sure]
+    add_localisation(values, loaded, data, labelled, options)
     if options.figure:
         few = images[: options.few], categories[: options.few]
         # baselines do not change with the model: their lines would only hide others
-        drawn = [name for name in methods if name not in BASELINES]
+        drawn = [name for name in values if name not in BASELINES]
         draw(loaded, *few, drawn, options.figure, options.seed)
     report = {
         "model": Path(loaded.name).name,
@@ -122,9 +117,33 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
         "deletion_cost": deletion_cost(loaded, images, categories),
         "left_out": found.left_out,
-        "methods": as_json(values, (*REMOVED, *LOCALISED, *OTHERS)),
+        "methods": as_json(values, COLUMNS),
     }
     return report | {"table": as_text(report, values)}
+
+
+def add_localisation(
+    values: dict[str, dict[str, np.ndarray]],
+    loaded: LoadedModel,
+    data: LabelledImages,
+    labelled: Sequence[tuple[str, int]],
+    options: argparse.Namespace,
+) -> None:
+    """Add the values of LOCALISED to those of each method.
+
+    Args:
+        labelled: (name, label) of the images for the mosaics.
+    """
+    maps = map_functions({name: ALL[name] for name in values}, loaded.model)
+    labels = [label for _, label in labelled]
+    chosen = groups(labels, CELLS, options.mosaics, options.seed)
+    mosaics = [[labelled[i] for i in group] for group in chosen]
+    for name, shares in cell_shares(maps, loaded, data, mosaics).items():
+        values[name]["cell"] = shares
+    if options.boxes:
+        boxed = pointing(maps, loaded, LabelledImages(options.boxes), options.boxed)
+        for name, columns in values.items():
+            columns |= boxed[name]
 
 
 def cell_shares(
@@ -133,19 +152,19 @@ def cell_shares(
     data: LabelledImages,
     groups: Sequence[Sequence[tuple[str, int]]],
 ) -> dict[str, np.ndarray]:
-    """Method -> for each mosaic, the mean over its cells of the map's share there (chance: 1/4)."""
+    """Method -> for each mosaic, the share of a map in its own cell, mean over the four cells."""
     shares: dict[str, list[float]] = {}
     for _, masks in on_mosaics(maps, loaded, data, groups):
         for name, of_each in masks.items():
-            found = [cell_share(mask, place, CELLS) for place, mask in enumerate(of_each)]
-            shares.setdefault(name, []).append(np.mean(found))
-    return {name: np.array(found) for name, found in shares.items()}
+            each = [cell_share(mask, cell, CELLS) for cell, mask in enumerate(of_each)]
+            shares.setdefault(name, []).append(np.mean(each))
+    return {name: np.array(means) for name, means in shares.items()}
 
 
 def pointing(
     maps: Mapping[str, MapFunction], loaded: LoadedModel, data: LabelledImages, count: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Method -> "pointing", "energy" -> for each of `count` images that have a box.
+    """Method -> "pointing", "energy" -> its value for each of `count` images with boxes.
 
     Raises:
         RequestError: if the data have no boxes.csv.
@@ -154,8 +173,7 @@ def pointing(
     if text is None:
         raise RequestError(f"{data.path} holds no boxes.csv")
     boxes = read_boxes(text)
-    chosen = [name for name in data.names if name in boxes]
-    chosen = chosen[:: max(1, len(chosen) // max(1, count))][:count]
+    chosen = thinned([name for name in data.names if name in boxes], count)
     labels = {name: label_of(loaded, category_of(name)) for name in chosen}
     return in_boxes(maps, loaded, data, labels, boxes)
 
@@ -174,7 +192,7 @@ def draw(
     path: str,
     seed: int,
 ) -> None:
-    """The figure of the whole way from the model to random weights."""
+    """Draw the randomisation test, stage by stage."""
     stages, alike = randomisation(
         loaded.model, images, categories, {name: ALL[name] for name in methods}, seed=seed
     )
@@ -182,7 +200,7 @@ def draw(
 
 
 def deletion_cost(loaded: LoadedModel, images: Tensor, categories: Sequence[int]) -> float:
-    """Seconds of a deletion curve ÷ those of as many plain forward passes as it has steps."""
+    """Seconds of a deletion curve ÷ seconds of as many plain forward passes as it has steps."""
     device = next(loaded.model.parameters()).device
     images, categories = images[:TIMED_IMAGES].to(device), categories[:TIMED_IMAGES]
     masks = masks_of(BASELINES["random"], loaded.model, images, categories)
@@ -204,14 +222,13 @@ def deletion_cost(loaded: LoadedModel, images: Tensor, categories: Sequence[int]
 
 
 def as_text(report: dict, values: Values) -> str:
-    """Markdown: what was measured on what, and two tables, which would be too wide as one."""
+    """Markdown: what was measured, and two tables, as one would be too wide."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
         f"{report['model']} on {report['pictures']} images of {' and '.join(report['data'])}, "
         f"{report['rightly_classified']} of them correctly classified; curves of "
-        f"{report['steps']} steps; {report['machine']}; {versions}. Means with 95 % bootstrap "
-        f"intervals, of {_counts(values)}. The best method of each column is bold; baselines, "
-        "which know nothing of the model, are in italics.",
+        f"{report['steps']} steps; {report['machine']}; {versions}. "
+        f"{caption(values, COLUMNS, BASELINES)}",
         "",
         as_markdown(values, REMOVED, TITLES, BASELINES),
         "",
@@ -225,37 +242,25 @@ def as_text(report: dict, values: Values) -> str:
     return "\n".join(lines)
 
 
-def _counts(values: Values) -> str:
-    """What the means are of: "n = 24 images (Mosaic ↑: 6, Pointing ↑: 16)"."""
-    counts = {
-        measure.title: max(len(found[measure.key]) for found in values.values())
-        for measure in (*REMOVED, *LOCALISED, *OTHERS)
-        if measure.key != "time" and all(measure.key in found for found in values.values())
-    }
-    common = max(counts.values(), key=[*counts.values()].count)
-    others = [f"{title}: {count}" for title, count in counts.items() if count != common]
-    return f"n = {common} images" + (f" ({', '.join(others)})" if others else "")
-
-
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--data", required=True, help="folder of folders, or a zip file of the same layout")
-    add("--boxes", help="the same, small images with a boxes.csv")
+    add("--boxes", help="the same with a boxes.csv; may be small images")
     add("--model", default="bundled", help="as for vit_explain.py")
     add("--checkpoint", help="as for vit_explain.py")
     add("--device", default="cpu", help="auto, cpu, cuda or mps")
     add("--methods", nargs="+", choices=ALL, default=list(ALL), metavar="METHOD")
     add("--pictures", type=int, default=30, help="for insertion, deletion and perturbation")
     add("--steps", type=int, default=STEPS, help="of the curves, a multiple of 10")
-    add("--few", type=int, default=FEW, help="images for randomisation, noise and the figure")
+    add("--few", type=int, default=FEW, help="images for randomisation, stability and the figure")
     add("--mosaics", type=int, default=10, help="of four images each")
     add("--boxed", type=int, default=24, help="images with boxes")
     add("--seed", type=int, default=0)
-    add("--write", metavar="PAGE", help="put the table between the model's markers")
-    add("--json", metavar="FILE", help="write everything as JSON, too")
-    add("--figure", metavar="PNG", help="draw the randomisation test, all of its stages")
+    add("--write", metavar="PAGE", help="put the tables between the model's markers")
+    add("--json", metavar="FILE", help="write the whole report as JSON")
+    add("--figure", metavar="PNG", help="draw the randomisation test, stage by stage")
     return parser
 
 

@@ -1,8 +1,8 @@
-"""What works: `python -m benchmarks.families --write docs/models.md` walks all of timm's models.
+"""Which models work? `python -m benchmarks.families --write docs/models.md` asks all of timm's.
 
-Every model is built without memory and either has a token layout or is refused with a reason. Of
-every class that is not refused, the smallest model is then explained with random weights, by
-rollout and by gradient rollout, so that what passes its hooks is put to the acceptance test.
+Every model is built without memory, and either has a token layout or is refused with a reason. The
+smallest model of each class that is not refused is then explained with random weights, by rollout
+and by gradient rollout, so that what its hooks see has to pass the acceptance test.
 """
 
 import argparse
@@ -30,7 +30,7 @@ class Family:
 
     Attributes:
         sizes: parameters of each supported model, by name.
-        readouts: what their heads read, in words, and how often.
+        readouts: what their classifiers pool, in words, and how often.
         refused: reason -> names.
     """
 
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def walk(names: list[str]) -> dict[str, Family]:
-    """Every model's class, layout or reason; nothing but a refusal may be raised."""
+    """The families of these models, by class; a model may only raise UnsupportedModel."""
     families: dict[str, Family] = defaultdict(Family)
     for name in tqdm(names, disable=not sys.stderr.isatty()):
         with torch.device("meta"):
@@ -69,7 +69,7 @@ def walk(names: list[str]) -> dict[str, Family]:
 
 
 def try_smallest(family: Family) -> str:
-    """The smallest model's name, after both of its maps have passed."""
+    """Explain the smallest model; returns its name."""
     name = min(family.sizes, key=family.sizes.__getitem__)
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=10).eval()
@@ -81,12 +81,12 @@ def try_smallest(family: Family) -> str:
     ]
     for mask in masks:
         if mask.shape != grid or not np.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
-            raise AssertionError(f"{name}: a mask {mask.shape} of {mask.min()} to {mask.max()}")
+            raise AssertionError(f"{name}: a map {mask.shape} of {mask.min()} to {mask.max()}")
     return name
 
 
 def table(families: dict[str, Family], tried: dict[str, str]) -> str:
-    """Markdown: a row for each class that works, a row for each reason of refusal."""
+    """Markdown: a row for each class that works, and a row for each reason for refusal."""
     count = sum(
         len(f.sizes) + sum(len(names) for names in f.refused.values()) for f in families.values()
     )
@@ -113,7 +113,7 @@ def table(families: dict[str, Family], tried: dict[str, str]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", default="*", help="only models whose names fit this pattern")
+    parser.add_argument("--models", default="*", help="only models whose names match this pattern")
     parser.add_argument("--write", metavar="PAGE", help="put the table between its markers")
     return parser
 

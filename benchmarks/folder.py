@@ -1,9 +1,9 @@
-"""How fast folders are explained, as a share of the forward pass: `python -m benchmarks.folder`.
+"""How fast are folders explained, compared with the forward pass? `python -m benchmarks.folder`
 
-For each model, in one run: its plain forward pass on batches of 8, before and after each folder
-(medians); and the command over a folder of small photographs, a tenth of it, and a folder of
-large ones, overlays written, its start included. Memory is the peak of all its processes together
-(proportional set size, every five seconds). The photographs are made of those in examples/.
+For each model, in one run: the command on a folder of small photographs, on a tenth of it, and on
+a folder of large ones, including its start and writing overlays; and plain forward passes on
+batches of 8 before and after each folder (medians). Memory is the peak of all processes together
+(proportional set size, every five seconds). The photographs are made from those in examples/.
 """
 
 import argparse
@@ -38,12 +38,12 @@ DEIT = "deit_tiny_patch16_224"
 
 @dataclass(frozen=True)
 class Row:
-    """What one run over a folder took."""
+    """One run over a folder."""
 
     model: str
     images: str
-    forward_rate: float  # images a second
-    rate: float
+    forward_rate: float  # images per second
+    rate: float  # the same, of the command
     mebibytes: float
 
 
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
+    """Make the photographs, and run over every folder with every model."""
     folders = [
         (options.small // 10, SMALL, scratch / "tenth"),
         (options.small, SMALL, scratch / "small"),
@@ -88,7 +89,7 @@ def measured(
     arguments: Sequence[str],
     options: argparse.Namespace,
 ) -> Row:
-    """The command over a folder, between plain forward passes of the same model."""
+    """Run the command on a folder, between plain forward passes of the same model."""
     before = forward_seconds(model, options.rounds)
     seconds, mebibytes = explain(folder, folder.parent / "output", arguments)
     after = forward_seconds(model, options.rounds)
@@ -99,7 +100,7 @@ def measured(
 
 
 def make_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """So many JPEGs, each another part of one of the example photographs."""
+    """Write `count` JPEGs, each a different part of one of the example photographs."""
     folder.mkdir()
     sources = [
         Image.open(path).convert("RGB") for path in sorted((ROOT / "examples").glob("*.jpg"))
@@ -112,7 +113,7 @@ def make_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 def model_arguments(model: str, scratch: Path) -> list[str]:
-    """How the command gets the model; weights that aren't here are random."""
+    """Options that choose the model; weights that would have to be downloaded are random."""
     if model == "bundled":
         return ["--model", model]
     weights = scratch / f"{model}.safetensors"
@@ -123,7 +124,7 @@ def model_arguments(model: str, scratch: Path) -> list[str]:
 
 @torch.inference_mode()
 def forward_seconds(model: str, rounds: int) -> list[float]:
-    """Seconds of a plain forward pass on BATCH images, each time."""
+    """Seconds of each of `rounds` plain forward passes on BATCH images."""
     network = load_model(model).model if model == "bundled" else timm.create_model(model).eval()
     images = torch.randn(BATCH, 3, 224, 224)
     seconds = []
@@ -135,7 +136,7 @@ def forward_seconds(model: str, rounds: int) -> list[float]:
 
 
 def explain(folder: Path, output: Path, arguments: Sequence[str]) -> tuple[float, float]:
-    """Seconds of the whole command, and the peak of its memory in MiB."""
+    """Run the command: its seconds, and its peak memory in MiB."""
     command = [sys.executable, str(ROOT / "vit_explain.py"), "--image_path", str(folder)]
     command += ["--output_dir", str(output), "--device", "cpu", "--json", *arguments]
     started = time.perf_counter()
@@ -154,11 +155,11 @@ def explain(folder: Path, output: Path, arguments: Sequence[str]) -> tuple[float
 def _watch(process: subprocess.Popen, peak: list[float]) -> None:
     while process.poll() is None:
         peak[0] = max(peak[0], sum(_memory_of(pid) for pid in _processes(process.pid)) / 1024)
-        time.sleep(5)  # counting takes the processes a while, so seldom
+        time.sleep(5)  # rarely, as reading the maps of all processes takes a while
 
 
 def _processes(session: int) -> Iterator[int]:
-    """All processes of a session, which the workers share with the command."""
+    """The command's processes: it and its workers share a session."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
@@ -169,7 +170,7 @@ def _processes(session: int) -> Iterator[int]:
 
 
 def _memory_of(pid: int) -> int:
-    """kB; what several processes share counts once in their sum."""
+    """kB, of which shared memory is divided among the processes that share it."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except (OSError, ProcessLookupError):  # it has just ended
@@ -178,6 +179,7 @@ def _memory_of(pid: int) -> int:
 
 
 def table(rows: Sequence[Row]) -> str:
+    """Markdown: a row for each run."""
     lines = [
         f"{machine('cpu')}; torch {torch.__version__}, timm {timm.__version__}.",
         "",
@@ -196,9 +198,9 @@ def parser() -> argparse.ArgumentParser:
     add("--models", nargs="+", choices=("bundled", DEIT), default=["bundled", DEIT])
     add("--small", type=int, default=5000, help="photographs of 500x375")
     add("--large", type=int, default=500, help="photographs of 4000x3000")
-    add("--ray", type=int, default=0, help="small photographs for --engine ray; 0: without")
+    add("--ray", type=int, default=0, help="small photographs for --engine ray; 0: none")
     add("--rounds", type=int, default=20, help="forward passes before and after each folder")
-    add("--scratch", help="folder for images and overlays, which take a few gigabytes")
+    add("--scratch", help="folder for images and overlays, a few gigabytes")
     add("--write", metavar="PAGE", help="put the table between its markers")
     return parser
 

@@ -1,12 +1,12 @@
-"""What a map costs, as a ratio to the model's own passes: `python -m benchmarks.speed`.
+"""What does a map cost, compared with the model's own passes? `python -m benchmarks.speed`
 
-In one run, in alternating order, medians: a plain forward pass with fused attention; the same
-with one backward pass to the first attention, parameters frozen; rollout; gradient rollout. The
-memory that each adds at its peak is measured in a fresh process of its own. Weights are random:
-they don't change the work.
+Medians of rounds in alternating order: a plain forward pass with fused attention; the same with a
+backward pass to the first attention, parameters frozen; rollout; gradient rollout. The memory that
+each adds at its peak is measured in a fresh process of its own. Weights are random, which does not
+change the work.
 
-A peer can be measured too, a Python file with `rollout(model, images)` and
-`grad_rollout(model, images, category)`: --peer FILE.
+--peer FILE measures another implementation, too: a Python file with `rollout(model, images)` and
+`grad_rollout(model, images, category)`.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def runs(case: str, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """What is measured, by name, on one model and one batch."""
+    """What is timed, by name, all on one model and one batch."""
     name, changes, batch = CASES[case]
     torch.manual_seed(0)
     model = timm.create_model(name, **changes).eval().to(options.device)
@@ -90,7 +90,7 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _forward_backward(model: nn.Module, images: Tensor) -> Tensor:
-    """Forward, and one logit's gradient back to what the first attention gets."""
+    """A forward pass, and one logit's gradient with respect to the first attention's input."""
     start = []
 
     def begin_here(_layer, _inputs, output):
@@ -122,7 +122,7 @@ def times(case: str, options: argparse.Namespace) -> dict[str, float]:
 
 
 def memory_of(case: str, kind: str, options: argparse.Namespace) -> float:
-    """MiB that a run adds at its peak to what the process holds after a plain forward pass."""
+    """MiB that a run adds, at its peak, to the memory after a plain forward pass."""
     found = runs(case, options)
     found["forward"]()
     if options.device.startswith("cuda"):
@@ -130,13 +130,14 @@ def memory_of(case: str, kind: str, options: argparse.Namespace) -> float:
         before = torch.cuda.memory_allocated()
         found[kind]()
         return (torch.cuda.max_memory_allocated() - before) / MIB
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     found[kind]()
     return (_status("VmHWM") - before) / 1024
 
 
 def fresh_memory(case: str, kind: str, options: argparse.Namespace) -> float:
+    """`memory_of` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.speed", "--memory_of", case, kind]
     command += ["--device", options.device] + (["--peer", options.peer] if options.peer else [])
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -144,11 +145,11 @@ def fresh_memory(case: str, kind: str, options: argparse.Namespace) -> float:
 
 
 def table(rows: list, options: argparse.Namespace) -> str:
-    """Markdown, with the machine named."""
+    """Markdown: what was measured, and a row for each case."""
     lines = [
         f"{machine(options.device)}; torch {torch.__version__}, timm {timm.__version__}; "
-        f"medians of {options.rounds} rounds, of slow cases of {LEAST} or what fits into "
-        f"{options.seconds} s.",
+        f"medians of {options.rounds} rounds; of slow cases, as many as fit into "
+        f"{options.seconds} s, at least {LEAST}.",
         "",
         "| model | rollout ÷ forward | gradient rollout ÷ (forward + backward) "
         "| memory added: forward | forward + backward | rollout | gradient rollout |",
@@ -167,6 +168,7 @@ def table(rows: list, options: argparse.Namespace) -> str:
 
 
 def machine(device: str) -> str:
+    """The GPU's name, or the processor's and its number of cores."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -183,7 +185,7 @@ def _module(path: str):
 
 
 def _status(name: str) -> int:
-    """kB, as Linux tells of this process."""
+    """kB, from Linux's status of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name):
             return int(line.split()[1])
@@ -195,7 +197,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     add("--rounds", type=int, default=15)
-    add("--seconds", type=int, default=90, help="after which no round is begun any more")
+    add("--seconds", type=int, default=90, help="after these no further round begins")
     add("--device", default="cpu")
     add("--peer", metavar="FILE", help="Python file with rollout and grad_rollout")
     add("--write", metavar="PAGE", help="put the table between its markers")

@@ -1,6 +1,7 @@
 """benchmarks.faithfulness on a small random model and the example photographs."""
 
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -67,8 +68,11 @@ def test_benchmark_writes_table_json_and_figure(loaded, data, tmp_path, monkeypa
     assert "| Deletion ↓ (blur) |" in heads[0]
     assert "| Mosaic ↑ | Pointing ↑ | Energy ↑ |" in heads[1]
     assert "| Randomisation ρ → 0 | Stability ρ ↑ | Time × forward ↓ |" in heads[1]
-    counts = "n = 3 images (Mosaic ↑: 2, Pointing ↑: 2, Energy ↑: 2, Randomisation ρ → 0: 2, "
-    assert counts + "Stability ρ ↑: 2)" in printed
+    assert (
+        ". Means with 95 % bootstrap intervals, of n = 3 images; of 2 mosaics, 2 images with "
+        "boxes, and 2 images for randomisation and stability. The best method of each column is "
+        "bold; baselines, which know nothing of the model, are in italics.\n"
+    ) in printed
     # in every column some method is best, and it is never a baseline
     for table in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
         cells = [row.strip("|").split(" | ") for row in table[2:]]
@@ -83,6 +87,34 @@ def test_benchmark_writes_table_json_and_figure(loaded, data, tmp_path, monkeypa
     assert written["deletion_cost"] > 0
     with Image.open(figure) as image:
         assert np.asarray(image).std() > 10
+
+
+@pytest.mark.parametrize("model", ["bundled", "deit_tiny_patch16_224"])
+def test_the_page_has_the_tables_that_are_made_today(model):
+    """The same heads, rows, cells and sentence; the figures are those of the latest run."""
+    page = (ROOT / "docs" / "faithfulness.md").read_text(encoding="utf-8")
+    begin, end = faithfulness.markers(model)
+    text = page.split(begin)[1].split(end)[0]
+    values = {
+        name: {m.key: np.zeros(1 if m.key == "time" else 4) for m in faithfulness.COLUMNS}
+        for name in ALL
+    }
+    report = {
+        "model": model,
+        "pictures": 4,
+        "data": ["photos.zip", "thumbs_val.zip"],
+        "rightly_classified": 4,
+        "steps": 10,
+        "machine": "AMD EPYC, 2 cores",
+        "versions": {"torch": "2.13.0+cpu", "timm": "1.0.31"},
+        "deletion_cost": 1,
+        "left_out": {},
+    }
+
+    def shape(text):
+        return re.sub(r"-?\d+(\.\d+)?", "0", text.replace("**", "")).strip()
+
+    assert shape(text) == shape(faithfulness.as_text(report, values))
 
 
 def test_share_in_the_right_cell(loaded, data):

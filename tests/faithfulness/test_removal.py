@@ -58,7 +58,7 @@ def one_patch_at_a_time(model, image, mask, category, fill, insert, side=8):
     whole, empty = image.numpy(), empty_of(image.numpy(), fill)
     now, then = (empty, whole) if insert else (whole, empty)
     now = now.copy()
-    told = []
+    outputs = []
     places = sorted(np.ndindex(mask.shape), key=lambda place: -mask[place])
     for place in [None, *places]:
         if place is not None:
@@ -66,8 +66,8 @@ def one_patch_at_a_time(model, image, mask, category, fill, insert, side=8):
             now[:, y : y + side, x : x + side] = then[:, y : y + side, x : x + side]
         with torch.no_grad():
             logits = model(torch.from_numpy(now)[None])[0]
-        told.append((logits.softmax(0)[category].item(), int(logits.argmax()) == category))
-    return told
+        outputs.append((logits.softmax(0)[category].item(), int(logits.argmax()) == category))
+    return outputs
 
 
 @pytest.mark.parametrize("fill", FILLS)
@@ -81,10 +81,10 @@ def test_curves_equal_one_patch_at_a_time(fill, insert):
         curves = removal.insertion(masks) if insert else removal.deletion(masks)
         np.testing.assert_allclose(curves.shares, np.array(at) / 24)
         for i, category in enumerate(CATEGORIES):
-            told = one_patch_at_a_time(model, images[i], masks[i], category, fill, insert)
-            told = [told[moved] for moved in at]
-            np.testing.assert_allclose(curves.probabilities[i], [p for p, _ in told], atol=2e-5)
-            assert curves.first[i].tolist() == [first for _, first in told]
+            outputs = one_patch_at_a_time(model, images[i], masks[i], category, fill, insert)
+            outputs = [outputs[moved] for moved in at]
+            np.testing.assert_allclose(curves.probabilities[i], [p for p, _ in outputs], atol=2e-5)
+            assert curves.first[i].tolist() == [first for _, first in outputs]
 
 
 def test_area_is_under_the_curve_also_of_uneven_steps():
@@ -126,16 +126,16 @@ def test_map_of_what_decides_beats_the_reverse_and_most_random_ones():
     assert abs(np.mean(scores[2:])) < 0.25 * scores[0]
 
 
-def test_faithfulness_is_insertion_minus_deletion_of_both_baselines(images):
+def test_faithfulness_is_insertion_minus_deletion_of_both_fills(images):
     model, masks = make_vit(), random_masks(2, (4, 4))
     expected = []
     for mask, category in zip(masks, [3, 6], strict=True):
         areas = []
         for fill in FILLS:
             for insert in (True, False):
-                told = one_patch_at_a_time(model, images[0], mask, category, fill, insert)
+                outputs = one_patch_at_a_time(model, images[0], mask, category, fill, insert)
                 moved = [round(step * 1.6) for step in range(11)]
-                heights = [told[m][0] for m in moved]
+                heights = [outputs[m][0] for m in moved]
                 widths = np.diff(moved) / 16
                 area = sum(w * (a + b) / 2 for w, a, b in zip(widths, heights, heights[1:]))  # noqa: B905
                 areas.append(area if insert else -area)

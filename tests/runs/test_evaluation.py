@@ -57,7 +57,9 @@ def test_figures_are_those_of_the_measures(folder, tmp_path, capsys):
         assert found["better"] == measure.better
         if measure.key != "time":
             assert found["mean"] == pytest.approx(values[measure.key].mean(), abs=1e-4)
-    assert "| Deletion ↓ (mean) |" in (tmp_path / "evaluation.md").read_text()
+    table = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+    assert table.startswith("Means with 95 % bootstrap intervals, of n = 2 images; of 2 images for")
+    assert "\n\n| method | Deletion ↓ (mean) |" in table
     assert json.loads((tmp_path / "evaluation.json").read_text())["pictures"] == 2
     assert Image.open(tmp_path / "evaluation.png").width == 1300
 

@@ -75,7 +75,7 @@ def test_killed_run_ends_with_the_weights_of_one_that_was_not(data, tmp_path, mo
     assert "rerun the same command to resume" in capsys.readouterr().err
     torch.rand(7)  # whatever happened in between
     assert train(data, tmp_path / "broken", *extra) == 0
-    assert "Going on after epoch 1" in capsys.readouterr().out
+    assert "Resuming after epoch 1" in capsys.readouterr().out
     whole, broken = (load_file(tmp_path / n / "model.safetensors") for n in ("whole", "broken"))
     assert whole.keys() == broken.keys()
     assert all(torch.equal(whole[name], broken[name]) for name in whole)

@@ -1,4 +1,4 @@
-"""The measures, and the randomisation test, as images."""
+"""Charts of the measures and of the randomisation test, as images."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -49,11 +49,11 @@ def draw_measures(
         for place, name in enumerate(names):
             if measure.key not in values[name]:
                 continue
-            found = np.asarray(values[name][measure.key], dtype=float)
-            low, high = bootstrap_interval(found)
+            each = np.asarray(values[name][measure.key], dtype=float)
+            low, high = bootstrap_interval(each)
             color = "grey" if name in baselines else GREEN if name in best[measure.key] else "black"
             panel.plot([low, high], [place, place], color=color)
-            panel.plot(found.mean(), place, "o", color=color)
+            panel.plot(each.mean(), place, "o", color=color)
         labels = [titles[name] for name in names] if number % 3 == 0 else []
         panel.set_yticks(range(len(names)), labels or [""] * len(names))
         panel.invert_yaxis()
@@ -65,7 +65,7 @@ def draw_measures(
 
 
 def as_image(figure: Figure) -> Image.Image:
-    """A matplotlib figure as it would be saved, RGB."""
+    """A matplotlib figure as an RGB image, at its own size and resolution."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

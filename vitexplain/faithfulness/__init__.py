@@ -1,6 +1,6 @@
-"""Which map is faithful to its model: the measures, and baselines that a method has to beat.
+"""Which map is faithful to its model: the measures, and the baselines that a method must beat.
 
-What a map says is held against what the model does when patches are removed (`removal`), when its
-weights are randomised (`sanity`), and when the image changes a little (`stability`). None of it
-needs labels; see `evaluate`.
+A map is compared with what the model does when patches are removed (`removal`), and with the map
+after the model's weights are randomised (`sanity`) or the image is slightly changed (`stability`).
+None of this needs labels; `measures` does it all.
 """

@@ -34,10 +34,10 @@ class Baseline(ImageMethod):
 
 
 class RandomMap(Baseline):
-    """Noise, each patch evenly between 0 and 1.
+    """Noise: each patch uniform between 0 and 1.
 
-    It is seeded by the image's own values: an image always has the same map, in any
-    batch, and the slightest change gives another.
+    The image's own values are the seed: an image has the same map in any batch, and the slightest
+    change gives another one.
     """
 
     def mask(self, image: Tensor, rows: int, columns: int) -> np.ndarray:
@@ -55,7 +55,7 @@ class CentreBlob(Baseline):
 
 
 def centre_blob(rows: int, columns: int) -> np.ndarray:
-    """(rows, columns): a Gaussian in the centre, which a map has to beat on boxes."""
+    """(rows, columns) float32: a Gaussian in the centre, which maps have to beat on boxes, too."""
     down = (np.arange(rows) + 0.5) / rows - 0.5
     across = (np.arange(columns) + 0.5) / columns - 0.5
     return np.exp(-(down[:, None] ** 2 + across[None] ** 2) / (2 * 0.25**2)).astype(np.float32)

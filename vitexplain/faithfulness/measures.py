@@ -1,8 +1,8 @@
-"""Everything that can be measured of methods on images without labels."""
+"""All measures that need no labels, for several methods on the same images."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -28,20 +28,21 @@ REMOVED = (
     Measure("positive", "Perturbation, positive ↓", "lower"),
     Measure("negative", "Perturbation, negative ↑", "higher"),
 )
+_FEW = "images for randomisation and stability"
 OTHERS = (
-    Measure("sanity", "Randomisation ρ → 0", "nearer to 0"),
-    Measure("stability", "Stability ρ ↑", "higher"),
-    Measure("time", "Time × forward ↓", "lower"),
+    Measure("sanity", "Randomisation ρ → 0", "nearer to 0", _FEW),
+    Measure("stability", "Stability ρ ↑", "higher", _FEW),
+    Measure("time", "Time × forward ↓", "lower", ""),
 )
 MEASURES = (*REMOVED, *OTHERS)
 STEPS = 10
-FEW = 5  # images for measures that explain each of them many times
-TIMED = 2  # images at once while methods are timed
+FEW = 5  # images for measures that explain each image several times
+TIMED = 2  # images per batch while methods are timed
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out.
+    """The values of all measures, for each image.
 
     Attributes:
         values: method -> key of a measure -> its value for each image (one for the time).
@@ -50,6 +51,20 @@ class Evaluation:
 
     values: dict[str, dict[str, np.ndarray]]
     left_out: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """B images (B, 3, H, W) with one category each, and how the model is run on them."""
+
+    model: nn.Module
+    images: Tensor
+    categories: Sequence[int]
+    batch_size: int
+    seed: int
+
+    def part(self, which: slice) -> "_Case":
+        return replace(self, images=self.images[which], categories=self.categories[which])
 
 
 def evaluate_images(
@@ -68,14 +83,14 @@ def evaluate_images(
 
     Args:
         model: left as it was found.
-        images: (B, 3, H, W), transformed; batches of them go to the model's device.
-        std: by which the transform divided their three channels.
-        methods: by name; by default all methods and floors.
-        categories: B of them; by default the model's first choices.
+        images: (B, 3, H, W), transformed; batches of them are moved to the model's device.
+        std: what the transform divided the three channels by.
+        methods: by name; by default all methods and baselines.
+        categories: B of them; by default the model's most likely ones.
         steps: of the curves, a multiple of 10.
-        few: how many images, the first ones, randomisation and stability are measured on.
-        batch_size: images that the model gets at once.
-        seed: of shuffles, noise and lots.
+        few: randomisation and stability are measured on this many images, the first ones.
+        batch_size: images per forward pass.
+        seed: of shuffles, noise, and the order of equal values.
 
     Raises:
         RequestError: if an argument is out of range, or the model has no categories.
@@ -87,91 +102,96 @@ def evaluate_images(
     if categories is None:
         categories = top1(model, images, batch_size)
     check_categories(model, images, categories)
+    case = _Case(model, images, categories, batch_size, seed)
     methods = ALL if methods is None else methods
-    masks, left_out = _masks(methods, model, images, categories, batch_size)
+    masks, left_out = _masks(methods, case)
     methods = {name: methods[name] for name in masks}
-    values = _removed(masks, model, images, categories, steps, batch_size, seed)
-    first, its = images[:few], categories[:few]
-    _, alike = randomisation(
-        model, first, its, methods, only_last=True, batch_size=batch_size, seed=seed
-    )
+    by_removal = _by_removal(masks, case, steps)
+    few_masks = {name: mask[:few] for name, mask in masks.items()}
+    by_change = _by_change(methods, few_masks, case.part(slice(few)), std)
     ratios = cost(methods, model, images[:TIMED], list(categories[:TIMED]))
-    for name, method in methods.items():
-        values[name]["sanity"] = alike[name][:, -1]
-        values[name]["stability"] = stability(
-            method,
-            model,
-            first,
-            its,
-            std,
-            masks=masks[name][:few],
-            batch_size=batch_size,
-            seed=seed,
-        )
-        values[name]["time"] = np.array([ratios[name]])
+    values = {
+        name: by_removal[name] | by_change[name] | {"time": np.array([ratios[name]])}
+        for name in methods
+    }
     return Evaluation(values, left_out)
 
 
 def _masks(
-    methods: Mapping[str, Method],
-    model: nn.Module,
-    images: Tensor,
-    categories: Sequence[int],
-    batch_size: int,
+    methods: Mapping[str, Method], case: _Case
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(B, h, w) of each method that explains this model, and why the others don't."""
     masks, left_out = {}, {}
     for name, method in _progress(methods.items(), "maps"):
         try:
-            masks[name] = masks_of(method, model, images, categories, batch_size)
+            masks[name] = masks_of(
+                method, case.model, case.images, case.categories, case.batch_size
+            )
         except UnsupportedModel as error:
             left_out[name] = error.reason
     return masks, left_out
 
 
-def _removed(
-    masks: dict[str, np.ndarray],
-    model: nn.Module,
-    images: Tensor,
-    categories: Sequence[int],
-    steps: int,
-    batch_size: int,
-    seed: int,
+def _by_removal(
+    masks: Mapping[str, np.ndarray], case: _Case, steps: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """What insertion, deletion and the perturbation test say, for each image."""
+    """The values of REMOVED: insertion, deletion and the perturbation test."""
     parts: dict[str, list[dict]] = {name: [] for name in masks}
-    for start in _progress(range(0, len(images), batch_size), "patches removed"):
-        part = slice(start, start + batch_size)
-        removals = {
-            fill: Removal(
-                model,
-                images[part],
-                categories[part],
-                fill,
-                steps,
-                batch_size=batch_size,
-                seed=seed,
-            )
-            for fill in FILLS
-        }
+    size = case.batch_size
+    for start in _progress(range(0, len(case.images), size), "patches removed"):
+        which = slice(start, start + size)
+        part = case.part(which)
+        removals = {fill: _removal(part, fill, steps) for fill in FILLS}
         for name in masks:
-            parts[name].append(_curves_of(removals, masks[name][part]))
+            parts[name].append(_areas(removals, masks[name][which]))
     return {
-        name: {key: np.concatenate([part[key] for part in found]) for key in found[0]}
-        for name, found in parts.items()
+        name: {key: np.concatenate([part[key] for part in several]) for key in several[0]}
+        for name, several in parts.items()
     }
 
 
-def _curves_of(removals: dict[str, Removal], masks: np.ndarray) -> dict[str, np.ndarray]:
-    found = {}
+def _removal(case: _Case, fill: str, steps: int) -> Removal:
+    return Removal(
+        case.model,
+        case.images,
+        case.categories,
+        fill,
+        steps,
+        batch_size=case.batch_size,
+        seed=case.seed,
+    )
+
+
+def _areas(removals: Mapping[str, Removal], masks: np.ndarray) -> dict[str, np.ndarray]:
+    """The values of REMOVED for the images of `removals`, and their maps (B, h, w)."""
+    values = {}
     for fill, removal in removals.items():
         deletion, insertion = removal.deletion(masks), removal.insertion(masks)
-        found[f"deletion_{fill}"] = deletion.areas
-        found[f"insertion_{fill}"] = insertion.areas
+        values[f"deletion_{fill}"] = deletion.areas
+        values[f"insertion_{fill}"] = insertion.areas
         if fill == "mean":
-            found["positive"], found["negative"] = perturbation(deletion, insertion)
-    return found
+            values["positive"], values["negative"] = perturbation(deletion, insertion)
+    return values
 
 
-def _progress(items, what: str):
-    return tqdm(items, what, disable=not sys.stderr.isatty())
+def _by_change(
+    methods: Mapping[str, Method],
+    masks: Mapping[str, np.ndarray],
+    case: _Case,
+    std: Sequence[float],
+) -> dict[str, dict[str, np.ndarray]]:
+    """Randomisation and stability: how the maps change with the weights, and with the image."""
+    given = case.model, case.images, case.categories
+    options = {"batch_size": case.batch_size, "seed": case.seed}
+    _, correlations = randomisation(*given, methods, only_last=True, **options)
+    return {
+        name: {
+            "sanity": correlations[name][:, -1],
+            "stability": stability(method, *given, std, masks=masks[name], **options),
+        }
+        for name, method in methods.items()
+    }
+
+
+def _progress(items: Iterable, title: str) -> tqdm:
+    return tqdm(items, title, disable=not sys.stderr.isatty())

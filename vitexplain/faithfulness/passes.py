@@ -1,4 +1,4 @@
-"""Images through a model and through a method, batch by batch, the model left as it was."""
+"""Run images through a model or a method, batch by batch; the model is left as it was found."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,14 +15,14 @@ from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
 from vitexplain.methods.registry import Method
 
-BATCH = 16  # images at once
+BATCH = 16  # images per forward pass
 
-tell = partial(print, file=sys.stderr)
+notify = partial(print, file=sys.stderr)
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off and batch statistics fixed; afterwards every module's mode is as it was."""
+    """Dropout off and batch statistics fixed; afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -33,15 +33,15 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def top1(model: nn.Module, images: Tensor, batch_size: int = BATCH) -> list[int]:
-    """The model's first choice for each of (B, 3, H, W)."""
+    """The model's most likely category for each of (B, 3, H, W)."""
 
     @torch.inference_mode()
     def run(batch: Tensor) -> list[int]:
         return forward(model, images_for(model, batch)).argmax(dim=1).tolist()
 
     with evaluation_mode(model):
-        found = in_batches(run, images, batch_size, tell)
-        return [category for batch in found for category in batch]
+        batches = in_batches(run, images, batch_size, notify)
+        return [category for batch in batches for category in batch]
 
 
 def check_categories(model: nn.Module, images: Tensor, categories: Sequence[int]) -> None:
@@ -60,7 +60,7 @@ def masks_of(
     categories: Sequence[int],
     batch_size: int = BATCH,
 ) -> np.ndarray:
-    """The masks (B, h, w) of B images, of one category each where the method knows of any.
+    """The maps (B, h, w) of B images, each for its own category where the method has categories.
 
     Raises:
         UnsupportedModel: if the method can't explain this model.
@@ -73,4 +73,4 @@ def masks_of(
             return explain(batch, [int(categories[place]) for place in places]).masks
         return explain(batch).masks
 
-    return np.concatenate(list(in_batches(run, range(len(images)), batch_size, tell)))
+    return np.concatenate(list(in_batches(run, range(len(images)), batch_size, notify)))

@@ -6,15 +6,15 @@ import numpy as np
 def rank_correlation(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Spearman's correlation of each pair of (B, h, w) and (B, h, w), as (B,), -1 to 1.
 
-    The order of the patches counts, not how much more relevant one is: the maps of two methods,
-    or of two models, have no common scale. A map that is the same everywhere has no order: it is
-    taken to agree with another such map (1), and not at all with any other (0).
+    Only the order of the patches counts, as the maps of two methods or models have no common
+    scale. A constant map has no order: with another constant map the correlation is taken to be 1,
+    with any other map 0.
     """
     return np.array([_correlation(a, b) for a, b in zip(masks, others, strict=True)])
 
 
 def average_ranks(values: np.ndarray) -> np.ndarray:
-    """The rank of each value, 1 the smallest; equal values share the mean of theirs. Any shape."""
+    """The rank of each value, 1 the smallest; equal values get their mean rank. Any shape."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse].reshape(values.shape)
 

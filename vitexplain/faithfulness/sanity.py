@@ -2,11 +2,11 @@
 
 Adebayo et al. 2018, "Sanity Checks for Saliency Maps" (section 3, cascading randomisation): the
 weights are randomised from the head down to the embedding, step by step, and the map is compared
-with that of the whole model. One that stays as it was shows the image, or the architecture, but
-nothing that the model has learnt. Low is good.
+with that of the whole model, by rank correlation. A map that stays the same shows the image, or
+the architecture, but nothing that the model has learnt: the correlation should go to 0.
 
-Each tensor of weights is shuffled, so that their size and spread stay what they were: fresh ones
-would be so small that attention is even, and any map would change for that alone.
+Each weight tensor is shuffled, which keeps its size and spread: newly drawn weights would be so
+small that attention is uniform, and any map would change for that reason alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from vitexplain.methods.registry import Method
 
 # the layers after the last block, by the first part of their names; where tokens are averaged, the
 # norm follows that and is named fc_norm
-BEHIND = {
+AFTER_BLOCKS = {
     "head": "head",
     "head_dist": "head",
     "attn_pool": "head",
@@ -36,7 +36,7 @@ def stages_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The weights in the order in which they are randomised.
 
     Head, last norm, blocks from the last to the first, and all the rest as "embedding" (in Swin
-    with the layers that merge patches). Every parameter is in exactly one stage.
+    including the layers that merge patches). Every parameter is in exactly one stage.
     """
     blocks = blocks_of(model)
     in_block = {
@@ -47,14 +47,14 @@ def stages_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     names = ["head", "norm", *(f"block {n}" for n in range(len(blocks), 0, -1)), "embedding"]
     stages: dict[str, list[nn.Parameter]] = {name: [] for name in names}
     for name, parameter in model.named_parameters():
-        stage = BEHIND.get(name.partition(".")[0], "embedding")
+        stage = AFTER_BLOCKS.get(name.partition(".")[0], "embedding")
         stages[in_block.get(parameter, stage)].append(parameter)
     return {name: parameters for name, parameters in stages.items() if parameters}
 
 
 @contextmanager
 def weights_restored(model: nn.Module) -> Iterator[None]:
-    """Afterwards every parameter is bit for bit as it was, also after an error."""
+    """Restore every parameter, bit for bit, at the end, even after an error."""
     kept = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
     try:
         yield
@@ -65,7 +65,7 @@ def weights_restored(model: nn.Module) -> Iterator[None]:
 
 
 def shuffle_(parameters: Sequence[nn.Parameter], generator: torch.Generator) -> None:
-    """The values of each tensor in a random order, in place."""
+    """Put the values of each tensor in a random order, in place."""
     with torch.no_grad():
         for parameter in parameters:
             order = torch.randperm(parameter.numel(), generator=generator)
@@ -83,18 +83,18 @@ def randomisation(
     batch_size: int = BATCH,
     seed: int = 0,
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """How alike the maps of ever more random models and of the whole model are.
+    """Rank correlation of the whole model's maps with those of ever more random models.
 
     Args:
         model: a timm ViT; left as it was found.
         images: (B, 3, H, W).
-        categories: B of them, explained throughout, whatever a random model says.
+        categories: B of them, explained at every stage, whatever a random model predicts.
         methods: by name.
-        only_last: only the model all of whose weights are random.
+        only_last: compare only with the model that has all of its weights shuffled.
         seed: of the shuffles.
 
     Returns:
-        Names of the S stages, and by method (B, S): the rank correlations.
+        The names of the S stages, and for each method (B, S), the correlations.
 
     Raises:
         UnsupportedModel: if a method can't explain the model.
@@ -103,10 +103,10 @@ def randomisation(
     stages = stages_of(model)
     steps = [list(stages)] if only_last else [[name] for name in stages]
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in methods}
+    correlations: dict[str, list[np.ndarray]] = {name: [] for name in methods}
 
     def masks(name: str) -> np.ndarray:
-        # a method is made anew each time: it may have read the weights
+        # the method is made anew each time, as it may have read the weights
         return masks_of(methods[name], model, images, categories, batch_size)
 
     whole = {name: masks(name) for name in methods}
@@ -115,6 +115,6 @@ def randomisation(
             for stage in step:
                 shuffle_(stages[stage], generator)
             for name in methods:
-                found[name].append(rank_correlation(whole[name], masks(name)))
+                correlations[name].append(rank_correlation(whole[name], masks(name)))
     names = [step[-1] for step in steps]
-    return names, {name: np.stack(values, axis=1) for name, values in found.items()}
+    return names, {name: np.stack(values, axis=1) for name, values in correlations.items()}

@@ -1,4 +1,4 @@
-"""One number for how faithful a map is to one image, to choose among several maps of it."""
+"""One number for how faithful a map of an image is, to choose between several maps of it."""
 
 import numpy as np
 from torch import Tensor, nn
@@ -9,18 +9,18 @@ STEPS = 10
 
 
 def faithfulness(model: nn.Module, image: Tensor, mask: np.ndarray, category: int) -> float:
-    """Area under insertion minus that under deletion, the mean of both fills; -1 to 1.
+    """Area under the insertion curve minus that under deletion, the mean over both fills; -1 to 1.
 
     Args:
         model: a classifier; used in evaluation mode, left as it was found.
         image: (3, H, W), normalised.
         mask: (h, w), >= 0.
-        category: the one that the mask explains.
+        category: the one that the map explains.
 
     The difference rewards a map for finding what the category needs as well as what suffices for
-    it, and what a model makes of the fill itself cancels in part. Ten steps are enough to
-    choose by: on 16 photographs with DeiT-tiny, the map of three that was chosen by 10 steps
-    scored, by 40 steps, 0.001 less than the best one on average; best and worst differed by 0.13.
+    it, and the model's response to the fill itself partly cancels. Ten steps are enough for a
+    choice: on 16 photographs with DeiT-tiny, the one of three maps that 10 steps chose was on
+    average 0.001 below the best one as 40 steps measure it; best and worst differed by 0.13.
 
     Raises:
         RequestError: if image, mask and category don't fit the model.

@@ -1,8 +1,8 @@
-"""Does a map stay what it is under noise that nobody sees?
+"""Is a map stable under imperceptible noise?
 
-As the input stability of Alvarez-Melis & Jaakkola 2018, "On the Robustness of Interpretability
-Methods", but by the rank correlation of the two maps, which needs no common scale. High is good,
-for a map that is faithful: a spot in the middle is as stable as can be.
+Input stability as in Alvarez-Melis & Jaakkola 2018, "On the Robustness of Interpretability
+Methods", but measured by the rank correlation of the two maps, which needs no common scale. High
+is good only for a map that is faithful, too: a centre Gaussian is perfectly stable.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
 from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
 
-SIGMA = 0.05  # of the noise, for images from 0 to 1: 13 grey levels
+SIGMA = 0.05  # standard deviation of the noise, for images from 0 to 1: 13 grey levels
 DRAWS = 3
 
 
@@ -32,13 +32,13 @@ def stability(
     batch_size: int = BATCH,
     seed: int = 0,
 ) -> np.ndarray:
-    """(B,): rank correlation of the map and that of the image with noise, mean over the draws.
+    """(B,): rank correlation of the maps with and without noise, the mean over several draws.
 
     Args:
         images: (B, 3, H, W), normalised.
         categories: B of them, explained with noise and without.
-        std: what each channel was divided by; noise of `sigma` is for images from 0 to 1.
-        masks: (B, h, w), the maps without noise, if they are at hand.
+        std: what each channel was divided by; `sigma` refers to images from 0 to 1.
+        masks: (B, h, w), the maps without noise, if they are known already.
         seed: of the noise, which is the same for all images.
 
     Raises:
@@ -49,8 +49,8 @@ def stability(
         masks = masks_of(method, model, images, categories, batch_size)
     generator = torch.Generator().manual_seed(seed)
     scale = sigma / torch.tensor(std)[:, None, None]
-    found = []
+    noisy = []
     for _ in range(draws):
         noise = (torch.randn(images.shape[1:], generator=generator) * scale).to(images)
-        found.append(masks_of(method, model, images + noise, categories, batch_size))
-    return np.mean([rank_correlation(masks, other) for other in found], axis=0)
+        noisy.append(masks_of(method, model, images + noise, categories, batch_size))
+    return np.mean([rank_correlation(masks, other) for other in noisy], axis=0)

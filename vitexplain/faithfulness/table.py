@@ -1,4 +1,4 @@
-"""Methods by measures, as a table: means with their uncertainty, and which way is better."""
+"""Methods by measures, as a table: means with their uncertainty, and the best of each column."""
 
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
@@ -6,17 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# which way is better -> what the best mean has the least of
+# which way is better -> the number that is smallest for the best mean
 BETTER = {"lower": lambda mean: mean, "higher": lambda mean: -mean, "nearer to 0": abs}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A column: its key in JSON, its title with an arrow for better, and one of BETTER."""
+    """A column of a table.
+
+    Attributes:
+        key: in JSON.
+        title: its head; an arrow says which way is better.
+        better: the same, as one of BETTER.
+        of: what its values are of, in words; "" where there is one value for all images.
+    """
 
     key: str
     title: str
     better: str
+    of: str = "images"
 
 
 COLUMN = 14  # characters of a column in a terminal
@@ -36,7 +44,7 @@ def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]
 def winners(
     values: Values, measures: Sequence[Measure], baselines: Collection[str]
 ) -> dict[str, list[str]]:
-    """Key of a measure -> the methods with the best mean as it is printed, baselines left out."""
+    """Key of a measure -> the methods with the best printed mean, not counting baselines."""
     best = {}
     for measure in measures:
         scores = {
@@ -55,14 +63,11 @@ def as_markdown(
     titles: Mapping[str, str],
     baselines: Collection[str] = (),
 ) -> str:
-    """A row for each method: mean (95 % interval), the best method of each column in bold.
-
-    Baselines stand last, in italics.
-    """
+    """A row for each method: mean [95 % interval], as `caption` says."""
     measures = [m for m in measures if any(m.key in found for found in values.values())]
     best = winners(values, measures, baselines)
-    heads = [m.title for m in measures]
-    lines = [f"| method | {' | '.join(heads)} |", "|---" * (len(measures) + 1) + "|"]
+    heads = " | ".join(measure.title for measure in measures)
+    lines = [f"| method | {heads} |", "|---" * (len(measures) + 1) + "|"]
     for name in sorted(values, key=lambda name: name in baselines):
         cells = []
         for measure in measures:
@@ -73,13 +78,24 @@ def as_markdown(
     return "\n".join(lines)
 
 
+def caption(values: Values, measures: Sequence[Measure], baselines: Collection[str] = ()) -> str:
+    """The sentences above a table in Markdown: what is in its cells, of how many values."""
+    text = (
+        f"Means with 95 % bootstrap intervals, of {_counts(values, measures)}. "
+        "The best method of each column is bold"
+    )
+    if any(name in baselines for name in values):
+        text += "; baselines, which know nothing of the model, are in italics"
+    return f"{text}."
+
+
 def as_text(
     values: Values,
     measures: Sequence[Measure],
     titles: Mapping[str, str],
     baselines: Collection[str] = (),
 ) -> str:
-    """For a terminal: a row of means for each method, * at the best of each column."""
+    """For a terminal: a row of means for each method, the best of each column marked with *."""
     measures = [m for m in measures if any(m.key in found for found in values.values())]
     best = winners(values, measures, baselines)
     heads = [textwrap.wrap(measure.title, COLUMN - 2) for measure in measures]
@@ -99,7 +115,7 @@ def as_text(
 
 
 def as_json(values: Values, measures: Sequence[Measure]) -> dict:
-    """Method -> measure -> mean, 95 % interval, number of values and which way is better."""
+    """Method -> key of a measure -> mean, 95 % interval, number of values, which way is better."""
     described: dict[str, dict] = {}
     for name, found in values.items():
         described[name] = {}
@@ -114,6 +130,21 @@ def as_json(values: Values, measures: Sequence[Measure]) -> dict:
                 "better": measure.better,
             }
     return described
+
+
+def _counts(values: Values, measures: Sequence[Measure]) -> str:
+    """As in: n = 24 images; of 6 mosaics and 16 images with boxes."""
+    counts: dict[str, int] = {}
+    for measure in measures:
+        sizes = [len(found[measure.key]) for found in values.values() if measure.key in found]
+        if measure.of and sizes:
+            counts[measure.of] = max(sizes)
+    common, *others = [f"{count} {of}" for of, count in counts.items()] or ["0 images"]
+    if not others:
+        return f"n = {common}"
+    *first, last = others
+    comma = "," if len(first) > 1 else ""
+    return f"n = {common}; of " + (f"{', '.join(first)}{comma} and {last}" if first else last)
 
 
 def _cell(values: np.ndarray | None) -> str:

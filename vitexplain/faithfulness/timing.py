@@ -1,4 +1,4 @@
-"""What methods cost, as a ratio to the model's own forward pass in the same run."""
+"""Timing several runs against each other, and methods against the model's forward pass."""
 
 import math
 import statistics
@@ -41,11 +41,15 @@ def alternating_medians(
     seconds_in_all: float = math.inf,
     least: int = 1,
 ) -> dict[str, float]:
-    """Median seconds of each run; the order is reversed every time, and the first round warms up.
+    """Median seconds of each run, all of them being timed in the same rounds.
+
+    The order is reversed from round to round, so that no run always follows the same other one; a
+    round that does not count warms up.
 
     Args:
-        rounds: how often each is run.
-        seconds_in_all: no round begins after these, but for the first `least` ones.
+        device: where the runs compute; a GPU's work is waited for.
+        rounds: how often each run is timed.
+        seconds_in_all: after these no further round begins, unless fewer than `least` are done.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     began = time.perf_counter()

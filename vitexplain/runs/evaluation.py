@@ -13,7 +13,7 @@ from vitexplain.errors import RequestError
 from vitexplain.explainer import options_of
 from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.measures import ALL, MEASURES, Evaluation, evaluate_images
-from vitexplain.faithfulness.table import as_json, as_markdown, as_text
+from vitexplain.faithfulness.table import as_json, as_markdown, as_text, caption
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.writing import write_png, write_whole
@@ -77,7 +77,10 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
     }
     figure = draw_measures(found.values, MEASURES, _titles(found), BASELINES)
     write_png(files["figure"], figure, session.overlay.texts)
-    markdown = as_markdown(found.values, MEASURES, _titles(found), BASELINES) + "\n"
+    markdown = (
+        f"{caption(found.values, MEASURES, BASELINES)}\n\n"
+        f"{as_markdown(found.values, MEASURES, _titles(found), BASELINES)}\n"
+    )
     write_whole(files["table"], lambda file: file.write(markdown.encode()))
     write_whole(files["numbers"], lambda file: file.write(json.dumps(report, indent=2).encode()))
     return report | {"files": {kind: str(path) for kind, path in files.items()}}

@@ -1,4 +1,4 @@
-"""Figures of a classifier: accuracy with its uncertainty, calibration, confusion."""
+"""How good a classifier is: accuracy with its uncertainty, calibration, confusion."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Share:
-    """`hits` of `count`, with a 95 % interval (Wilson 1927)."""
+    """The share that `hits` are of `count`, with a 95 % interval (Wilson 1927)."""
 
     hits: float
     count: int
@@ -31,7 +31,7 @@ class Share:
 
 
 def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> Share:
-    """How often the label is among the k most likely. probabilities (M, K), labels (M,)."""
+    """How often the label is among the k most likely: probabilities (M, K), labels (M,)."""
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     return Share(int((best == labels[:, None]).any(axis=1).sum()), len(labels))
 
@@ -39,7 +39,7 @@ def top_k(probabilities: np.ndarray, labels: np.ndarray, k: int) -> Share:
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
     """Expected calibration error (Guo et al. 2017, equation 3), bins of equal width.
 
-    0: of all predictions made with confidence p, a share of p is right.
+    It is 0 if, of all predictions made with confidence p, a share of p is correct.
     """
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     index = np.minimum((confidence * bins).astype(int), bins - 1)
@@ -51,9 +51,9 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(categories, counts): counts[i, j] images of categories[i] were taken for categories[j]."""
+    """(categories, counts): of categories[i], counts[i, j] images were predicted as the j-th."""
     categories = np.unique(np.concatenate([labels, predicted]))
     counts = np.zeros((len(categories), len(categories)), dtype=int)
-    places = np.searchsorted(categories, labels), np.searchsorted(categories, predicted)
-    np.add.at(counts, places, 1)
+    cells = np.searchsorted(categories, labels), np.searchsorted(categories, predicted)
+    np.add.at(counts, cells, 1)
     return categories, counts

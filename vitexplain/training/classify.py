@@ -1,4 +1,4 @@
-"""A model's answers on labelled images, and how good they are."""
+"""A model's predictions on labelled images, and how good they are."""
 
 import sys
 from functools import partial
@@ -15,7 +15,12 @@ from vitexplain.training.data import DataError, LabelledImages, category_of
 def classify(
     loaded: LoadedModel, data: LabelledImages, names: list[str], batch_size: int
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Names of the images that can be read, their labels (M,), and probabilities (M, K)."""
+    """Names of the M images that can be read, their labels (M,), and probabilities (M, K).
+
+    Raises:
+        DataError: if none can be read.
+        CategoryError: if a folder is not named by a category of the model.
+    """
     labels_of = {c: label_of(loaded, c) for c in sorted({category_of(name) for name in names})}
     good, probabilities = [], []
     device = next(loaded.model.parameters()).device
@@ -36,13 +41,14 @@ def classify(
 
 
 def label_of(loaded: LoadedModel, folder: str) -> int:
-    """A folder's category: an index ("0243"), unless a category is called so, or a name."""
+    """A folder's category: a name, or an index ("0243") if no category has that name."""
     if folder in loaded.categories:
         return loaded.categories.index(folder)
     return loaded.category_index(int(folder) if folder.isdecimal() else folder)
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict:
+    """Top-1, top-5 and calibration of probabilities (M, K) for labels (M,), JSON-ready."""
     described = {}
     for k in (1, 5):
         share = top_k(probabilities, labels, k)
@@ -56,6 +62,6 @@ def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> dict:
 
 
 def confident(labels: np.ndarray, probabilities: np.ndarray, least: float) -> np.ndarray:
-    """Places of images that are rightly classified with at least this probability."""
+    """Indices of images that are correctly classified with at least this probability."""
     right = probabilities.argmax(axis=1) == labels
     return np.flatnonzero(right & (probabilities.max(axis=1) >= least))

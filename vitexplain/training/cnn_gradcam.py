@@ -1,8 +1,8 @@
 """Grad-CAM of a CNN, to compare with the maps of a Vision Transformer.
 
 Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-Localization" (equations 1 and 2): each channel of the last feature map counts as much as it
-raises, on average over its places, the category's logit.
+Localization" (equations 1 and 2): each channel of the last feature map is weighted by how much it
+raises the category's logit, on average over its positions.
 """
 
 import numpy as np

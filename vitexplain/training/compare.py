@@ -1,7 +1,7 @@
-"""Models compared: `python -m vitexplain.training.compare --data DATA --checkpoints A B C`.
+"""Compare models: `python -m vitexplain.training.compare --data DATA --checkpoints A B C`.
 
-Each is evaluated as by training.evaluate, timed against the others in one run, and shown on the
-same images: the rollouts of a Vision Transformer, the Grad-CAM of a CNN.
+Each is evaluated as by vitexplain.training.evaluate, timed against the others in one run, and
+explained on the same images: a Vision Transformer by both rollouts, a CNN by Grad-CAM.
 """
 
 import argparse
@@ -34,7 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(options: argparse.Namespace, rest: list[str]) -> str:
-    """Evaluates, times and draws; the table as Markdown."""
+    """Evaluate, time and draw; returns the table in Markdown.
+
+    Args:
+        rest: options of vitexplain.training.evaluate, for every model.
+    """
     output = writable_folder(options.output)
     models, reports = {}, {}
     for path in options.checkpoints:
@@ -57,7 +61,7 @@ def compare(options: argparse.Namespace, rest: list[str]) -> str:
 
 @torch.inference_mode()
 def timed(models: dict[str, LoadedModel]) -> dict[str, float]:
-    """Milliseconds per image of a forward pass, where the models are."""
+    """Milliseconds per image of a forward pass, on the models' device."""
     device = next(next(iter(models.values())).model.parameters()).device
     runs = {
         name: partial(
@@ -70,7 +74,7 @@ def timed(models: dict[str, LoadedModel]) -> dict[str, float]:
 
 
 def sheet(models: dict[str, LoadedModel], data: LabelledImages, count: int) -> Image.Image:
-    """A row for each of `count` images of different categories: it, then each model's maps."""
+    """A row for each of `count` images of different categories: the image, then all maps."""
     first = {category_of(name): name for name in reversed(data.names)}
     names = [first[category] for category in sorted(first)]
     names = names[:: max(1, len(names) // count)][:count]
@@ -87,7 +91,7 @@ def _row(
     image: Image.Image,
     folder: str,
 ) -> list[tuple[str, Image.Image]]:
-    """The image, and every map of its category with the probability that the model gives it."""
+    """The image, and every map of its category, with the probability that the model gives it."""
     cells = []
     for name, loaded in models.items():
         label = label_of(loaded, folder)
@@ -107,7 +111,7 @@ def table(reports: dict[str, dict]) -> str:
     """Markdown: a row for each model."""
     lines = [
         "| model | parameters | top-1 (95 % interval) | top-5 | calibration error "
-        "| ms an image | right cell of four: map, share |",
+        "| ms per image | share of the map in the right cell of four |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, report in reports.items():
@@ -139,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
         help="folders that vitexplain.training.train wrote",
     )
     add("--output", default="comparison", help="folder for table, maps and the evaluations")
-    add("--pictures", type=int, default=4, help="how many images to draw the maps of")
+    add("--pictures", type=int, default=4, help="how many images to explain in maps.png")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The learning curves of a run as an image."""
+"""Learning curves."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from vitexplain.drawing.charts import as_image
 
 
 def draw_curves(rows: Sequence[dict]) -> Image.Image:
-    """Losses on the left, validation accuracy on the right, by epoch."""
+    """An image of the losses (left) and of validation accuracy (right) by epoch."""
     figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
     losses, accuracy = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in rows]

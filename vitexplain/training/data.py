@@ -1,6 +1,6 @@
-"""Labelled images: a folder of folders, or a zip file of the same layout.
+"""Labelled images: a folder of folders, or a zip file with the same layout.
 
-The folder's name is the category: an index of the model's output ("0243"), or a name.
+A folder's name is the category: an index of the model's output ("0243"), or a name.
 """
 
 import io
@@ -17,15 +17,15 @@ from torch.utils.data import Dataset
 from vitexplain.errors import RequestError
 from vitexplain.images.reading import PictureError, read_image
 
-HELD_OUT = 1  # a photograph is for evaluation only if its category index is this modulo 5
+HELD_OUT = 1  # photographs whose category index is this modulo 5 are for evaluation only
 
 
 class DataError(RequestError):
-    """There are no labelled images where they were looked for."""
+    """The data hold no labelled images, or not those that are needed."""
 
 
 class LabelledImages:
-    """Every file in a category's folder, in the order of their names.
+    """All files in the folders of categories, in the order of their names.
 
     Attributes:
         names: "CATEGORY/file" of each.
@@ -50,7 +50,7 @@ class LabelledImages:
         """One image, RGB.
 
         Raises:
-            PictureError: if it is broken.
+            PictureError: if it can't be read.
         """
         if self._archive is None:
             return read_image(self.path / name, name)
@@ -65,14 +65,14 @@ class LabelledImages:
                 print(f"skipped: {error}", file=sys.stderr)
 
     def categories(self) -> set[str]:
-        """Every category there is a folder for, with or without images in it."""
+        """Every category that has a folder, with or without images in it."""
         if self._archive is None:
             return {f.name for f in self.path.iterdir() if f.is_dir() and f.name[0] != "."}
         folders = (name.split("/") for name in self._archive.namelist() if "/" in name)
         return {parts[0] for parts in folders}
 
     def side_file(self, name: str) -> str | None:
-        """The text of a file beside the categories, such as boxes.csv; None if there is none."""
+        """The text of a file next to the folders, such as boxes.csv; None if there is none."""
         if self._archive is None:
             file = self.path / name
             return file.read_text(encoding="utf-8") if file.is_file() else None
@@ -87,7 +87,7 @@ def category_of(name: str) -> str:
 
 
 class ImageDataset(Dataset):
-    """Images through a transform, with their category's place in `categories`."""
+    """Transformed images, each with the index of its category in `categories`."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class ImageDataset(Dataset):
 
 
 def is_held_out(category: int) -> bool:
-    """True for the categories whose photographs the bundled model's training never sees."""
+    """Whether training of the bundled model leaves out this category's photographs."""
     return category % 5 == HELD_OUT
 
 
@@ -129,9 +129,9 @@ def usable_names(images: LabelledImages) -> list[str]:
 
 
 def split(names: list[str], share: float, seed: int) -> tuple[list[str], list[str]]:
-    """(training, validation): about `share` of every category for validation, at least one.
+    """(training, validation): about `share` of every category for validation, at least one image.
 
-    A category of a single image is in training only.
+    A category with a single image is used for training only.
     """
     rng = random.Random(seed)
     train, validation = [], []

@@ -1,8 +1,8 @@
 """Evaluate a model on labels: `python -m vitexplain.training.evaluate --data FOLDER_OR_ZIP`.
 
-Accuracy, calibration and confusion; and, because these models are made to be looked at, whether
-their maps fall on what they are about: on boxes, where boxes.csv gives some, and on mosaics of
-confidently classified images of several categories.
+Accuracy, calibration and confusion, and whether the model's maps fall on what they explain: in
+boxes, if the data have a boxes.csv, and on mosaics of confidently classified images of several
+categories.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from vitexplain.training.localisation import (
     methods_for,
     on_mosaics,
     read_boxes,
+    thinned,
 )
 from vitexplain.training.page import confusion_image, page
 
@@ -51,10 +52,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> dict:
-    """Everything that can be measured on the data, and the files that show it.
+    """Measure all that the data allow, and write the files that show it.
 
     Args:
-        loaded: the model, where it is loaded already.
+        loaded: the model, if it is loaded already.
+
+    Returns:
+        The report, as in report.json.
     """
     output = writable_folder(options.output)
     data = LabelledImages(options.data)
@@ -93,7 +97,7 @@ def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> 
 
 
 def loaded_for(options: argparse.Namespace) -> LoadedModel:
-    """The model that the options name; it need not be one that can be explained."""
+    """The model that the options name, whether or not it can be explained."""
     return load_model(
         options.model,
         options.checkpoint,
@@ -107,7 +111,7 @@ def loaded_for(options: argparse.Namespace) -> LoadedModel:
 def per_category(
     loaded: LoadedModel, labels: np.ndarray, probabilities: np.ndarray, output: Path
 ) -> str:
-    """Writes one row a category; the file's path."""
+    """Write a row per category to categories.csv; returns its path."""
     path = output / "categories.csv"
     predicted = probabilities.argmax(axis=1)
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -129,9 +133,8 @@ def _on_boxes(
     boxes: Mapping[str, Region],
     count: int,
 ) -> dict:
-    """Figures of every map, and of a centre Gaussian, on about `count` images with boxes."""
-    chosen = [name for name in labels if name in boxes]
-    chosen = chosen[:: max(1, len(chosen) // count)]
+    """Figures of every method, and of a centre Gaussian, on at most `count` images with boxes."""
+    chosen = thinned([name for name in labels if name in boxes], count)
     maps = map_functions(methods, loaded.model)
     found = in_boxes(maps, loaded, data, {name: labels[name] for name in chosen}, boxes)
     return {method: _box_figures(**columns) for method, columns in found.items()}
@@ -156,7 +159,7 @@ def _on_mosaics(
     cells: int,
     options: argparse.Namespace,
 ) -> tuple[dict, list[tuple[str, Image.Image]]]:
-    """Figures of maps of each cell's category, on mosaics of 2 or 4; and some of the mosaics."""
+    """Figures of every method on mosaics of 2 or 4 images, and some mosaics with a map."""
     labels = [label for _, label in sure]
     chosen = groups(labels, cells, options.mosaics, options.seed)
     of_cells = [[sure[i] for i in group] for group in chosen]
@@ -195,6 +198,7 @@ def _chosen(names: list[str], held_out: bool) -> list[str]:
 
 
 def as_text(report: dict) -> str:
+    """The report in lines for a terminal."""
     figures = report["accuracy"]
     lines = [f"{report['model']} on {report['pictures']} images of {report['data']}"]
     for k in (1, 5):
@@ -231,9 +235,9 @@ def parser() -> argparse.ArgumentParser:
     add("--held_out", action="store_true", help="only categories whose index mod 5 is 1")
     add("--confidence", type=float, default=0.5, help="least probability for mosaics")
     add("--mosaics", type=int, default=100, help="mosaics of each size")
-    add("--boxes", type=int, default=500, help="images with boxes to look at, at most")
+    add("--boxes", type=int, default=500, help="how many images with boxes, at most")
     add("--batch_size", type=int, default=32)
-    add("--seed", type=int, default=0, help="which images meet in a mosaic")
+    add("--seed", type=int, default=0, help="decides which images form a mosaic")
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser
 

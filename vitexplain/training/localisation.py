@@ -1,4 +1,4 @@
-"""Do maps fall on what they are about? Boxes, and mosaics of images of several categories."""
+"""Do maps fall on what they explain? In boxes, and on mosaics of images of several categories."""
 
 import csv
 import io
@@ -31,7 +31,10 @@ MapFunction = Callable[[Tensor, Sequence[int]], np.ndarray]
 
 
 def methods_for(model: nn.Module, height: int, width: int) -> dict[str, Method]:
-    """Both rollouts for a Vision Transformer, Grad-CAM for a CNN, else none."""
+    """The methods for a model, by their names in reports; the input is height x width pixels.
+
+    Both rollouts for a Vision Transformer, Grad-CAM for a CNN, none for any other model.
+    """
     try:
         METHODS["attention_rollout"].make(model)
         return {"rollout": METHODS["attention_rollout"], "grad_rollout": METHODS["grad_rollout"]}
@@ -61,6 +64,11 @@ def map_functions(methods: Mapping[str, Method], model: nn.Module) -> dict[str, 
     }
 
 
+def thinned(names: Sequence[str], count: int) -> list[str]:
+    """At most `count` of them, evenly spread over all but the last ones."""
+    return list(names[:: max(1, len(names) // max(1, count))][:count])
+
+
 def in_boxes(
     maps: Mapping[str, MapFunction],
     loaded: LoadedModel,
@@ -68,13 +76,16 @@ def in_boxes(
     labels: Mapping[str, int],
     boxes: Mapping[str, Region],
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Method -> "pointing", "energy" -> a value for each image; also of a centre Gaussian.
+    """Method -> "pointing", "energy" -> its value for each image; see `in_box`.
+
+    A centre Gaussian on the grid of the first method's maps is measured with them, as
+    "centre_blob": the baseline for any model, also for a CNN.
 
     Args:
-        labels: name of image -> category whose map is held against its box.
+        labels: name of image -> the category to explain, whose object is in the box.
         boxes: of each of these images, in its pixels.
     """
-    found: dict[str, list[tuple[bool, float]]] = {name: [] for name in (*maps, "centre_blob")}
+    values: dict[str, list[tuple[bool, float]]] = {name: [] for name in (*maps, "centre_blob")}
     for name, label in labels.items():
         image = data.read(name)
         tensor = loaded.transform(image)[None]
@@ -82,12 +93,12 @@ def in_boxes(
         masks["centre_blob"] = centre_blob(*next(iter(masks.values())).shape)
         seen = seen_box(loaded.transform, image.size, boxes[name])
         for method, mask in masks.items():
-            found[method].append(in_box(mask, *seen))
-    return {method: _columns(values) for method, values in found.items() if values}
+            values[method].append(in_box(mask, *seen))
+    return {method: _columns(pairs) for method, pairs in values.items() if pairs}
 
 
-def _columns(values: Sequence[tuple[bool, float]]) -> dict[str, np.ndarray]:
-    pointing, energy = np.array(values, dtype=float).T
+def _columns(pairs: Sequence[tuple[bool, float]]) -> dict[str, np.ndarray]:
+    pointing, energy = np.array(pairs, dtype=float).T
     return {"pointing": pointing, "energy": energy}
 
 
@@ -97,10 +108,10 @@ def on_mosaics(
     data: LabelledImages,
     groups: Sequence[Sequence[tuple[str, int]]],
 ) -> Iterator[tuple[Image.Image, dict[str, np.ndarray]]]:
-    """Of each mosaic the image, and each method's maps (K, h, w) of its cells' categories.
+    """Each mosaic, and by method the maps (K, h, w) of its K cells' categories.
 
     Args:
-        groups: for each mosaic (name of image, label) of its cells.
+        groups: for each mosaic, (name of image, label) of its cells.
     """
     for group in groups:
         canvas = mosaic([data.read(name) for name, _ in group], max(loaded.transform.size))
@@ -110,7 +121,7 @@ def on_mosaics(
 
 
 def read_boxes(text: str) -> dict[str, Region]:
-    """boxes.csv -> file -> (left, top, right, bottom) in its pixels."""
+    """The text of boxes.csv -> file -> its box, in its pixels."""
     return {
         row["file"]: Region(*(float(row[edge]) for edge in ("x0", "y0", "x1", "y1")))
         for row in csv.DictReader(io.StringIO(text))
@@ -118,7 +129,7 @@ def read_boxes(text: str) -> dict[str, Region]:
 
 
 def heat_of(mask: np.ndarray) -> np.ndarray:
-    """The map with its minimum subtracted, summing to 1; even if it is the same everywhere."""
+    """The map minus its minimum, scaled to sum 1; a constant map becomes uniform."""
     heat = mask - mask.min()
     total = heat.sum()
     return heat / total if total > 0 else np.full(mask.shape, 1 / mask.size)
@@ -128,8 +139,8 @@ def in_box(mask: np.ndarray, box: Sequence[float], width: int, height: int) -> t
     """(pointing game, energy) of a map over the whole width x height image.
 
     Pointing game (Zhang et al. 2016): is the centre of the brightest patch inside the box?
-    Energy (Wang et al. 2020, Score-CAM): the share of the map inside it; patches that the box
-    cuts count in proportion.
+    Energy (Wang et al. 2020, Score-CAM): the share of the map inside it; a patch on the box's edge
+    counts in proportion.
     """
     rows, columns = mask.shape
     left, top, right, bottom = (
@@ -147,7 +158,7 @@ def in_box(mask: np.ndarray, box: Sequence[float], width: int, height: int) -> t
 def seen_box(
     transform: InputTransform, size: tuple[int, int], box: Sequence[float]
 ) -> tuple[np.ndarray, float, float]:
-    """(box, width, height) of the part of an image of `size` (width, height) that is seen."""
+    """(box, width, height) in the part that the model sees of an image, `size` being its own."""
     region = transform.region(*size)
     shift = (region.left, region.top, region.left, region.top)
     return np.subtract(box, shift), region.width, region.height
@@ -165,7 +176,7 @@ def mosaic(images: Sequence[Image.Image], side: int) -> Image.Image:
 
 
 def cell_share(mask: np.ndarray, index: int, cells: int) -> float:
-    """Share of the map, its minimum subtracted, in cell `index` of a mosaic of `cells`.
+    """The share of the map, minus its minimum, in cell `index` of a mosaic of `cells`.
 
     Grid pointing game (Böhle, Fritz & Schiele 2021; Rao, Böhle & Schiele 2022).
     """
@@ -176,7 +187,7 @@ def cell_share(mask: np.ndarray, index: int, cells: int) -> float:
 
 
 def groups(labels: Sequence[int], size: int, count: int, seed: int) -> list[list[int]]:
-    """`count` groups of `size` places in `labels`, all of different categories."""
+    """`count` groups of `size` indices into `labels`, all of different categories in each group."""
     rng = np.random.default_rng(seed)
     labels = np.asarray(labels)
     if len(np.unique(labels)) < size:
@@ -194,6 +205,6 @@ def _part(patches: int, index: int, parts: int) -> tuple[float, float]:
 
 
 def _covered(patches: int, start: float, end: float) -> np.ndarray:
-    """How much of each patch, 0 to 1, lies between start and end."""
+    """What share of each patch, 0 to 1, lies between start and end."""
     edges = np.arange(patches)
     return np.clip(np.minimum(edges + 1, end) - np.maximum(edges, start), 0, 1)

@@ -1,4 +1,4 @@
-"""Images of an evaluation, and one page that shows them without any other file."""
+"""The HTML page of an evaluation, in one file, and the image of its confusion matrix."""
 
 import base64
 import html
@@ -17,13 +17,18 @@ NAMED = 30  # with more categories than this the matrix is drawn without their n
 def confusion_image(
     categories: np.ndarray, counts: np.ndarray, names: Sequence[str]
 ) -> Image.Image:
-    """Rows: what it was; columns: what it was taken for; each row's shares as shades."""
+    """A row for each category, a column for each prediction; shades are shares of the row.
+
+    Args:
+        categories: (C,), indices into `names`.
+        counts: (C, C) images; see accuracy.confusion.
+    """
     figure = Figure(figsize=(8, 7), dpi=100, layout="constrained")
     axes = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     drawn = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     figure.colorbar(drawn, label="share of the category's images")
-    axes.set(xlabel="taken for", ylabel="was", title=f"{counts.sum()} images")
+    axes.set(xlabel="predicted", ylabel="true category", title=f"{counts.sum()} images")
     if len(categories) <= NAMED:
         labels = [names[index].split(",")[0] for index in categories]
         axes.set_xticks(range(len(labels)), labels, rotation=90)
@@ -60,7 +65,7 @@ img {{ max-width: 100%; }}
 
 
 def _address(image: Image.Image) -> str:
-    """The image itself as an address, so that the page needs no other file."""
+    """A data URL, so that the page needs no other file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,9 +1,9 @@
 """Train any timm model: `python -m vitexplain.training.train --data FOLDER --output FOLDER`.
 
-The data are a folder of folders, named by category, or a zip file of that layout. What comes out is
-a folder that `vit_explain.py --checkpoint FOLDER` takes as it is. Kill it at any moment: the same
+The data are a folder of folders, named by category, or a zip file with that layout. The output
+folder can be given to `vit_explain.py --checkpoint` as it is. Interrupt a run at any time: the same
 command resumes after the last finished epoch, and ends with the same weights, bit for bit on the
-CPU, as a run that was not killed.
+CPU, as a run without interruption.
 """
 
 import argparse
@@ -106,8 +106,8 @@ class Training:
     def run(self) -> None:
         self._resume()
         while self.progress.epoch < self.options.epochs:
-            # everything random in an epoch follows from its number: that is what lets a killed
-            # run end with the weights of one that was not
+            # all randomness of an epoch follows from its number, so that a run that was killed
+            # ends with the weights of one that was not
             seed_everything(self.options.seed, self.progress.epoch)
             train_loss = self._train_epoch()
             self._log(train_loss, *self._validate())
@@ -123,7 +123,7 @@ class Training:
         return create_transform(**config, is_training=True, scale=scale, ratio=(0.5, 2.0))
 
     def _batches(self) -> DataLoader:
-        """Each category as often as any other, however many images it has."""
+        """Batches in which every category is equally frequent, however many images it has."""
         generator = torch.Generator().manual_seed(self.options.seed * 1009 + self.progress.epoch)
         counts = np.bincount(self.train_data.labels)
         weights = [1.0 / counts[label] for label in self.train_data.labels]
@@ -151,8 +151,8 @@ class Training:
                 num_classes=len(self.categories),
             )
             criterion = SoftTargetCrossEntropy()
-        told = f"epoch {self.progress.epoch + 1}/{options.epochs}"
-        for images, labels in tqdm(self._batches(), told, disable=not sys.stderr.isatty()):
+        title = f"epoch {self.progress.epoch + 1}/{options.epochs}"
+        for images, labels in tqdm(self._batches(), title, disable=not sys.stderr.isatty()):
             images, labels = images.to(self.device), labels.to(self.device)
             if mixup:
                 images, labels = mixup(images, labels)
@@ -209,8 +209,9 @@ class Training:
             "settings": _settings(self.options),
         }
         write_whole(self.output / "resume.pt", partial(torch.save, state))
-        save_folder(self.ema.module, self.options.model, self.data_config, self.categories,
-                    self.output)  # fmt: skip
+        save_folder(
+            self.ema.module, self.options.model, self.data_config, self.categories, self.output
+        )
 
     def _resume(self) -> None:
         file = self.output / "resume.pt"
@@ -223,7 +224,7 @@ class Training:
         self.ema.module.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
-        print(f"Going on after epoch {self.progress.epoch}")
+        print(f"Resuming after epoch {self.progress.epoch}")
 
 
 def make_model(options: argparse.Namespace, categories: int) -> tuple[nn.Module, dict]:
@@ -254,7 +255,7 @@ def make_model(options: argparse.Namespace, categories: int) -> tuple[nn.Module,
 
 
 def _freeze(model: nn.Module, blocks: int) -> None:
-    """The embedding and the first blocks stay as they are, batch-norm statistics included."""
+    """Keep the embedding and the first blocks as they are, batch-norm statistics included."""
     if not hasattr(model, "blocks") or not hasattr(model, "patch_embed"):
         raise DataError("--freeze counts the blocks of a Vision Transformer; this model has none")
     if blocks > len(model.blocks):
@@ -294,11 +295,12 @@ def save_folder(
 
 
 def _sized(model: nn.Module, input_size: tuple[int, int, int]) -> dict:
-    """What timm needs to build the model for its size; nothing for one that takes any."""
+    """timm's arguments to build the model for its input size; none if it takes any size."""
     return {"img_size": input_size[1:]} if hasattr(model, "set_input_size") else {}
 
 
 def seed_everything(seed: int, epoch: int) -> None:
+    """Seed all generators that an epoch draws from."""
     value = seed * 100_003 + epoch
     random.seed(value)
     np.random.seed(value % 2**32)  # timm's Mixup draws from it
@@ -306,6 +308,7 @@ def seed_everything(seed: int, epoch: int) -> None:
 
 
 def seed_worker(_number: int) -> None:
+    """Seed the generators that torch does not, in a process that reads images."""
     value = torch.initial_seed() % 2**32
     random.seed(value)
     np.random.seed(value)
@@ -322,26 +325,31 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--data", required=True, help="folder of folders, or a zip file of the same layout")
-    add("--output", required=True, help="folder for weights, log and curves; made if missing")
+    add("--output", required=True, help="folder for weights, log and curves; created if missing")
     add("--model", default="bundled", help="bundled, or any timm name")
     add("--pretrained", action="store_true", help="start from the model's pretrained weights")
     add("--checkpoint", help="start from these weights of --model")
     add("--img_size", type=int, help="side of the input in pixels; default: the model's own")
-    add("--freeze", type=int, default=0, help="leave embedding and the first N blocks as they are")
+    add(
+        "--freeze",
+        type=int,
+        default=0,
+        help="freeze the embedding and the first N blocks",
+    )
     add("--epochs", type=int, default=10)
     add("--batch_size", type=int, default=32)
-    add("--lr", type=float, default=5e-4, help="learning rate at its height")
-    add("--opt", default="adamw", help="any optimiser of timm's")
+    add("--lr", type=float, default=5e-4, help="peak learning rate")
+    add("--opt", default="adamw", help="any optimiser of timm")
     add("--weight_decay", type=float, default=0.05)
     add("--warmup_epochs", type=int, default=1)
-    add("--ema", type=float, default=0.999, help="decay of the averaged weights, which are kept")
-    add("--clip", type=float, default=1.0, help="largest norm of the gradient")
-    add("--smallest_crop", type=float, default=0.35, help="least share of an image in a crop")
+    add("--ema", type=float, default=0.999, help="decay of the averaged weights, which are saved")
+    add("--clip", type=float, default=1.0, help="largest norm of the gradients")
+    add("--smallest_crop", type=float, default=0.35, help="smallest share of an image in a crop")
     add("--mixup", type=float, default=0.0, help="alpha of Mixup")
     add("--cutmix", type=float, default=0.0, help="alpha of CutMix")
     add("--smoothing", type=float, default=0.1, help="label smoothing")
     add("--validation", type=float, default=0.15, help="share of each category for validation")
-    add("--bf16", action="store_true", help="bfloat16 where it is safe")
+    add("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
     add("--device", default="cpu", help="cpu, cuda or mps")
     add("--workers", type=int, default=0, help="processes that read images")
     add("--seed", type=int, default=0)
