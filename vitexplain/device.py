@@ -1,4 +1,4 @@
-"""Choose where the model runs, and how much of it at once."""
+"""Device selection and batching."""
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
 def choose_device(wanted: str = "auto", use_cuda: bool = False) -> tuple[torch.device, str]:
-    """The device, and a sentence that says what was chosen.
+    """The device, and a sentence that names it.
 
     Args:
-        wanted: "auto" (the fastest there is), "cpu", "cuda", "cuda:N" or "mps".
+        wanted: "auto" (the fastest available), "cpu", "cuda", "cuda:N" or "mps".
         use_cuda: CUDA if available, else the CPU; overrides `wanted`.
 
     Raises:
@@ -47,13 +47,13 @@ def in_batches(
     batch_size: int,
     tell: Callable[[str], None],
 ) -> Iterator[Result]:
-    """`run` on all items, batch by batch; where memory does not suffice, on half as many at once.
+    """Call `run` on all items in batches; when memory runs out, in batches of half the size.
 
     Args:
         tell: receives a sentence whenever the batch is halved.
 
     Raises:
-        torch.OutOfMemoryError, RuntimeError: of `run`, if one item is too much already.
+        torch.OutOfMemoryError, RuntimeError: of `run`, if a single item does not fit.
     """
     start = 0
     while start < len(items):
@@ -73,10 +73,10 @@ def in_batches(
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what is freed for the next tensors; only GNU's has to be told.
+    """Let the C library reuse freed memory for the next tensors; only GNU's returns it.
 
-    It would give most of it back after each layer of a pass, and have every page zeroed anew:
-    some 900 page faults an image for a small ViT, a twentieth of the time.
+    GNU's malloc returns most of it after each layer of a pass, and every page is zeroed anew:
+    some 900 page faults per image for a small ViT, a twentieth of the time.
     """
     with suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt

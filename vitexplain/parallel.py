@@ -1,6 +1,6 @@
-"""How worker processes are started, and how what they do comes back in order.
+"""Start worker processes, and yield their results in order.
 
-Imports nothing heavy, so that it can be asked for first.
+Imports nothing heavy, so that it can be imported first.
 """
 
 import multiprocessing
@@ -35,10 +35,10 @@ def begin() -> BaseContext:
 
 @contextmanager
 def _found_here() -> Iterator[None]:
-    """Processes that are started in it find this package, wherever they run.
+    """Processes started inside find this package from any folder.
 
-    In Python 3.11 the server does not get this process's sys.path; what it can't import it
-    passes over in silence, and each worker imports it for itself.
+    In Python 3.11 the server does not inherit sys.path. It silently skips modules that it can't
+    import, and each worker then imports them for itself.
     """
     before = os.environ.get("PYTHONPATH")
     here = str(Path(__file__).resolve().parents[1])
@@ -55,10 +55,10 @@ def _found_here() -> Iterator[None]:
 def in_order(
     submitted: Iterable[tuple[Given, Future | None]], ahead: int, *, prompt: bool = False
 ) -> Iterator[tuple[Given, Future | None]]:
-    """The same pairs in their order, `ahead` of them being worked on meanwhile.
+    """Yield the pairs in order, while up to `ahead` of them are being worked on.
 
     Args:
-        prompt: hand on what is done at once; else as many stay submitted as may be.
+        prompt: yield finished results immediately; otherwise keep the queue full.
     """
     waiting: deque[tuple[Given, Future | None]] = deque()
     for pair in submitted:

@@ -1,4 +1,4 @@
-"""Draw an anatomy (vitexplain.anatomy): what the transformer makes of one image, on one figure.
+"""Draw an anatomy (vitexplain.anatomy): what a transformer does with one image, in one figure.
 
 Each panel is an image of its own, at most as wide as the figure; the figure stacks them under
 their headings.
@@ -59,7 +59,7 @@ def draw_anatomy(
     """The figure, WIDTH pixels wide and as high as it takes.
 
     Args:
-        image_seen: RGB, the image as the model got it, without its normalisation.
+        image_seen: RGB, what the model sees, before normalisation.
         title: one line.
         alpha, colormap: of the overlays, as in vitexplain.drawing.heatmap.draw_overlay.
 
@@ -118,7 +118,7 @@ def _span(numbers: Sequence[int]) -> str:
 
 
 def _reader(anatomy: Anatomy) -> str:
-    """Whose attention the third panel shows, the beginning of a sentence."""
+    """Whose attention the third panel shows, as the beginning of a sentence."""
     layout = anatomy.layout
     if layout.pooled_tokens:
         return (
@@ -162,7 +162,7 @@ def _with_grid(image: Image.Image, grid: tuple[int, int]) -> Image.Image:
 
 
 def _positions(anatomy: Anatomy) -> tuple[str, Image.Image | None]:
-    """The sentence and the maps; without these where there is no embedding to compare."""
+    """The sentence, and the maps if there is an embedding to compare."""
     found = anatomy.positions
     if found is None:
         return (
@@ -223,7 +223,7 @@ def _heads(anatomy: Anatomy, blocks: Sequence[int]) -> Image.Image:
 
 
 def _arranged(rows: int, heads: int, grid: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    """(columns of blocks, size of a map): as many columns as leave the maps readable."""
+    """(columns of blocks, size of a map): as many columns as keep the maps readable."""
     aspect = grid[0] / grid[1]
 
     def width(groups: int) -> float:

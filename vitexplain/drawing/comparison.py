@@ -1,4 +1,4 @@
-"""All methods' maps of one image beside each other, the most faithful one marked."""
+"""All methods' maps of one image side by side, the most faithful one marked."""
 
 from collections.abc import Callable, Sequence
 

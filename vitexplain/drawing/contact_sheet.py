@@ -29,10 +29,10 @@ EMPTY = "a contact sheet needs at least one image"
 
 
 def write_contact_sheet(cells: Iterable[Cell], path: Path) -> list[Path]:
-    """All overlays, in their order, on one sheet (.png) or on A4 pages of 20 (.pdf).
+    """All overlays in order, on one sheet (.png) or on A4 pages of 20 (.pdf).
 
-    One overlay is read at a time, and one page is made at a time. The cells of a PDF are asked for
-    page by page, those of a PNG all at once: their number decides how large they are.
+    Overlays are read one at a time, and pages are made one at a time. The cells of a PDF are
+    consumed page by page, those of a PNG all at once, as their number decides their size.
 
     Args:
         cells: of (caption, file of the overlay).
@@ -101,7 +101,7 @@ def _pages(cells: Iterable[Cell], unread: list[Path]) -> Iterator[Image.Image]:
 
 
 def _write_pdf(file: BinaryIO, pages: Iterable[Image.Image]) -> None:
-    """Page by page: in one go Pillow would hold all of them. No date, so the same bytes again."""
+    """Page by page, as Pillow would hold all pages at once; undated, so that bytes are the same."""
     never = time.gmtime(0)
     dated = {"creationDate": never, "modDate": never}
     for number, page in enumerate(pages):

@@ -1,4 +1,4 @@
-"""Draw a mask: a heatmap over the part of the image that the model saw. RGB throughout."""
+"""Draw a map as a heatmap over the part of the image that the model saw. RGB throughout."""
 
 import math
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ def draw_overlay(
     alpha: float = 0.5,
     colormap: str = "turbo",
 ) -> Image.Image:
-    """`image` with the mask as a heatmap over `region`, at the image's own size.
+    """`image` with the map as a heatmap over `region`, at the image's own size.
 
     Args:
         image: RGB.
-        mask: (h, w), any range; stretched to 0..1 before it is drawn.
-        region: (left, top, right, bottom) in the image's pixels that the mask covers; None for
-            all of it. What the mask does not cover is darkened, and the rest framed. Where the
-            region goes beyond the image, as with padding, that part of the mask is left out.
+        mask: the map, (h, w), any range; stretched to 0..1 before it is drawn.
+        region: (left, top, right, bottom) in the image's pixels that the map covers; None for
+            all of it. The rest of the image is darkened, and the region framed. Where the region
+            extends beyond the image, as with padding, that part of the map is left out.
         alpha: weight of the heatmap, 0 (image only) to 1 (heatmap only).
         colormap: name of an OpenCV colour map.
 
@@ -53,7 +53,7 @@ def draw_overlay(
 
 
 def check_style(alpha: float, colormap: str) -> None:
-    """Raise RequestError if the heatmap can't be drawn so."""
+    """Raise RequestError unless alpha and the colour map are allowed."""
     if not 0 <= alpha <= 1:
         raise RequestError(f"alpha must be from 0 to 1, not {alpha}")
     if colormap not in COLORMAPS:
@@ -61,15 +61,15 @@ def check_style(alpha: float, colormap: str) -> None:
 
 
 def stretch(mask: np.ndarray) -> np.ndarray:
-    """Linearly to 0..1; a mask that is the same everywhere becomes 0: nothing stands out."""
+    """Stretch linearly to 0..1; a constant map becomes 0, as nothing stands out."""
     low, high = float(mask.min()), float(mask.max())
     return (mask - low) / (high - low) if high > low else np.zeros_like(mask)
 
 
 def enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The mask (h, w), stretched, smoothly enlarged to width x height, as uint8.
+    """The map (h, w), stretched and smoothly enlarged to width x height, as uint8.
 
-    In 8 bits, as the colour map is: many times faster than in floats on a large photograph.
+    In 8 bits, like the colour map: many times faster than in floats on a large photograph.
     """
     levels = np.uint8(np.round(255 * stretch(mask)))
     return cv2.resize(levels, size, interpolation=cv2.INTER_CUBIC)
@@ -104,7 +104,7 @@ def _touching(patches: int, start: float, end: float, side: int):
 
 
 def _heatmap(mask: np.ndarray, region: Region, visible: Sequence[int], colormap: str) -> np.ndarray:
-    """The `visible` part of the mask enlarged to its `region` and coloured, (H, W, 3) uint8 RGB."""
+    """The `visible` part of the map enlarged to its `region` and coloured, (H, W, 3) uint8 RGB."""
     left, top, right, bottom = (round(edge) for edge in region)
     size = max(right - left, 1), max(bottom - top, 1)
     levels = enlarged(mask, size)

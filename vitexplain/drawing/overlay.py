@@ -73,7 +73,7 @@ def texts_for(loaded: LoadedModel, command: str) -> dict[str, str]:
     """The text chunks that all overlays of one model share.
 
     Args:
-        command: what was asked, as it can be asked again.
+        command: the request, in a form that can be repeated.
     """
     return {
         "Software": "vit_explain",

@@ -13,11 +13,11 @@ from vitexplain.drawing.sheet import drawable, wrapped
 
 WIDTH = 1600  # of the figure in pixels
 MARGIN = 48
-ROOM = WIDTH - 2 * MARGIN  # what a panel may take
+ROOM = WIDTH - 2 * MARGIN  # width of a panel
 GAP = 8  # between small maps
-BETWEEN = 32  # between images that are looked at one by one
+BETWEEN = 32  # between images that are viewed one by one
 
-TITLE, HEADING, SENTENCE, LABEL = 38, 28, 19, 16  # sizes of the letters
+TITLE, HEADING, SENTENCE, LABEL = 38, 28, 19, 16  # font sizes
 INK, GREY, LINE = (25, 25, 30), (95, 95, 105), (205, 205, 212)
 
 
@@ -27,7 +27,7 @@ def tile(
     colormap: str,
     span: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """A map (h, w) with its patches as squares, as large as fits; brightest within `span`."""
+    """A map (h, w) with its patches as squares, as large as fits; colours stretched to `span`."""
     if span is None:
         levels = stretch(values)
     else:
@@ -49,7 +49,7 @@ def captioned(
     below: Sequence[str] = (),
     width: int | None = None,
 ) -> Image.Image:
-    """An image with lines of text above and below it, `width` pixels wide or as wide as it is."""
+    """An image with lines of text above and below it, `width` (else its own width) pixels wide."""
     width = width or image.width
     font, line = font_of(LABEL), line_height(LABEL)
     above = [_one_line(text, font, width) for text in above]

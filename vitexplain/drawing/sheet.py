@@ -52,7 +52,7 @@ class Sheet:
 def draw_sheet(
     rows: Sequence[Sequence[Cell]], cell: int | tuple[int, int] = 224, lines: int = LINES
 ) -> Image.Image:
-    """One row of images under the other, each fitted into its cell.
+    """Rows of images, each fitted into its cell.
 
     Args:
         rows: of (caption, RGB image or None); they need not be equally long.
@@ -97,17 +97,17 @@ def wrap(cells: Sequence[Item], most: int) -> list[Sequence[Item]]:
 
 
 def fit(image: Image.Image, cell: tuple[int, int]) -> Image.Image:
-    """As large as it can be within the cell (width, height), its proportions kept."""
+    """Scaled to fit the cell (width, height), its proportions kept."""
     scale = min(room / side for room, side in zip(cell, image.size, strict=True))
     size = tuple(max(1, round(side * scale)) for side in image.size)
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def drawable(caption: str) -> str:
-    """The caption in characters that can be drawn.
+    """The caption in characters that the font has.
 
-    Pillow's own font has little beyond ASCII. Accents are left out; any other character becomes
-    its escape, as does what is no character: names of files need not be valid Unicode.
+    Pillow's own font has little beyond ASCII. Accents are dropped; any other character becomes
+    its escape, as do surrogates: file names need not be valid Unicode.
     """
     return "".join(map(_in_font, unicodedata.normalize("NFC", caption)))
 
@@ -140,7 +140,7 @@ def _font(width: int) -> ImageFont.FreeTypeFont:
 
 
 def _steps(cell: tuple[int, int], lines: int) -> tuple[int, int]:
-    """How far it is from one cell to the next, to the right and down."""
+    """Distance from one cell to the next, to the right and down."""
     return cell[0] + GAP, cell[1] + lines * line_height(cell[0]) + GAP
 
 
@@ -153,7 +153,7 @@ def wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int, lines: int) 
 
 
 def _lines(caption: str, font: ImageFont.FreeTypeFont, width: int) -> Iterator[str]:
-    """Broken between words."""
+    """The caption broken into lines between words."""
     for text in caption.split("\n"):
         line = ""
         for word in text.split():

@@ -1,4 +1,4 @@
-"""A sweep's maps of one image, and how they are drawn: a labelled sheet, and an animation."""
+"""Draw a sweep's maps of one image: a labelled sheet, and an animation."""
 
 import dataclasses
 import math
@@ -15,13 +15,13 @@ from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.settings import Value
 
-Draw = Callable[[np.ndarray], Image.Image]  # a mask (h, w) -> its overlay
+Draw = Callable[[np.ndarray], Image.Image]  # a map (h, w) -> its overlay
 
 CELL = 224
 COLUMNS = 6  # of the sheet of one parameter
-FRAME = 480  # pixels that an animation is at most wide and high
-MILLISECONDS = 700  # that each of its frames stays
-SAMPLES = 100_000  # pixels that its palette is made from
+FRAME = 480  # largest width and height of an animation in pixels
+MILLISECONDS = 700  # per frame
+SAMPLES = 100_000  # pixels from which its palette is made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SweepMap:
     """One map of a sweep.
 
     Attributes:
-        labels: of each value that it was made with, "discard_ratio 0.9".
+        labels: one for each value it was made with, "discard_ratio 0.9".
         values: these by parameter, as the sweep has them.
         found: the map.
     """
@@ -50,7 +50,7 @@ class SweepMap:
 
 
 def shrunk(image: Image.Image, region: Region) -> tuple[Image.Image, Region]:
-    """The image no larger than anything that is drawn of a sweep, and the region in it.
+    """The image shrunk to the size at which a sweep is drawn, and the region in it.
 
     A hundred overlays of a photograph at its own size would take minutes and gigabytes.
     """
@@ -82,7 +82,7 @@ def write_gif(
     """An endless animation of the overlays, their values above, in frames of at most FRAME.
 
     Args:
-        texts: what a PNG would have as text chunks; here they make up the comment.
+        texts: what would be text chunks of a PNG; they become the comment.
     """
     frames = [_frame(each.caption, draw(each.mask)) for each in maps]
     palette = _palette(frames)
@@ -104,7 +104,7 @@ def write_gif(
 
 
 def _palette(frames: Sequence[Image.Image]) -> Image.Image:
-    """One for all frames: with one each, also what does not change would flicker."""
+    """One palette for all frames, so that unchanged parts do not flicker."""
     strip = Image.new("RGB", (frames[0].width, frames[0].height * len(frames)))
     for number, frame in enumerate(frames):
         strip.paste(frame, (0, number * frame.height))

@@ -20,7 +20,7 @@ class ImageFile:
 
     Attributes:
         path: where it is.
-        name: its path below what all requested images have in common, with "/"; outputs are
+        name: its path below the folder that all requested images share, with "/"; outputs are
             named after it, so that no two share one.
     """
 
@@ -38,14 +38,14 @@ def is_one_image(requests: Sequence[str]) -> bool:
 def find_images(
     requests: Sequence[str], recursive: bool, leave_out: Path
 ) -> tuple[list[ImageFile], list[str]]:
-    """All images that are requested, each once; and what should be said of the request.
+    """All requested images, each once, and notices about the request.
 
-    Of a folder and of a glob's matches, everything that Pillow can open counts, and the rest is
-    passed over, as hidden files are. A file that is named counts in any case: what can't be
-    opened is an error of that image.
+    In folders and among the matches of globs, files that aren't images and hidden files are
+    skipped. A file that is named explicitly always counts: if it can't be opened, that is an error
+    of that image.
 
     Args:
-        requests: paths of images or folders, globs, and "@list.txt" with one path a line.
+        requests: paths of images or folders, globs, and "@list.txt" with one path per line.
         recursive: also folders in folders.
         leave_out: the output folder, whose images are not input.
 
@@ -122,7 +122,7 @@ def _of_pattern(
 
 
 def _is_pattern(path: str) -> bool:
-    """Whether a path means a glob; an existing file may have any name."""
+    """Whether a path is a glob; the name of an existing file is not."""
     return glob.has_magic(path) and not Path(path).exists()
 
 
@@ -134,7 +134,7 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _is_image(path: str) -> bool:
-    """By its name; a file of another name is looked into."""
+    """Judged by its suffix; a file with another suffix is opened."""
     format_ = Image.registered_extensions().get(Path(path).suffix.lower())
     if format_ in Image.OPEN:
         return format_ not in STUBS

@@ -1,7 +1,7 @@
-"""RGB images as PNG with texts, several times as fast as general encoders make them.
+"""Write RGB images as PNG with text chunks, several times as fast as general encoders.
 
-In a run over many images, drawing is what competes with the model for the processor, and most
-of drawing is compression. One filter for all rows suits photographs under smooth colours nearly
+In a run over many images, drawing competes with the model for the processor, and most of drawing
+is compression. One filter for all rows suits photographs under smooth colours nearly
 as well as the best for each row, and ISA-L deflates three times as fast as zlib at its fastest.
 """
 
@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 
 try:
     from isal.isal_zlib import compress
-except ImportError:  # a processor that it isn't made for: slower, and a little other bytes
+except ImportError:  # no build for this processor: slower, and slightly different bytes
     from zlib import compress
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

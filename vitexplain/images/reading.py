@@ -11,22 +11,22 @@ from vitexplain.errors import RequestError
 
 
 class PictureError(RequestError):
-    """An image is missing, broken, too large, or no image."""
+    """An image is missing, broken or too large, or the file is not an image."""
 
 
 def open_image(path: str | Path) -> Image.Image:
     """The image at `path` as RGB: EXIF orientation applied, transparency on white.
 
-    Of an animation the first frame; 16-bit and floating-point grey are brought to 8 bits.
+    An animation gives its first frame; 16-bit and floating-point grey are converted to 8 bits.
 
     Raises:
-        PictureError: in one sentence that names the path and what is wrong.
+        PictureError: in one sentence, with the path and the reason.
     """
     return read_image(Path(path), str(Path(path)))
 
 
 def read_image(source: Path | BinaryIO, name: str) -> Image.Image:
-    """As `open_image`, also from an open file; `name` is what errors call it."""
+    """As `open_image`, also from an open file; errors refer to it as `name`."""
     try:
         with warnings.catch_warnings():
             # Pillow warns of a possible decompression bomb at half the size it refuses, and of
@@ -79,7 +79,7 @@ def _grey(values: np.ndarray) -> Image.Image:
 
 
 def _to_0_255(values: np.ndarray) -> np.ndarray:
-    """Grey of a type without a fixed white: in 0..1, 0..255 or 0..65535, or else stretched."""
+    """Grey without a defined white: taken as 0..1, 0..255 or 0..65535, or else stretched."""
     finite = values[np.isfinite(values)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Region(NamedTuple):
-    """A rectangle in pixels, which may go beyond the image, as padding does."""
+    """A rectangle in pixels; it may extend beyond the image, as padding does."""
 
     left: float
     top: float
@@ -20,5 +20,5 @@ class Region(NamedTuple):
         return self.bottom - self.top
 
     def scaled(self, across: float, down: float) -> "Region":
-        """The same part of an image that is `across` times as wide and `down` times as high."""
+        """The same part of the image scaled by `across` horizontally and `down` vertically."""
         return Region(self.left * across, self.top * down, self.right * across, self.bottom * down)

@@ -11,14 +11,14 @@ from PIL import Image
 
 from vitexplain.images.png import save_png
 
-PREFIX, SUFFIX = ".vit_explain-", ".part"  # of files that are not finished
+PREFIX, SUFFIX = ".vit_explain-", ".part"  # of unfinished files
 
 
 def writable_folder(folder: str | Path) -> Path:
-    """The folder, made if missing.
+    """The folder, created if missing.
 
     Raises:
-        OSError: if it can't be made or nothing can be written into it.
+        OSError: if it can't be created or is not writable.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """What `write` puts into a file, under a temporary name first: renaming it is atomic."""
+    """Write a file under a temporary name and then rename it, which is atomic."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=PREFIX, suffix=SUFFIX)
     temporary = Path(name)
     try:
@@ -53,7 +53,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 
 def remove_parts(folders: Iterable[Path]) -> None:
-    """What a killed run left half written. No other run may be writing there."""
+    """Remove what a killed run left half-written. No other run may be writing there."""
     for folder in folders:
         for part in folder.glob(f"{PREFIX}*{SUFFIX}"):
             part.unlink()

@@ -13,7 +13,7 @@ from vitexplain.errors import RequestError, one_line
 
 
 class ModelError(RequestError):
-    """The model is unknown or can't be had, or the checkpoint does not fit it."""
+    """The model is unknown or unavailable, or the checkpoint does not fit it."""
 
 
 def bundled_folder() -> Path:
@@ -34,7 +34,7 @@ def read_config(folder: Path) -> dict:
 
 
 def build_network(config: dict, num_classes: int | None = None) -> VisionTransformer:
-    """The untrained network that a config.json of the bundled model's kind describes."""
+    """The untrained network described by a config.json like the bundled model's."""
     if config["class"] != "timm.models.vision_transformer.VisionTransformer":
         raise ModelError(f"config.json: unknown class {config['class']}")
     backbone = dict(config["embed_layer"]["backbone"])

@@ -1,4 +1,4 @@
-"""Names of a model's categories, and the index that a name means."""
+"""The names of a model's categories, and finding a category by name."""
 
 import difflib
 import json
@@ -11,11 +11,11 @@ from vitexplain.errors import RequestError
 
 
 class CategoryError(RequestError):
-    """A category is unknown, ambiguous or out of range, or a file of names does not fit."""
+    """A category is unknown, ambiguous or out of range, or names don't fit the model."""
 
 
 def default_names(num_classes: int, pretrained_cfg: dict) -> list[str]:
-    """Names that come with the model, else ImageNet's if their number fits, else numbers."""
+    """The model's own names, else ImageNet's if their number fits, else numbers."""
     labels = pretrained_cfg.get("label_names") or ()
     if len(labels) == num_classes:
         descriptions = pretrained_cfg.get("label_descriptions") or {}
@@ -27,10 +27,10 @@ def default_names(num_classes: int, pretrained_cfg: dict) -> list[str]:
 
 
 def read_names(path: str | Path, num_classes: int) -> list[str]:
-    """Names from a file: one a line, or JSON (a list, or an object index -> name).
+    """Names from a file: one per line, or JSON (a list, or index -> name).
 
     Raises:
-        CategoryError: if the file can't be read or holds another number of names.
+        CategoryError: if the file can't be read or does not hold as many names as there are categories.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -50,10 +50,10 @@ def read_names(path: str | Path, num_classes: int) -> list[str]:
 
 
 def find_category(names: Sequence[str], wanted: int | str) -> int:
-    """The index that a number or a name means; case-blind, any of the comma-separated synonyms.
+    """The index of a category given by index or name: any synonym, in any case.
 
     Raises:
-        CategoryError: out of range; or an unknown or ambiguous name, with the nearest ones.
+        CategoryError: out of range, or a name that is unknown or ambiguous; it suggests the nearest ones.
     """
     if isinstance(wanted, str):
         return _find_name(names, wanted)

@@ -1,7 +1,7 @@
 """Check that pretrained weights are available, without long network time-outs.
 
-Left to itself the hub client retries for most of a minute where there is no network. So: look in
-the local cache, then ask the hub once, with a timeout.
+Without a network, the hub client by itself retries for most of a minute. So look in the local
+cache first, then ask the hub once, with a timeout.
 """
 
 import threading
@@ -26,12 +26,12 @@ TIMEOUT_SECONDS = 3.0
 
 
 class WeightsUnavailable(RequestError):
-    """Pretrained weights are neither in the local cache nor within reach."""
+    """Pretrained weights are neither in the local cache nor reachable."""
 
 
 @contextmanager
 def weights_at_hand(repository: str | None, url: str | None) -> Iterator[None]:
-    """Inside, timm can load these weights: from the cache without the network, or from it.
+    """Inside, timm can load these weights, from the cache without network access if possible.
 
     Args:
         repository: hub repository, "owner/name" or "owner/name@revision".
@@ -80,7 +80,7 @@ def _ask_hub(repository: str, revision: str | None) -> None:
 
 
 def _ask(question: Callable[[], None]) -> None:
-    """Ask in a thread: the look-up of a host's name heeds no timeout."""
+    """Ask in a thread, as resolving a host name ignores timeouts."""
     outcome: list[Exception | None] = []
 
     def ask():

@@ -1,6 +1,6 @@
-"""A model ready to explain: a timm name, a checkpoint of one's own, or the bundled model.
+"""Load a model to explain: a timm name, a checkpoint of your own, or the bundled model.
 
-With it come its own input transform and the names of its categories.
+It comes with its own input transform and the names of its categories.
 """
 
 import difflib
@@ -29,19 +29,19 @@ from vitexplain.models.transform import InputTransform
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
 MOST_PATCHES = 16_384  # one block's attention matrix then takes 1 GiB
-LONGEST = 240  # characters of what timm or the hub say, within a message
+LONGEST = 240  # characters of timm's or the hub's own words within a message
 
 
 @dataclass
 class LoadedModel:
-    """A model in evaluation mode, with what is needed to feed it and to read its output.
+    """A model in evaluation mode, with its input transform and the names of its categories.
 
     Attributes:
         model: the network, on its device.
         name: what was loaded, as timm names it, or "bundled".
         transform: PIL image -> (3, H, W) tensor.
         categories: their names, by output index; empty for a model without a classifier.
-        notice: what the user should know of how the model was chosen, or "".
+        notice: a sentence for the user on how the model was chosen, or "".
     """
 
     model: nn.Module
@@ -51,7 +51,7 @@ class LoadedModel:
     notice: str = ""
 
     def category_index(self, name_or_number: int | str) -> int:
-        """Index of a category given by index or by name (case-blind, any synonym).
+        """The index of a category given by index or name: any synonym, in upper or lower case.
 
         Raises:
             vitexplain.models.categories.CategoryError: unknown, ambiguous or out of range.
@@ -61,7 +61,7 @@ class LoadedModel:
 
 @dataclass
 class _Network:
-    """A model and how its images are prepared (timm's data config), before all else."""
+    """A model, and how its images are prepared (timm's data config)."""
 
     model: nn.Module
     name: str
@@ -86,13 +86,13 @@ def load_model(
         name: "auto" (DeiT-tiny from the local cache or the hub, else the bundled model),
             "bundled", or any timm name, with tag or "hf-hub:" / "local-dir:" prefix.
         checkpoint: fine-tuned weights for `name`: a state dict (.safetensors, or .pth, .pt, .bin
-            without code in it), the number of categories being read from its head; or the folder
-            that training wrote, which says itself what it is (`name` stays "auto").
-        class_names: file with the categories' names, one a line or JSON.
-        device: where the model goes.
+            without code in it), whose head gives the number of categories; or a folder written by
+            training, which names its own model (`name` stays "auto").
+        class_names: file with the categories' names, one per line or JSON.
+        device: where the model runs.
         crop: "none" (the whole image squashed), "center" (the model's own crop) or "pad".
-        img_size: (H, W) of the input in pixels; None for the size that the model came with.
-        explainable: refuse a model whose attention can't be explained.
+        img_size: (H, W) of the input in pixels; None for the model's own.
+        explainable: whether to refuse a model whose attention can't be explained.
 
     Raises:
         ModelError: unknown or unavailable model, a checkpoint that doesn't fit, or a size that
@@ -137,7 +137,7 @@ def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     """
     height, width = img_size
     if not hasattr(model, "set_input_size"):
-        return  # a CNN takes what it gets
+        return  # a CNN takes any size
     down, across = model.patch_embed.feat_ratio(as_scalar=False)  # pixels of a patch
     if height % down or width % across:
         raise ModelError(
@@ -173,7 +173,7 @@ def _bundled() -> _Network:
 
 
 def _from_folder(folder: Path, name: str) -> _Network:
-    """A folder with config.json and model.safetensors, as the bundled model or as timm saves it."""
+    """From config.json and model.safetensors, in the bundled model's or timm's format."""
     config = read_config(folder)
     if "class" not in config:
         try:
@@ -239,7 +239,7 @@ def _from_timm(model: nn.Module, name: str) -> _Network:
 def _resolve(name: str, explainable: bool = True) -> tuple[str | None, str, dict]:
     """Prefix, the rest of the name, and timm's config of it (empty for hub names).
 
-    If it must be explainable, the architecture is built without memory first, so that a model
+    If it must be explainable, the architecture is first built without memory, so that a model
     that can't be explained is refused before anything is downloaded.
     """
     try:

@@ -1,4 +1,4 @@
-"""From an image to what the model sees, and back: which region of the image that is.
+"""From an image to the model's input, and which region of the image that is.
 
 Resizing, cropping and normalisation are timm's own evaluation transform of the model.
 """
@@ -22,8 +22,8 @@ class InputTransform:
         size: (H, W) of the model's input in pixels.
         mean, std: of each channel, for values from 0 to 1; the model was trained with them.
         interpolation: "bicubic", "bilinear", ...
-        crop: "none" resizes the whole image to `size` whatever its proportions, as the
-            published images do; "center" is the model's own evaluation crop; "pad" resizes
+        crop: "none" squashes the whole image to `size`, as the published images
+            do; "center" is the model's own evaluation crop; "pad" resizes
             the whole image in its proportions and pads it with the mean colour.
         crop_pct, crop_mode: timm's description of that crop.
     """
@@ -61,7 +61,7 @@ class InputTransform:
         return self.tensor(self.seen(image))
 
     def seen(self, image: Image.Image) -> Image.Image:
-        """What the model sees: RGB, W x H pixels."""
+        """What the model sees: RGB, W x H pixels, resized and cropped, not normalised."""
         if self.crop_mode == "border":
             # timm would shrink the short side of a very thin image to nothing
             least = math.ceil(max(image.width / self.size[1], image.height / self.size[0]))
@@ -72,7 +72,7 @@ class InputTransform:
         return image
 
     def tensor(self, image: Image.Image) -> Tensor:
-        """What the model sees -> (3, H, W), normalised."""
+        """An image as `seen` returns it -> (3, H, W), normalised."""
         return self._normalize(self._to_tensor(image))
 
     def region(self, width: int, height: int) -> Region:

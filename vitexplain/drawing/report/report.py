@@ -1,7 +1,7 @@
 """One page with all images of a run: it needs no network and no other file.
 
-Each image is there as a thumbnail, each of its maps as a small heatmap, which the browser lays
-over it: moving from input to overlay is a change of opacity. Names come from files and models, so
+The page holds a thumbnail of each image, and each of its maps as a small heatmap that the browser
+lays over it: fading from input to overlay changes an opacity. Names come from files and models, so
 the page builds everything from JSON as text, and its Content-Security-Policy forbids any script
 but its own.
 """
@@ -30,7 +30,7 @@ from vitexplain.parallel import in_order
 
 SIDE = 320  # of thumbnails, in pixels; of many images they are smaller
 SIDE_OF_MANY, MANY = 192, 1000
-PATCH = 8  # pixels of the heatmap a patch
+PATCH = 8  # pixels of the heatmap per patch
 
 
 def write_report(
@@ -40,11 +40,11 @@ def write_report(
     alpha: float = 0.5,
     colormap: str = "turbo",
 ) -> None:
-    """The page, written to `path`, beside the files that the results name.
+    """Write the page to `path`, next to the files that the results name.
 
     Args:
         results: lines of results.jsonl; an image that can't be opened any more has no thumbnail.
-        alpha: where the slider stands at first.
+        alpha: initial position of the slider.
         colormap: name of an OpenCV colour map.
     """
     side = SIDE if len(results) <= MANY else SIDE_OF_MANY
@@ -62,7 +62,7 @@ def write_report(
 
 
 def _ahead(results: Iterable[dict], side: int, colormap: str) -> Iterator[tuple[str, str]]:
-    """What the page holds of each result, in order; a few are made at the same time."""
+    """The page's part of each result, in order; a few are made in parallel."""
     with ThreadPoolExecutor() as pool:
         submitted = ((None, pool.submit(_image, result, side, colormap)) for result in results)
         for _, future in in_order(submitted, ahead=16):
@@ -70,7 +70,7 @@ def _ahead(results: Iterable[dict], side: int, colormap: str) -> Iterator[tuple[
 
 
 def _image(result: dict, side: int, colormap: str) -> tuple[str, str]:
-    """(what is said of an image, its images), both as JSON."""
+    """(description of an image, its thumbnail and heatmaps), both as JSON."""
     maps, heat = [], []
     for found in result["maps"]:
         grey = np.frombuffer(base64.b64decode(found["mask"]), np.uint8).reshape(found["grid"])
@@ -139,7 +139,7 @@ def _webp(image: Image.Image) -> str:
 
 
 def _json(value: object) -> str:
-    """JSON that can't end the element it stands in."""
+    """JSON that can't close the element that contains it."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
