@@ -33,6 +33,12 @@ def begin() -> BaseContext:
     return multiprocessing.get_context("forkserver")
 
 
+def python_path() -> str:
+    """PYTHONPATH with the folder of this package, for processes that may run anywhere."""
+    here, before = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")
+    return os.pathsep.join([here, before] if before else [here])
+
+
 @contextmanager
 def _found_here() -> Iterator[None]:
     """Processes started inside find this package from any folder.
@@ -41,8 +47,7 @@ def _found_here() -> Iterator[None]:
     import, and each worker then imports them for itself.
     """
     before = os.environ.get("PYTHONPATH")
-    here = str(Path(__file__).resolve().parents[1])
-    os.environ["PYTHONPATH"] = os.pathsep.join([here, before] if before else [here])
+    os.environ["PYTHONPATH"] = python_path()
     try:
         yield
     finally:

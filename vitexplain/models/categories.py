@@ -30,7 +30,7 @@ def read_names(path: str | Path, num_classes: int) -> list[str]:
     """Names from a file: one per line, or JSON (a list, or index -> name).
 
     Raises:
-        CategoryError: if the file can't be read or does not hold as many names as there are categories.
+        CategoryError: if the file can't be read, or has another number of names.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -53,7 +53,7 @@ def find_category(names: Sequence[str], wanted: int | str) -> int:
     """The index of a category given by index or name: any synonym, in any case.
 
     Raises:
-        CategoryError: out of range, or a name that is unknown or ambiguous; it suggests the nearest ones.
+        CategoryError: out of range, unknown (with the nearest names) or ambiguous.
     """
     if isinstance(wanted, str):
         return _find_name(names, wanted)

@@ -26,7 +26,7 @@ MOST = 200  # images that are measured, at some seconds each
 
 
 def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Measure the methods on all images, write a table, and report (JSON-session).
+    """Measure the methods on all images, write a table, and report (JSON-ready).
 
     Args:
         tell: receives a sentence for each image that fails, and any other notice.

@@ -37,7 +37,7 @@ FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Explain all requested images that are not explained yet, and report (JSON-session).
+    """Explain all requested images that are not explained yet, and report (JSON-ready).
 
     Args:
         tell: receives a sentence for each image that fails, and any other notice.
@@ -78,7 +78,7 @@ def run_report(
     counts: tuple[int, int, int, int],
     files: Mapping[str, Path],
 ) -> dict:
-    """What a run over many images says in the end (JSON-session).
+    """What a run over many images says in the end (JSON-ready).
 
     Args:
         started: when, by time.monotonic().

@@ -1,4 +1,4 @@
-"""One of many images on its way: what is known of it so far, its maps, and its result."""
+"""One of many images on its way through a run: what is known so far, its maps, its result."""
 
 import base64
 import time
@@ -19,7 +19,7 @@ from vitexplain.runs.workers import Decoded, Written
 
 @dataclass
 class Item:
-    """One image on its way; with `failure`, why it goes no further."""
+    """One image on its way through a run; `failure` says why it was given up."""
 
     number: int
     image: ImageFile
@@ -33,7 +33,7 @@ class Item:
 def explain_items(
     transform: InputTransform, explainer: Explainer, batch: Sequence[Item]
 ) -> Sequence[Item]:
-    """Fills in what one batch of decoded items gives: maps and most likely categories."""
+    """Fill in the maps and the most likely categories of one batch of decoded items."""
     started = time.perf_counter()
     seen = [transform.tensor(Image.fromarray(item.decoded.seen)) for item in batch]
     explained = explainer(torch.stack(seen))
@@ -44,7 +44,7 @@ def explain_items(
 
 
 def result_of(item: Item, session: Session) -> dict:
-    """What results.jsonl says of an image."""
+    """The line of results.jsonl for an image."""
     decoded, written = item.decoded, item.written
     maps = []
     best = most_faithful(item.explained.maps) if session.settings.maps.compare else set()

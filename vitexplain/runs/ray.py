@@ -21,14 +21,15 @@ from PIL import Image
 from vitexplain.errors import MissingPackage
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
+from vitexplain.parallel import python_path
 from vitexplain.runs.folder import run_report
 from vitexplain.runs.items import Item, explain_items, result_of
 from vitexplain.runs.session import open_session
 from vitexplain.runs.workers import look, processors, write_maps
 from vitexplain.settings import Settings
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its errors come as exceptions too
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors also come as exceptions
 
 try:
     import ray
@@ -46,10 +47,10 @@ COLUMNS = ("path", "name", "error", "method", "category", "rows", "columns", "ma
 
 
 def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Explain all requested images, and report (JSON-session).
+    """Explain all requested images, and report (JSON-ready).
 
-    Where RAY_ADDRESS names a cluster, there; else on this machine. Images may also be at any
-    address that pyarrow reads (s3://, gs://); the output folder must be the same for all nodes.
+    On the cluster that RAY_ADDRESS names, else on this machine. Images may also be at any address
+    that pyarrow reads (s3://, gs://); the output folder must be the same for all nodes.
 
     Args:
         tell: receives a sentence for each image that fails.
@@ -96,11 +97,8 @@ def _start(workers: int) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    # actors find the modules here even if they are not installed
-    path = os.pathsep.join(
-        [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    )
-    options = {"runtime_env": {"env_vars": {"PYTHONPATH": path}}, "log_to_driver": False}
+    environment = {"env_vars": {"PYTHONPATH": python_path()}}
+    options = {"runtime_env": environment, "log_to_driver": False}
     if "RAY_ADDRESS" not in os.environ:
         # one more than actors: with none left, nothing would be read
         options |= {"num_cpus": max(processors(), workers) + 1, "include_dashboard": False}
