@@ -68,6 +68,10 @@ def test_every_method(bundled, both, tensor, name, few_steps):
     made = METHODS[name].make(bundled.model)
     np.testing.assert_array_equal(found.map, made.explain(tensor).masks[0])
     assert (found.category == found.top[0]) is METHODS[name].of_category
+    positive = found.scores.clip(min=0)
+    np.testing.assert_allclose(found.map, positive / positive.max(), atol=1e-6)
+    signed = name in ("gradcam", "attnlrp", "integrated_gradients")
+    assert bool(found.scores.min() < 0) is signed
 
 
 def test_whatever_stands_for_an_image_gives_the_same_map(bundled, both):

@@ -1,4 +1,4 @@
-"""Maps of batches by the methods that are asked for, in the words of the model's categories."""
+"""The requested methods on batches of images, with the names of the model's categories."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -64,15 +64,15 @@ class ImageMaps:
 
 
 class Explainer:
-    """Explains batches as the options ask.
+    """Explains batches of images by the methods that the options request.
 
     Attributes:
         methods: each method's name and options, JSON-ready.
-        left_out: why some methods can't explain this model, where all were asked for.
+        left_out: why some methods can't explain this model, where all were requested.
 
     Raises:
         CategoryError: if the model has no such category.
-        UnsupportedModel: if a method that was asked for can't explain the model.
+        UnsupportedModel: if a requested method can't explain the model.
         RequestError: if an option is out of range, applies to none of the methods, or asks for
             categories that the model doesn't have.
     """
@@ -131,14 +131,14 @@ class Explainer:
         return explained
 
     def batch_size(self) -> int:
-        """How many images at once suit the device: on a CPU, what its cache can hold."""
+        """Images per batch that suit the device: on a CPU, as many as its cache can hold."""
         if next(self.loaded.model.parameters()).device.type != "cpu":
             return GPU_BATCH
         tokens = token_layout(self.loaded.model, *self.loaded.transform.size).tokens
         return max(1, min(CPU_BATCH, CACHED_TOKENS // tokens))
 
     def beside(self) -> "Explainer":
-        """Another one on the same weights, which can run in another thread at the same time.
+        """A copy on the same weights that can run in another thread at the same time.
 
         Hooks and modes belong to modules, so these are copied; the parameters are frozen.
         """
@@ -202,13 +202,13 @@ def rows_of(maps: Sequence[Map]) -> list[int]:
 
 
 def names_of(options: MapOptions) -> tuple[str, ...]:
-    """The names of the methods that the options ask for."""
+    """The names of the requested methods."""
     of_category = options.category is not None or options.top_k is not None
     return methods_of(options.method, every=options.compare, of_category=of_category)
 
 
 def options_of(method: Method, options: MapOptions) -> dict:
-    """Those options that the method takes; what is not set is as the method has it."""
+    """The options that apply to the method, with its defaults for those that are not set."""
     wanted = {
         "head_fusion": options.head_fusion or method.defaults.get("head_fusion"),
         "discard_ratio": options.discard_ratio,

@@ -1,4 +1,4 @@
-"""Many images through the model: in batches, which on a CPU run beside each other."""
+"""Run many images through the model in batches, on a CPU several at a time."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +19,10 @@ from vitexplain.runs.workers import processors
 def explained(
     session: Session, items: Iterable[Item], size: int, tell: Callable[[str], None]
 ) -> Iterator[Item]:
-    """The same with their maps, in their order, `size` at once.
+    """Yield the items with their maps, in order, explained in batches of `size`.
 
-    On a CPU, batches run beside each other, one thread each: a model runs faster so than on all
-    threads together, which wait for each other at every step.
+    On a CPU, several batches run at a time, one thread each: that is faster than one batch on all
+    threads, which wait for each other at every step.
     """
     threads = 1
     if session.device["name"] == "cpu":
@@ -60,7 +60,7 @@ def _groups(items: Iterable[Item], model: "_Models") -> Iterator[list[Item]]:
 
 
 class _Models:
-    """Explains groups, each in a thread; `size` shrinks where memory does not suffice."""
+    """Explains groups, each in a thread; `size` shrinks when memory runs out."""
 
     def __init__(
         self,

@@ -87,7 +87,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
 
 
 def _images(settings: Settings, tell: Callable[[str], None]) -> list[ImageFile]:
-    """The requested ones, evenly thinned out if there are too many."""
+    """The requested images, evenly thinned out if there are too many."""
     leave_out = Path(settings.run.output_dir)
     requests = [str(existing(path)) for path in settings.run.image_path]
     images, notices = find_images(requests, settings.run.recursive, leave_out)
@@ -100,7 +100,7 @@ def _images(settings: Settings, tell: Callable[[str], None]) -> list[ImageFile]:
 
 
 def _tensors(session: Session, images: list[ImageFile]) -> tuple[list[Tensor], list[str]]:
-    """(3, H, W) of each image that can be read, and why the others can't."""
+    """(3, H, W) of each readable image, and the reasons for the others."""
     tensors, failures = [], []
     for image in images:
         try:

@@ -1,7 +1,7 @@
-"""Many images: opened, explained in batches and drawn at the same time, with bounded memory.
+"""Many images: opening, explaining and drawing overlap, and memory is bounded.
 
 image -> Workers.decode -> Item -> Explainer -> Item with maps -> Workers.write -> Results: each
-step is a generator that holds a few batches at most. What fails stays an Item, with its reason.
+step is a generator that holds at most a few batches. What fails stays an Item, with the reason.
 """
 
 import errno
@@ -45,7 +45,7 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
     Raises:
         RequestError, OSError: a request that can't be met, or nowhere to write: what is finished
             stays, and the same request resumes from there.
-        KeyboardInterrupt: with how far it came.
+        KeyboardInterrupt: its message says how many images are done.
     """
 
     def tell_beside_the_bar(notice: str) -> None:
@@ -78,10 +78,10 @@ def run_report(
     counts: tuple[int, int, int, int],
     files: Mapping[str, Path],
 ) -> dict:
-    """What a run over many images says in the end (JSON-ready).
+    """The report of a run over many images (JSON-ready).
 
     Args:
-        started: when, by time.monotonic().
+        started: start time, by time.monotonic().
         counts: of all images, those explained before, those explained now, those that failed.
     """
     images, before, explained, failed = counts
@@ -101,7 +101,7 @@ def run_report(
 
 
 def _look_at_all(session: Session, tell: Callable[[str], None]) -> dict[str, Path]:
-    """The report and the contact sheet of all results so far, where they are asked for."""
+    """The report and the contact sheet of all results so far, if requested."""
     run, style = session.settings.run, session.settings.style
     if not (run.report or run.contact_sheet):
         return {}
@@ -136,7 +136,7 @@ def _explain_missing(session: Session, results: Results, tell: Callable[[str], N
         unit="image",
         disable=True if run.quiet else None,  # None: unless stderr is a terminal
     )
-    # two a processor: half of their time they wait for the disk
+    # two per processor: they wait for the disk half of the time
     count = run.workers or min(2 * processors(), 16)
     size = run.batch_size or session.explainer.batch_size()
     try:
@@ -162,7 +162,7 @@ def _explain_missing(session: Session, results: Results, tell: Callable[[str], N
 
 
 def _decoded(workers: Workers, images: Sequence[ImageFile], ahead: int) -> Iterator[Item]:
-    """The images in their order, opened, or failed; `ahead` are being opened meanwhile."""
+    """Yield the images in order, opened or failed, while up to `ahead` are being opened."""
     items = (Item(number, image) for number, image in enumerate(images))
     submitted = ((item, workers.decode(item.number, item.image)) for item in items)
     for item, future in in_order(submitted, ahead):
@@ -178,7 +178,7 @@ def _opened(item: Item, future: Future[Decoded]) -> Item:
 
 
 def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[Item]:
-    """The same when their files are written; `ahead` are being written meanwhile."""
+    """Yield the items once their files are written, while up to `ahead` are being written."""
     submitted = (
         (
             item,
@@ -186,7 +186,7 @@ def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[It
         )
         for item in items
     )
-    # what is on disk is put on record at once: a killed run does it again otherwise
+    # record at once what is on disk, or a killed run would do it again
     for item, future in in_order(submitted, ahead, prompt=True):
         yield item if future is None else _finished(item, future)
 

@@ -1,7 +1,7 @@
-"""The same over many images as a Ray Data pipeline, on one machine or a cluster.
+"""Many images as a Ray Data pipeline, on one machine or a cluster.
 
-Read, a pool of actors that hold one model each, Parquet: retries, restarts and back-pressure are
-Ray's. What an actor does twice, because another died, it writes under the same names, and a row
+Read, a pool of actors that hold one model each, write Parquet: Ray handles retries, restarts and
+back-pressure. Work repeated after an actor's death is written under the same names, and each row
 reaches Parquet once.
 """
 
@@ -92,7 +92,7 @@ def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
 
 
 def _start(workers: int) -> None:
-    """Join the cluster that RAY_ADDRESS names, or begin one here."""
+    """Join the cluster that RAY_ADDRESS names, or start one here."""
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
@@ -106,7 +106,7 @@ def _start(workers: int) -> None:
 
 
 def _names(settings: Settings) -> tuple[dict[str, str], list[str]]:
-    """What each local image is called in the output, by its absolute path; none for addresses."""
+    """Absolute path -> name in the output, for local images; none for addresses."""
     if any("://" in request for request in settings.run.image_path):
         return {}, []
     run = settings.run
@@ -123,7 +123,7 @@ class Actor:
         self.session = open_session(settings)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """Rows of path and bytes -> a row for each map, or with the reason why there is none."""
+        """Rows of path and bytes -> a row for each map, or one with the error."""
         opened = [
             self._opened(str(path), content)
             for path, content in zip(batch["path"], batch["bytes"], strict=True)

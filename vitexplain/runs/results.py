@@ -1,8 +1,8 @@
 """What a run over many images has done so far, on disk, so that it can be resumed after any stop.
 
 results.jsonl holds one line for each finished image, errors.csv one for each that failed, and
-run.json the settings. A line is written when the image's files are whole; a run that finds
-lines of the same settings does not do these images again.
+run.json the settings. A line is written once the image's files are complete; a later run
+with the same settings skips these images.
 """
 
 import csv
@@ -21,12 +21,12 @@ RESULTS, ERRORS, RUN = "results.jsonl", "errors.csv", "run.json"
 
 
 class Results:
-    """The record of a run in its output folder; a context manager, alone in that folder.
+    """The record of a run in its output folder; a context manager that locks the folder.
 
     Args:
         folder: the output folder.
         settings: everything that changes results, JSON-ready. If the folder's run had others, its
-            list is renamed, and all images are done afresh.
+            list is renamed, and all images are explained afresh.
         images: those to explain.
         tell: receives notices for the user.
 
@@ -75,7 +75,7 @@ class Results:
         self._lock.release()
 
     def add(self, image: ImageFile, result: dict) -> None:
-        """One line; the files that it names must be there."""
+        """Add one line; the files that it names must exist."""
         state = _state(image.path)
         line = {"path": image.path, "name": image.name, **result, "file": state}
         self._lines.write(json.dumps(line) + "\n")
@@ -83,7 +83,7 @@ class Results:
         self.done += 1
 
     def fail(self, image: ImageFile, reason: str) -> None:
-        """One line of errors.csv."""
+        """Add one line to errors.csv."""
         self._failed_row([image.path, reason])
         self.failed += 1
 
@@ -107,7 +107,7 @@ class Results:
         write_whole(file, lambda opened: opened.write(text))
 
     def _finished(self) -> set[str]:
-        """Names of finished images; lines that do not hold any more are taken out."""
+        """Names of finished images; outdated lines are removed."""
         file = self.folder / RESULTS
         if not file.exists():
             return set()
@@ -125,7 +125,7 @@ class Results:
 
 
 def read_results(file: Path) -> Iterator[dict]:
-    """The lines of results.jsonl; the last may be half, where a run was killed."""
+    """The lines of results.jsonl; the last may be incomplete if a run was killed."""
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             with suppress(json.JSONDecodeError):

@@ -63,7 +63,7 @@ def open_session(settings: Settings) -> Session:
 
 
 def existing(path: str) -> Path:
-    """The default image is there wherever the command is run from."""
+    """The path itself; the default image is found from any folder."""
     if path == DEFAULT_IMAGE and not Path(path).exists():
         package = Path(vitexplain.__file__).resolve().parent
         beside, installed = package.parent / DEFAULT_IMAGE, package / DEFAULT_IMAGE
@@ -72,7 +72,7 @@ def existing(path: str) -> Path:
 
 
 def model_report(session: Session) -> dict:
-    """The model in every report (JSON-ready)."""
+    """What every report says about the model (JSON-ready)."""
     loaded = session.loaded
     height, width = loaded.transform.size
     layout = token_layout(loaded.model, height, width)

@@ -1,7 +1,7 @@
 """One image: its map, all methods' maps compared, a sweep, or the model's anatomy.
 
 Each writes its files and reports what it did, JSON-ready. All raise RequestError or OSError for a
-request that can't be met; nothing has been written then, save where writing itself failed.
+request that can't be met; nothing has been written then, unless writing itself failed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ def explain_anatomy(settings: Settings) -> dict:
 
 
 def _opened(settings: Settings) -> tuple[Session, Path, OpenImage]:
-    """The image before the model, which takes longer to load."""
+    """Open the image first, as the model takes longer to load."""
     (path,) = settings.run.image_path
     image = open_image(existing(path))
     session = open_session(settings)

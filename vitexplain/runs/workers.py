@@ -1,6 +1,6 @@
-"""Worker processes that open images and draw what was found in them, while the model runs.
+"""Worker processes that open images and draw their maps while the model runs.
 
-The process that opened an image draws it too, so that no image travels between processes.
+The process that opened an image also draws it, so that no image travels between processes.
 """
 
 import multiprocessing
@@ -76,7 +76,7 @@ class Workers:
                 threads.submit(pool.shutdown, cancel_futures=True)
 
     def decode(self, number: int, image: ImageFile) -> Future[Decoded]:
-        """Open the image, number `number` of the run."""
+        """Open image `number` of the run."""
         return self._pool(number).submit(_Worker.call, "decode", number, image)
 
     def write(self, number: int, image: ImageFile, maps: Sequence[Map]) -> Future[Written]:
@@ -88,7 +88,7 @@ class Workers:
 
 
 class _Worker:
-    """What lives in a worker process."""
+    """The state of a worker process."""
 
     here: "_Worker"
 
@@ -127,7 +127,7 @@ class _Worker:
 def look(
     overlay: Overlay, path: str, content: BinaryIO | None = None
 ) -> tuple[Decoded, Image.Image, Image.Image]:
-    """Open the image at `path`, or in `content`: (about it, itself, as the model sees it).
+    """Open the image at `path` or in `content`: (Decoded, the image, what the model sees of it).
 
     Raises:
         vitexplain.images.reading.PictureError: it can't be opened.
@@ -154,7 +154,7 @@ def write_maps(
 
 
 def processors() -> int:
-    """How many this process may use."""
+    """Number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
