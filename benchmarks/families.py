@@ -93,7 +93,7 @@ def table(families: dict[str, Family], tried: dict[str, str]) -> str:
     lines = [
         f"timm {timm.__version__}: {count} models of {len(families)} classes.",
         "",
-        "| works | models | the head reads | tried |",
+        "| works | models | pooling | tried |",
         "|---|---|---|---|",
     ]
     for kind, name in tried.items():

@@ -4,12 +4,15 @@ import csv
 import dataclasses
 import errno
 import json
+import multiprocessing
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +30,7 @@ from vitexplain.runs.folder import explain_folder
 from vitexplain.runs.items import Item
 from vitexplain.runs.session import open_session
 from vitexplain.runs.single import explain_image
-from vitexplain.runs.workers import Decoded
+from vitexplain.runs.workers import Decoded, close_writer
 from vitexplain.settings import Settings
 
 CAT = ROOT / "examples" / "cat.jpg"
@@ -277,6 +280,25 @@ def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
     assert process.returncode == 2
     assert told.startswith("vit_explain: a worker process was killed") and told.count("\n") == 1
     assert results_of(tmp_path / "out")
+
+
+def die_while_answering():
+    """A worker that is killed with half of its answer in the pipe."""
+    frame = sys._getframe()
+    while "result_queue" not in frame.f_locals:
+        frame = frame.f_back
+    pipe = frame.f_locals["result_queue"]._writer.fileno()
+    os.write(pipe, struct.pack("!i", 1000) + b"half of the answer")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_killed_while_it_answers_does_not_hang_the_run():
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, context) as pool:
+        future = pool.submit(die_while_answering)
+        close_writer(pool)
+        with pytest.raises(BrokenProcessPool):
+            future.result(timeout=30)
 
 
 def test_only_a_few_images_are_on_their_way(monkeypatch):

@@ -77,14 +77,28 @@ class Workers:
 
     def decode(self, number: int, image: ImageFile) -> Future[Decoded]:
         """Open image `number` of the run."""
-        return self._pool(number).submit(_Worker.call, "decode", number, image)
+        return self._submit(number, "decode", number, image)
 
     def write(self, number: int, image: ImageFile, maps: Sequence[Map]) -> Future[Written]:
         """Draw and write the maps of a decoded image."""
-        return self._pool(number).submit(_Worker.call, "write", number, image, maps)
+        return self._submit(number, "write", number, image, maps)
 
-    def _pool(self, number: int) -> ProcessPoolExecutor:
-        return self._pools[number % len(self._pools)]
+    def _submit(self, number: int, task: str, *arguments: object) -> Future:
+        pool = self._pools[number % len(self._pools)]
+        future = pool.submit(_Worker.call, task, *arguments)
+        close_writer(pool)
+        return future
+
+
+def close_writer(pool: ProcessPoolExecutor) -> None:
+    """Close this process's end of the pipe that the pool's worker, once started, answers through.
+
+    With that end open, a worker that is killed in the middle of an answer leaves the pool waiting
+    for the rest of it for ever; now the pipe ends, and the pool is broken, as it should be.
+    """
+    writer = getattr(getattr(pool, "_result_queue", None), "_writer", None)
+    if writer is not None:  # an implementation detail of CPython
+        writer.close()
 
 
 class _Worker:
