@@ -19,6 +19,37 @@ def test_timm_imports_after_the_cure():
     assert code == 0, output
 
 
+@pytest.mark.slow
+def test_the_hook_runs_once_and_only_for_torchvision():
+    hooked = "any(type(each).__name__ == '_BeforeTorchvision' for each in sys.meta_path)"
+    loaded = "[name for name in ('torch', 'torchvision', 'timm') if name in sys.modules]"
+    code, output = run(
+        f"import sys, vitexplain, json; print({hooked}, {loaded}); "
+        f"import torchvision; print({hooked}, {loaded})"
+    )
+    assert code == 0, output
+    assert output.splitlines() == ["True []", "False ['torch', 'torchvision']"]
+
+
+FAKES = {
+    "torchvision": "import torch\nassert hasattr(torch.ops.torchvision, 'nms'), 'not repaired'\n",
+    "timm": "import torchvision\n",
+}
+
+
+@pytest.mark.slow
+def test_anything_that_imports_torchvision_finds_torch_repaired(tmp_path, monkeypatch):
+    """A torchvision without its binary, imported by a timm that knows nothing of us."""
+    for name, code in FAKES.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    code, output = run("import timm")
+    assert code == 1 and "not repaired" in output
+    code, output = run("import vitexplain, timm; print('fine')")
+    assert (code, output) == (0, "fine\n")
+
+
 def test_cure_declares_what_is_missing(monkeypatch):
     """A torchvision whose binary can't be loaded."""
     declared = []
