@@ -77,7 +77,7 @@ def test_table_for_a_terminal():
     assert one == ["method", "one", "0.500", "1.500*"]
     assert two == ["method", "two", "0.250*", "1.000"]
     assert noise == ["noise", "0.100"]
-    start, width = len("method one "), 14
+    start, width = len("method one "), 15
     heads = [
         " ".join(line[start + n * width :][:width].strip() for line in lines[:-3]).split()
         for n in range(2)

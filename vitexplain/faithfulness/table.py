@@ -27,7 +27,7 @@ class Measure:
     of: str = "images"
 
 
-COLUMN = 14  # characters of a column in a terminal
+COLUMN = 15  # characters of a column in a terminal
 
 # method -> key of a measure -> its value for each image
 Values = Mapping[str, Mapping[str, np.ndarray]]
