@@ -1,5 +1,6 @@
 """A small random model of every family that is supported."""
 
+import numpy as np
 import timm
 import torch
 
@@ -58,3 +59,12 @@ def hooked(model):
                 layer.register_forward_hook(lambda *_: None)
     assert not can_intercept(model)
     return model
+
+
+def assert_well_formed(found, model, images):
+    """Logits are the model's own, and maps are finite, >= 0, the largest value of each 1."""
+    with torch.no_grad():
+        torch.testing.assert_close(found.logits, model(images), atol=1e-4, rtol=1e-4)
+    assert np.isfinite(found.masks).all()
+    assert found.masks.min() >= 0
+    assert found.masks.max(axis=(1, 2)).tolist() == [1, 1]

@@ -74,6 +74,11 @@ def test_every_method(bundled, both, tensor, name, few_steps):
     assert bool(found.scores.min() < 0) is signed
 
 
+def test_methods_have_the_commands_names(bundled, both):
+    short = explain(both, model=bundled, method="rollout")
+    np.testing.assert_array_equal(short.map, explain(both, model=bundled).map)
+
+
 def test_whatever_stands_for_an_image_gives_the_same_map(bundled, both):
     image = Image.open(both).convert("RGB")
     array = np.asarray(image)

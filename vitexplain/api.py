@@ -5,28 +5,26 @@ import html
 import io
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
-from timm.data import resolve_model_data_config
+from PIL import Image
 from torch import Tensor, nn
 
 from vitexplain.device import choose_device, in_batches
-from vitexplain.drawing.heatmap import check_style, colored
+from vitexplain.drawing.heatmap import check_style, color_bar
 from vitexplain.drawing.overlay import Overlay, texts_for
 from vitexplain.errors import RequestError
 from vitexplain.explainer import Category, Explainer, Map
 from vitexplain.faithfulness.score import faithfulness
-from vitexplain.images.reading import open_image, to_rgb
+from vitexplain.images.reading import open_image, to_rgb, upright
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_array, write_png, write_whole
-from vitexplain.methods.registry import METHODS, methods_of
-from vitexplain.models.categories import default_names
-from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.methods.registry import METHODS, method_named, methods_of
+from vitexplain.models.loading import LoadedModel, load_model, wrap_model
 from vitexplain.models.transform import InputTransform
 from vitexplain.settings import MapOptions, Style
 
@@ -62,28 +60,47 @@ class Explanation:
     """One map of one image, by one method; a notebook displays it by itself.
 
     Attributes:
-        image: the image, RGB.
-        map: (h, w) float32 on the patch grid, the largest value 1.
-        scores: (h, w) float32, the method's own numbers before they are scaled; signed where the
-            method tells evidence for the category from evidence against it.
-        category: (index, name, probability) of the category explained; None for a method whose
-            map is the same for all of them.
-        top: the five most likely categories, likewise.
-        method: the method's name and options.
+        result: the map with its category and method, as the runs and the drawing take it.
+        top: the five most likely categories, as (index, name, probability).
         model: the model, with its transform and the names of its categories.
         opened: the image with the part of it that the model sees.
         drawn_by: how overlays of it are drawn by default.
     """
 
-    image: Image.Image
-    map: np.ndarray
-    scores: np.ndarray
-    category: Category | None
+    result: Map
     top: tuple[Category, ...]
-    method: dict
-    model: LoadedModel = field(repr=False)
-    opened: OpenImage = field(repr=False)
-    drawn_by: Overlay = field(repr=False)
+    model: LoadedModel
+    opened: OpenImage
+    drawn_by: Overlay
+
+    @property
+    def image(self) -> Image.Image:
+        """The image, RGB."""
+        return self.opened.image
+
+    @property
+    def map(self) -> np.ndarray:
+        """(h, w) float32 on the patch grid, the largest value 1."""
+        return self.result.mask
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(h, w) float32, the method's own numbers before they are scaled.
+
+        They are signed where the method distinguishes evidence for the category from evidence
+        against it.
+        """
+        return self.result.scores
+
+    @property
+    def category(self) -> Category | None:
+        """The category explained; None for a method whose map is the same for all of them."""
+        return self.result.category
+
+    @property
+    def method(self) -> dict:
+        """The method's name and options."""
+        return dict(self.result.method)
 
     def overlay(self, alpha: float | None = None, colormap: str | None = None) -> Image.Image:
         """The map as a heatmap over the image, RGB, at the image's own size.
@@ -120,7 +137,7 @@ class Explanation:
             return path
         drawn = self.overlay(alpha, colormap)
         if suffix == ".png":
-            write_png(path, drawn, self.drawn_by.texts_of(self.as_map()))
+            write_png(path, drawn, self.drawn_by.texts_of(self.result))
         else:
             kind = Image.registered_extensions()[suffix]
             write_whole(path, lambda file: drawn.save(file, kind, quality=92))
@@ -165,10 +182,6 @@ class Explanation:
         check_style(style.alpha, style.colormap)
         return replace(self.drawn_by, style=style)
 
-    def as_map(self) -> Map:
-        """As the drawing and the runs take it."""
-        return Map(self.map, self.category, self.method)
-
     def __repr__(self) -> str:
         grid = "x".join(map(str, self.map.shape))
         about = "all categories" if self.category is None else self.category.short_name
@@ -181,8 +194,7 @@ class Explanation:
         """The overlay with a colour bar, and the most likely categories. Names are escaped."""
         title = METHODS[self.method["name"]].title
         about = "the same for every category" if self.category is None else self.category.name
-        bar = np.linspace(0, 255, 256).round().astype(np.uint8)[None].repeat(12, axis=0)
-        bar_image = Image.fromarray(colored(bar, self.drawn_by.style.colormap))
+        bar = color_bar(256, 12, self.drawn_by.style.colormap)
         rows = "".join(
             f"<tr><td style='text-align:right'>{each.probability:.1%}</td>"
             f"<td style='text-align:left'>{html.escape(each.name)}</td></tr>"
@@ -192,7 +204,7 @@ class Explanation:
             "<figure style='display:inline-block;margin:0'>"
             f"{_img(_thumbnail(self.overlay()), f'{title}: {about}')}"
             "<div style='display:flex;gap:.5em;align-items:center;font-size:small'>"
-            f"<span>least</span>{_img(bar_image, 'colour bar')}<span>most</span></div>"
+            f"<span>least</span>{_img(bar, 'colour bar')}<span>most</span></div>"
             f"<figcaption>{html.escape(title)}: {html.escape(about)}</figcaption></figure>"
             f"<table style='display:inline-table;margin-left:1em'>{rows}</table>"
         )
@@ -235,7 +247,8 @@ def explain(
     loaded = _loaded(model, device)
     several, images = _as_list(image)
     explainer = Explainer(asked, loaded)
-    call = ", ".join(f"{name}={value!r}" for name, value in _given(category, method, options))
+    given = {"category": category, **({} if method is None else {"method": method}), **options}
+    call = ", ".join(f"{name}={value!r}" for name, value in given.items())
     overlay = Overlay(Style(), loaded.transform, texts_for(loaded, f"explain(image, {call})"))
 
     def run(batch: Sequence[ImageLike]) -> list[Explanation]:
@@ -253,21 +266,8 @@ def explain_opened(
     """One batch: of each image its maps by all methods of the explainer."""
     explained = explainer(torch.stack([each.tensor for each in opened]))
     return [
-        [
-            Explanation(
-                image=each.image,
-                map=found.mask,
-                scores=found.scores,
-                category=found.category,
-                top=tuple(maps.top),
-                method=dict(found.method),
-                model=explainer.loaded,
-                opened=each,
-                drawn_by=overlay,
-            )
-            for found in maps.maps
-        ]
-        for each, maps in zip(opened, explained, strict=True)
+        [Explanation(found, tuple(of.top), explainer.loaded, image, overlay) for found in of.maps]
+        for image, of in zip(opened, explained, strict=True)
     ]
 
 
@@ -280,7 +280,7 @@ def as_image(image: ImageLike) -> Image.Image:
     if isinstance(image, str | Path):
         return open_image(image)
     if isinstance(image, Image.Image):
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(upright(image))
     if isinstance(image, Tensor):
         array = image.detach().cpu()
         array = array.permute(1, 2, 0) if array.ndim == 3 else array
@@ -288,14 +288,14 @@ def as_image(image: ImageLike) -> Image.Image:
     elif isinstance(image, np.ndarray):
         array = image
     else:
-        raise RequestError(f"an image is a path, a PIL image, an array or a tensor, not "
-                           f"{type(image).__name__}")  # fmt: skip
+        kind = type(image).__name__
+        raise RequestError(f"an image is a path, a PIL image, an array or a tensor, not {kind}")
     return _of_array(array, "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)")
 
 
 def _of_array(array: np.ndarray, expected: str) -> Image.Image:
     if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise RequestError(f"an image must be {expected}, not of {array.shape[::1]} values")
+        raise RequestError(f"an image must be {expected}, not of {array.shape} values")
     if array.dtype != np.uint8:
         if not np.issubdtype(array.dtype, np.floating):
             raise RequestError(f"an image holds uint8 or floats from 0 to 1, not {array.dtype}")
@@ -321,22 +321,13 @@ def _as_list(image: ImageLike | Sequence[ImageLike]) -> tuple[bool, list[ImageLi
 
 
 def _map_options(category: int | str | None, method: str | None, options: dict) -> MapOptions:
-    chosen = () if method is None else (method,)
-    if method is not None and method not in METHODS:
-        raise RequestError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+    chosen = () if method is None else (method_named(method).name,)
     (name,) = methods_of(chosen, every=False, of_category=category is not None)
     for option in options:
         if option not in METHODS[name].options:
             allowed = ", ".join(METHODS[name].options) or "none"
             raise RequestError(f"{name} has no option {option!r}; its options: {allowed}")
     return MapOptions(method=chosen, category=category, **options)
-
-
-def _given(category: int | str | None, method: str | None, options: dict) -> Iterator[tuple]:
-    yield "category", category
-    if method is not None:
-        yield "method", method
-    yield from options.items()
 
 
 def _loaded(model: str | LoadedModel | nn.Module, device: str) -> LoadedModel:
@@ -347,22 +338,6 @@ def _loaded(model: str | LoadedModel | nn.Module, device: str) -> LoadedModel:
     if isinstance(model, nn.Module):
         return wrap_model(model)
     return load_model(model, device=choose_device(device)[0])
-
-
-def wrap_model(model: nn.Module) -> LoadedModel:
-    """A timm model of one's own, as it stands, with the transform that timm has on record."""
-    data = resolve_model_data_config(model)
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    config = getattr(model, "pretrained_cfg", None) or {}
-    transform = InputTransform(
-        size=tuple(size or data["input_size"][-2:]),
-        mean=data["mean"],
-        std=data["std"],
-        interpolation=data["interpolation"],
-    )
-    count = getattr(model, "num_classes", 0)
-    name = config.get("architecture") or type(model).__name__
-    return LoadedModel(model, name, transform, default_names(count, config))
 
 
 def _in_notebook() -> bool:

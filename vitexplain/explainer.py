@@ -14,6 +14,7 @@ from vitexplain.errors import MissingPackage, RequestError
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.methods.base import Explanation
 from vitexplain.methods.registry import METHODS, Method, methods_of
+from vitexplain.models.categories import short_name
 from vitexplain.models.loading import LoadedModel
 from vitexplain.settings import MapOptions
 
@@ -33,7 +34,7 @@ class Category(NamedTuple):
     @property
     def short_name(self) -> str:
         """The first synonym: "tiger cat" of "tiger cat, Felis silvestris"."""
-        return self.name.split(",")[0]
+        return short_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Map:
     method: Mapping
     faithfulness: float | None = None
     scores: np.ndarray | None = None
+
+    @property
+    def about(self) -> dict:
+        """Method and category as reports and results have them (JSON-ready)."""
+        category = None if self.category is None else self.category._asdict()
+        return {"method": self.method, "category": category}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from families import FAMILIES, SMALL, make
+from families import FAMILIES, SMALL, assert_well_formed, make
 from helpers import LAYOUTS, make_vit
 from vitexplain.attention.capture import inference_state
 from vitexplain.attention.tokens import UnsupportedModel
@@ -346,11 +346,7 @@ def test_family(name):
     model, side = family(name)
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
     found = AttnLRP(model).explain(images)
-    with torch.no_grad():
-        torch.testing.assert_close(found.logits, model(images), atol=1e-4, rtol=1e-4)
-    assert np.isfinite(found.masks).all()
-    assert found.masks.min() >= 0
-    assert found.masks.max(axis=(1, 2)).tolist() == [1, 1]
+    assert_well_formed(found, model, images)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

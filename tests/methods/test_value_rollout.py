@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 import reference
-from families import FAMILIES, SMALL, make
+from families import FAMILIES, SMALL, assert_well_formed, make
 from helpers import LAYOUTS, expected_readout, make_vit
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.methods.value_rollout import (
@@ -175,11 +175,7 @@ def test_family(name):
     side = (SMALL | FAMILIES[name][0])["img_size"]
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(2))
     found = ValueRollout(model).explain(images)
-    with torch.no_grad():
-        torch.testing.assert_close(found.logits, model(images), atol=1e-4, rtol=1e-4)
-    assert np.isfinite(found.masks).all()
-    assert found.masks.min() >= 0
-    assert found.masks.max(axis=(1, 2)).tolist() == [1, 1]
+    assert_well_formed(found, model, images)
     alone = ValueRollout(model)(images[1:])
     np.testing.assert_allclose(found.masks[1], alone, atol=1e-4)
 

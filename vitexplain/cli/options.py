@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from vitexplain import __version__
 from vitexplain.choices import CROPS, DEFAULT_IMAGE, ENGINES, HEAD_FUSIONS
-from vitexplain.errors import run_command
+from vitexplain.errors import RequestError, run_command
 from vitexplain.markers import write_between
-from vitexplain.methods.registry import METHODS
+from vitexplain.methods.registry import METHODS, method_named
 from vitexplain.settings import Settings
 
 EXAMPLES = """\
@@ -255,12 +255,10 @@ def _add_folder(group: argparse._ArgumentGroup) -> None:
 
 
 def _method_name(text: str) -> str:
-    name = "attention_rollout" if text == "rollout" else text
-    if name not in METHODS:
-        raise argparse.ArgumentTypeError(
-            f"unknown method {text!r}; choose from {', '.join(METHODS)}"
-        )
-    return name
+    try:
+        return method_named(text).name
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -292,7 +290,7 @@ def as_markdown() -> str:
         for action in group._group_actions:
             meaning, default = _split_default(formatter._expand_help(action))
             usage = formatter._format_args(action, action.dest.upper()) if action.nargs != 0 else ""
-            option = f"{action.option_strings[0]} {usage}".strip().replace(" [", " [")
+            option = f"{action.option_strings[0]} {usage}".strip()
             lines.append(f"| `{option}` | {meaning} | {default} |")
         lines.append("")
     return "\n".join(lines).strip()

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vitexplain.faithfulness.table import Measure, Values, bootstrap_interval, winners
+from vitexplain.faithfulness.table import Measure, Values, arranged, bootstrap_interval
 
 GREEN = "#00963c"
 
@@ -36,9 +36,7 @@ def draw_measures(
     baselines: Collection[str] = (),
 ) -> Image.Image:
     """A panel for each measure: means, 95 % intervals; the best is green, baselines grey."""
-    measures = [m for m in measures if any(m.key in found for found in values.values())]
-    best = winners(values, measures, baselines)
-    names = sorted(values, key=lambda name: name in baselines)
+    names, measures, best = arranged(values, measures, baselines)
     rows = math.ceil(len(measures) / 3)
     size = (13, rows * (1 + 0.25 * len(names)))
     figure = Figure(figsize=size, dpi=100, layout="constrained")

@@ -81,6 +81,12 @@ def colored(levels: np.ndarray, colormap: str) -> np.ndarray:
     return cv2.cvtColor(cv2.applyColorMap(levels, code), cv2.COLOR_BGR2RGB)
 
 
+def color_bar(width: int, height: int, colormap: str) -> Image.Image:
+    """The colours of a map from its smallest value (left) to its largest."""
+    levels = np.uint8(np.linspace(0, 255, width))[None].repeat(height, axis=0)
+    return Image.fromarray(colored(levels, colormap))
+
+
 def on_the_image(
     mask: np.ndarray, region: Region, width: int, height: int
 ) -> tuple[np.ndarray, Region]:

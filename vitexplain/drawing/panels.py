@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vitexplain.drawing.heatmap import colored, stretch
+from vitexplain.drawing.heatmap import color_bar, colored, stretch
 from vitexplain.drawing.sheet import drawable, wrapped
 
 WIDTH = 1600  # of the figure in pixels
@@ -132,9 +132,8 @@ def line_height(size: int) -> int:
 
 def scale_bar(low: float, high: float, width: int, colormap: str) -> Image.Image:
     """A bar of the colours from low to high."""
-    levels = np.uint8(np.linspace(0, 255, width))[None].repeat(16, axis=0)
     image = Image.new("RGB", (width, 16 + line_height(LABEL)), "white")
-    image.paste(Image.fromarray(colored(levels, colormap)))
+    image.paste(color_bar(width, 16, colormap))
     draw = ImageDraw.Draw(image)
     font = font_of(LABEL)
     for text, anchor, left in (

@@ -57,6 +57,15 @@ def winners(
     return best
 
 
+def arranged(
+    values: Values, measures: Sequence[Measure], baselines: Collection[str]
+) -> tuple[list[str], list[Measure], dict[str, list[str]]]:
+    """Rows (baselines last), columns (measures that have values), and each column's `winners`."""
+    present = [m for m in measures if any(m.key in found for found in values.values())]
+    names = sorted(values, key=lambda name: name in baselines)
+    return names, present, winners(values, present, baselines)
+
+
 def as_markdown(
     values: Values,
     measures: Sequence[Measure],
@@ -64,11 +73,10 @@ def as_markdown(
     baselines: Collection[str] = (),
 ) -> str:
     """A row for each method: mean [95 % interval], as `caption` says."""
-    measures = [m for m in measures if any(m.key in found for found in values.values())]
-    best = winners(values, measures, baselines)
+    names, measures, best = arranged(values, measures, baselines)
     heads = " | ".join(measure.title for measure in measures)
     lines = [f"| method | {heads} |", "|---" * (len(measures) + 1) + "|"]
-    for name in sorted(values, key=lambda name: name in baselines):
+    for name in names:
         cells = []
         for measure in measures:
             text = _cell(values[name].get(measure.key))
@@ -96,15 +104,14 @@ def as_text(
     baselines: Collection[str] = (),
 ) -> str:
     """For a terminal: a row of means for each method, the best of each column marked with *."""
-    measures = [m for m in measures if any(m.key in found for found in values.values())]
-    best = winners(values, measures, baselines)
+    names, measures, best = arranged(values, measures, baselines)
     heads = [textwrap.wrap(measure.title, COLUMN - 2) for measure in measures]
     first = max(map(len, titles.values())) + 1
     lines = []
     for number in reversed(range(max(map(len, heads)))):
         cells = [head[-number - 1] if number < len(head) else "" for head in heads]
         lines.append(" " * first + "".join(cell.rjust(COLUMN) for cell in cells))
-    for name in sorted(values, key=lambda name: name in baselines):
+    for name in names:
         cells = []
         for measure in measures:
             found = values[name].get(measure.key)

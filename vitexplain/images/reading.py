@@ -34,7 +34,7 @@ def read_image(source: Path | BinaryIO, name: str) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(source) as image:
                 image.load()
-                return to_rgb(_upright(image))
+                return to_rgb(upright(image))
     except FileNotFoundError:
         raise PictureError(f"no image at {name}: no such file") from None
     except IsADirectoryError:
@@ -67,7 +67,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; damaged EXIF is ignored."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF: the image itself may still be fine

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vitexplain.errors import RequestError
+
 if TYPE_CHECKING:  # the command line asks for names before torch is loaded
     from torch import nn
 
@@ -129,6 +131,18 @@ _ALL = (
 )
 
 METHODS = {method.name: method for method in _ALL}
+
+
+def method_named(name: str) -> Method:
+    """The method of a name; "rollout" is short for attention rollout.
+
+    Raises:
+        RequestError: if there is none.
+    """
+    full = "attention_rollout" if name == "rollout" else name
+    if full not in METHODS:
+        raise RequestError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
+    return METHODS[full]
 
 
 def methods_of(chosen: Sequence[str], *, every: bool, of_category: bool) -> tuple[str, ...]:

@@ -117,6 +117,18 @@ def load_model(
     )
 
 
+def wrap_model(model: nn.Module) -> LoadedModel:
+    """A timm model of your own, in whatever mode it is, with the transform that timm records."""
+    data = resolve_model_data_config(model)
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size:  # of this very model, whatever its configuration says
+        data["input_size"] = (3, *size)
+    config = getattr(model, "pretrained_cfg", None) or {}
+    name = config.get("architecture") or type(model).__name__
+    names = default_names(getattr(model, "num_classes", 0), config)
+    return LoadedModel(model, name, _transform(data, "none"), names)
+
+
 def _network(name: str, checkpoint: Path | None, explainable: bool) -> _Network:
     if checkpoint is not None and checkpoint.is_dir():
         if name != "auto":

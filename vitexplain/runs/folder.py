@@ -23,6 +23,7 @@ from vitexplain.drawing.report.report import write_report
 from vitexplain.errors import RequestError, one_line
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
+from vitexplain.models.categories import short_name
 from vitexplain.parallel import in_order
 from vitexplain.runs.batches import explained
 from vitexplain.runs.items import Item, result_of
@@ -56,9 +57,7 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
     run = settings.run
     images, notices = find_images(run.image_path, run.recursive, Path(run.output_dir))
     if run.contact_sheet == "png":
-        layout(
-            len(images) * (settings.maps.top_k or 1)
-        )  # too many must not be found out in the end
+        layout(len(images) * (settings.maps.top_k or 1))  # refuse too many now, not at the end
     session = open_session(settings)
     for notice in notices + ([session.loaded.notice] if session.loaded.notice else []):
         tell(notice)
@@ -125,7 +124,7 @@ def _look_at_all(session: Session, tell: Callable[[str], None]) -> dict[str, Pat
 
 def _caption(result: dict, found: dict) -> str:
     category = found["category"] or next(iter(result["top"]), None)
-    return result["name"] + (f"\n{category['name'].split(',')[0]}" if category else "")
+    return result["name"] + (f"\n{short_name(category['name'])}" if category else "")
 
 
 def _explain_missing(session: Session, results: Results, tell: Callable[[str], None]) -> None:

@@ -51,8 +51,7 @@ def result_of(item: Item, session: Session) -> dict:
     for place, (found, files) in enumerate(zip(item.explained.maps, written.files, strict=True)):
         grey = np.uint8(np.round(255 * stretch(found.mask)))
         about = {
-            "method": found.method,
-            "category": found.category and found.category._asdict(),
+            **found.about,
             "overlay": files["overlay"].relative_to(session.folder).as_posix(),
             "grid": list(found.mask.shape),
             "mask": base64.b64encode(grey).decode(),

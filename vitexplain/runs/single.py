@@ -28,14 +28,13 @@ def explain_image(settings: Settings) -> dict:
     session, path, opened = _opened(settings)
     ((found,),) = explain_opened(session.explainer, session.overlay, [opened])
     base = session.folder / path.stem
-    shown = found.as_map()
-    files = session.overlay.write(base, opened.image, opened.seen, shown)
+    files = session.overlay.write(base, opened.image, opened.seen, found.result)
     files["input"] = base.with_name(f"{base.name}_input.png")
     write_png(files["input"], opened.seen, session.overlay.texts)
     return {
-        **_report(session, [shown], files),
+        **_report(session, [found.result], files),
         "top": [each._asdict() for each in found.top],
-        "method": {**found.method, "category": found.category and found.category._asdict()},
+        "method": {**found.method, "category": found.result.about["category"]},
         "picture": {
             "path": str(path),
             "size": list(opened.image.size),
@@ -77,8 +76,7 @@ def explain_compare(settings: Settings) -> dict:
         "top": [each._asdict() for each in explained.top],
         "maps": [
             {
-                "method": found.method,
-                "category": found.category and found.category._asdict(),
+                **found.about,
                 "faithfulness": found.faithfulness,
                 "most_faithful": place in best,
             }

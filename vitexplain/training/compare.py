@@ -23,7 +23,7 @@ from vitexplain.models.loading import LoadedModel
 from vitexplain.training import evaluate
 from vitexplain.training.classify import label_of
 from vitexplain.training.data import LabelledImages, category_of
-from vitexplain.training.localisation import MapFunction, map_functions, methods_for
+from vitexplain.training.localisation import MapFunction, map_functions, methods_for, thinned
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 15
 
@@ -76,8 +76,7 @@ def timed(models: dict[str, LoadedModel]) -> dict[str, float]:
 def sheet(models: dict[str, LoadedModel], data: LabelledImages, count: int) -> Image.Image:
     """A row for each of `count` images of different categories: the image, then all maps."""
     first = {category_of(name): name for name in reversed(data.names)}
-    names = [first[category] for category in sorted(first)]
-    names = names[:: max(1, len(names) // count)][:count]
+    names = thinned([first[category] for category in sorted(first)], count)
     maps = {
         name: map_functions(methods_for(loaded.model, *loaded.transform.size), loaded.model)
         for name, loaded in models.items()

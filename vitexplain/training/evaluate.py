@@ -21,12 +21,12 @@ from vitexplain.errors import run_command
 from vitexplain.faithfulness.table import bootstrap_interval
 from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder
-from vitexplain.methods.registry import Method
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.training.accuracy import Share, confusion
 from vitexplain.training.classify import accuracy, classify, confident
 from vitexplain.training.data import DataError, LabelledImages, category_of, is_held_out
 from vitexplain.training.localisation import (
+    MapFunction,
     cell_share,
     groups,
     in_boxes,
@@ -75,16 +75,18 @@ def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> 
     report["per_category"] = per_category(loaded, labels, probabilities, output)
     shown: list[tuple[str, Image.Image]] = []
     if methods := methods_for(loaded.model, *loaded.transform.size):
+        maps = map_functions(methods, loaded.model)
+        of_category = {name: maps[name] for name in maps if methods[name].of_category}
         if text := data.side_file("boxes.csv"):
             boxes = read_boxes(text)
             labelled = dict(zip(names, labels.tolist(), strict=True))
-            report["boxes"] = _on_boxes(methods, loaded, data, labelled, boxes, options.boxes)
+            report["boxes"] = _on_boxes(maps, loaded, data, labelled, boxes, options.boxes)
         sure = [
             (names[i], int(labels[i])) for i in confident(labels, probabilities, options.confidence)
         ]
         for cells in (2, 4):
             report[f"mosaics_{cells}"], samples = _on_mosaics(
-                methods, loaded, data, sure, cells, options
+                of_category, loaded, data, sure, cells, options
             )
             shown += samples
     counts = confusion(probabilities.argmax(axis=1), labels)
@@ -126,7 +128,7 @@ def per_category(
 
 
 def _on_boxes(
-    methods: Mapping[str, Method],
+    maps: Mapping[str, MapFunction],
     loaded: LoadedModel,
     data: LabelledImages,
     labels: Mapping[str, int],
@@ -135,7 +137,6 @@ def _on_boxes(
 ) -> dict:
     """Figures of every method, and of a centre Gaussian, on at most `count` images with boxes."""
     chosen = thinned([name for name in labels if name in boxes], count)
-    maps = map_functions(methods, loaded.model)
     found = in_boxes(maps, loaded, data, {name: labels[name] for name in chosen}, boxes)
     return {method: _box_figures(**columns) for method, columns in found.items()}
 
@@ -152,7 +153,7 @@ def _box_figures(pointing: np.ndarray, energy: np.ndarray) -> dict:
 
 
 def _on_mosaics(
-    methods: Mapping[str, Method],
+    maps: Mapping[str, MapFunction],
     loaded: LoadedModel,
     data: LabelledImages,
     sure: Sequence[tuple[str, int]],
@@ -163,7 +164,6 @@ def _on_mosaics(
     labels = [label for _, label in sure]
     chosen = groups(labels, cells, options.mosaics, options.seed)
     of_cells = [[sure[i] for i in group] for group in chosen]
-    maps = map_functions({n: m for n, m in methods.items() if m.of_category}, loaded.model)
     shares: dict[str, list[float]] = {}
     shown = []
     found = on_mosaics(maps, loaded, data, of_cells)

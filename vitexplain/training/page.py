@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vitexplain.drawing.charts import as_image
+from vitexplain.models.categories import short_name
 
 NAMED = 30  # with more categories than this the matrix is drawn without their names
 
@@ -30,7 +31,7 @@ def confusion_image(
     figure.colorbar(drawn, label="share of the category's images")
     axes.set(xlabel="predicted", ylabel="true category", title=f"{counts.sum()} images")
     if len(categories) <= NAMED:
-        labels = [names[index].split(",")[0] for index in categories]
+        labels = [short_name(names[index]) for index in categories]
         axes.set_xticks(range(len(labels)), labels, rotation=90)
         axes.set_yticks(range(len(labels)), labels)
     return as_image(figure)
