@@ -72,7 +72,8 @@ def test_cure_leaves_a_sound_torchvision_alone(monkeypatch):
     _torchvision.repair()
 
 
-def test_a_binary_that_does_not_load_is_noticed(monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["_C", "_C_stable"])  # until torchvision 0.28, from 0.29 on
+def test_a_binary_that_does_not_load_is_noticed(monkeypatch, tmp_path, name):
     package = tmp_path / "torchvision"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -82,7 +83,7 @@ def test_a_binary_that_does_not_load_is_noticed(monkeypatch, tmp_path):
     monkeypatch.setattr(_torchvision.importlib.util, "find_spec", lambda _name: spec)
     assert not _torchvision._binary_loads()  # there is none
     suffix = _torchvision.importlib.machinery.EXTENSION_SUFFIXES[0]
-    (package / f"_C{suffix}").write_bytes(b"not a library")
+    (package / f"{name}{suffix}").write_bytes(b"not a library")
     assert not _torchvision._binary_loads()
     monkeypatch.setattr(torch.ops, "load_library", lambda _path: None)
     assert _torchvision._binary_loads()

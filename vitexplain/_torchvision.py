@@ -32,12 +32,14 @@ def _binary_loads() -> bool:
     package = importlib.util.find_spec("torchvision")
     if package is None or package.origin is None:
         return True  # not installed: timm's own error says so better than we could
-    folder = str(Path(package.origin).parent)
-    binary = importlib.machinery.PathFinder.find_spec("_C", [folder])
-    if binary is None or binary.origin is None:
-        return False
+    suffixes = tuple(importlib.machinery.EXTENSION_SUFFIXES)
+    # "_C" until torchvision 0.28, "_C_stable" from 0.29 on; to declare what it will register itself
+    # would end the process
+    files = sorted(Path(package.origin).parent.glob("_C*"))
+    binaries = [file for file in files if file.name.endswith(suffixes)]
     try:
-        torch.ops.load_library(binary.origin)
+        for binary in binaries:
+            torch.ops.load_library(str(binary))
     except OSError:
         return False
-    return True
+    return bool(binaries)
