@@ -201,12 +201,12 @@ class Explanation:
             for each in self.top
         )
         return (
-            "<figure style='display:inline-block;margin:0'>"
+            "<figure style='display:inline-block;margin:0;vertical-align:top'>"
             f"{_img(_thumbnail(self.overlay()), f'{title}: {about}')}"
             "<div style='display:flex;gap:.5em;align-items:center;font-size:small'>"
             f"<span>least</span>{_img(bar, 'colour bar')}<span>most</span></div>"
             f"<figcaption>{html.escape(title)}: {html.escape(about)}</figcaption></figure>"
-            f"<table style='display:inline-table;margin-left:1em'>{rows}</table>"
+            f"<table style='display:inline-table;margin-left:1em;vertical-align:top'>{rows}</table>"
         )
 
 
