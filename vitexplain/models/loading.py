@@ -42,6 +42,7 @@ class LoadedModel:
         transform: PIL image -> (3, H, W) tensor.
         categories: their names, by output index; empty for a model without a classifier.
         notice: a sentence for the user on how the model was chosen, or "".
+        labels: one of choices.LABELS: whether its outputs exclude each other.
     """
 
     model: nn.Module
@@ -49,6 +50,7 @@ class LoadedModel:
     transform: InputTransform
     categories: list[str]
     notice: str = ""
+    labels: str = "exclusive"
 
     def category_index(self, name_or_number: int | str) -> int:
         """The index of a category given by index or name: any synonym, in upper or lower case.
@@ -61,13 +63,17 @@ class LoadedModel:
 
 @dataclass
 class _Network:
-    """A model, and how its images are prepared (timm's data config)."""
+    """A model, how its images are prepared (timm's data config), and its categories.
+
+    `names` is what timm's pretrained_cfg says of them: "label_names", "label_descriptions".
+    """
 
     model: nn.Module
     name: str
     data: dict
-    labels: dict
+    names: dict
     notice: str = ""
+    labels: str = "exclusive"
 
 
 def load_model(
@@ -107,13 +113,14 @@ def load_model(
         set_input_size(network.model, img_size)
         network.data["input_size"] = (3, *img_size)
     count = network.model.num_classes
-    names = read_names(class_names, count) if class_names else default_names(count, network.labels)
+    names = read_names(class_names, count) if class_names else default_names(count, network.names)
     return LoadedModel(
         model=network.model.eval().to(device),
         name=network.name,
         transform=_transform(network.data, crop),
         categories=names,
         notice=network.notice,
+        labels=network.labels,
     )
 
 
@@ -195,8 +202,8 @@ def _from_folder(folder: Path, name: str) -> _Network:
     model = build_network(config)
     _fit(model, _read_checkpoint(folder / "model.safetensors", ())[0], name, folder)
     names = config["categories"]
-    labels = {"label_names": names} if isinstance(names, list) else {}
-    return _Network(model, name, dict(config["transform"]), labels)
+    labelled = {"label_names": names} if isinstance(names, list) else {}
+    return _Network(model, name, dict(config["transform"]), labelled)
 
 
 def _tuned_bundled(checkpoint: Path) -> _Network:
