@@ -61,7 +61,7 @@ class VITAttentionGradRollout(CategoryMethod):
         as_published: bool = False,
         exact: bool = False,
     ):
-        check_supported(model)
+        model = check_supported(model)
         blocks = len(blocks_of(model))
         check_rollout_options(discard_ratio, head_fusion, start_block, as_published, blocks)
         self.model = model

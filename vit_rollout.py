@@ -62,7 +62,7 @@ class VITAttentionRollout(ImageMethod):
         start_block: int = 0,
         as_published: bool = False,
     ):
-        check_supported(model)
+        model = check_supported(model)
         blocks = len(blocks_of(model))
         check_rollout_options(discard_ratio, head_fusion, start_block, as_published, blocks)
         self.model = model

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from vitexplain.attention.capture import CapturedAttention, capture_attention, forward
 from vitexplain.attention.checks import check_one_image, check_rollout_options, images_for
+from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import (
     WINDOWED,
     TokenLayout,
@@ -127,11 +128,12 @@ def anatomy(
         RequestError: if an argument is out of range, or the input is not one image of a size that
             the model takes.
     """
-    check_supported(model)
+    model = check_supported(model)
     check_rollout_options(discard_ratio, head_fusion, start_block, False, len(blocks_of(model)))
     images = images_for(model, tensor)
     check_one_image(images)
     layout = token_layout(model, *images.shape[2:])
+    model = shadow_of(model)
     with torch.inference_mode():
         # two passes: an attention pool's query comes last, and all heads of all blocks would take
         # too much memory until then

@@ -229,8 +229,9 @@ def inference_state(model: nn.Module, *, freeze: bool, fused: bool = False) -> I
     with ExitStack() as undo:
 
         def set_(owner, name, value):
-            undo.callback(setattr, owner, name, getattr(owner, name))
-            setattr(owner, name, value)
+            if getattr(owner, name) is not value:
+                undo.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
 
         for module in model.modules():
             # train mode would give attention after dropout: not what the model sees at inference
@@ -240,10 +241,14 @@ def inference_state(model: nn.Module, *, freeze: bool, fused: bool = False) -> I
             if getattr(module, "grad_checkpointing", False):
                 set_(module, "grad_checkpointing", False)  # it would run the blocks a second time
         if freeze:
-            for parameter in model.parameters():
+            for parameter in filter(_needs_gradient, model.parameters()):
                 undo.callback(parameter.requires_grad_, parameter.requires_grad)
                 parameter.requires_grad_(False)
         yield
+
+
+def _needs_gradient(parameter: nn.Parameter) -> bool:
+    return parameter.requires_grad
 
 
 def _see_grid(captured: CapturedAttention) -> Callable:

@@ -26,6 +26,7 @@ from vitexplain.attention.capture import (
     layers_named,
     sum_branches,
 )
+from vitexplain.attention.readout import has_hooks, is_from_timm, is_timms_own
 from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 
 
@@ -140,6 +141,9 @@ class Interceptor(TorchFunctionMode):
         queries, pooled = self._sources[self._last].queries, self.layout.readout_rows
         if self.layout.pooled_tokens or len(pooled) >= queries // 2:
             return queries  # all of them, or too many to gain much by leaving others out
+        after = (self.model, getattr(self.model, "norm", None))
+        if not is_timms_own(self.model) or any(has_hooks(m) for m in after if m is not None):
+            return queries  # whoever else may look at them
         are_first = pooled == tuple(range(len(pooled)))
         return len(pooled) if are_first and _can_narrow(self._last) else queries
 
@@ -198,15 +202,20 @@ def can_intercept(model: nn.Module, layer_name: str = "attn_drop") -> bool:
         return False
     for number, block in enumerate(blocks_of(model)):
         layers = layers_named(block, f"blocks.{number}", layer_name)
-        if not layers or not all(map(_is_plain, layers)):
+        if not layers or not all(map(_is_plain, layers)) or not _attends_as_timm(block):
             return False
     return True
 
 
 def _is_plain(layer: nn.Module) -> bool:
     """True for a dropout that nobody replaced or hooked."""
-    hooks = layer._forward_hooks or layer._forward_pre_hooks
-    return isinstance(layer, nn.Dropout | nn.Identity) and not hooks
+    return isinstance(layer, nn.Dropout | nn.Identity) and not has_hooks(layer)
+
+
+def _attends_as_timm(block: nn.Module) -> bool:
+    """True if the modules that attend, those with a dropout for it, are timm's own."""
+    attend = [module for module in block.modules() if "attn_drop" in module._modules]
+    return all(is_from_timm(type(m).forward) and "forward" not in vars(m) for m in attend)
 
 
 def factors_of(
@@ -232,10 +241,20 @@ def as_bias(mask: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def _can_narrow(block: nn.Module) -> bool:
-    """True for the ordinary block: attention with a projection, then an MLP."""
+    """True for timm's ordinary block: attention with a projection, then an MLP.
+
+    Nobody else may look at its tokens, nor may a layer mix them.
+    """
     attention = getattr(block, "attn", None)
     layers = (getattr(attention, "proj", None), getattr(block, "mlp", None))
-    return all(isinstance(layer, nn.Module) for layer in layers)
+    return all(isinstance(layer, nn.Module) for layer in layers) and not any(
+        has_hooks(module) or "forward" in vars(module) or not _is_known(module)
+        for module in block.modules()
+    )
+
+
+def _is_known(module: nn.Module) -> bool:
+    return type(module).__module__.startswith(("timm.", "torch.nn.modules."))
 
 
 def _narrow(block: nn.Module, rows: int, tokens: int, undo: ExitStack) -> None:

@@ -1,63 +1,31 @@
 """The tokens of a timm model, and which of them its classifier pools.
 
-This module decides which models can be explained. All others are refused with the reason, because
-a map of something other than attention over patches would look as convincing as a true one.
-
 B images, N tokens = P prefix tokens (class, distillation, registers) followed by h*w patches in
 row-major order.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from timm.layers import AttentionPoolLatent, DiffAttention
-from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.eva import Eva
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.vision_transformer import DiffParallelScalingBlock, VisionTransformer
-from timm.models.vision_transformer_relpos import VisionTransformerRelPos
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vitexplain.attention.families import (
+    WINDOWED,
+    UnsupportedModel,
+    blocks_of,
+    check_supported,
+    pooling_of,
+)
+from vitexplain.attention.readout import (
+    Reading,
+    Unreadable,
+    channels_of,
+    is_timms_own,
+    reading_of,
+)
 from vitexplain.errors import RequestError
-
-# every token attends to every other token, from the first block to the last
-GLOBAL = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
-# attention in windows, on ever fewer tokens
-WINDOWED = (SwinTransformer, SwinTransformerV2)
-
-# why a family is refused, by the name of its class; UNKNOWN for all others
-REASONS = {
-    "Cait": "its talking heads are mixed after the softmax",
-    "ConVit": "its gated attention mixes content with position after the softmax",
-    "Xcit": "its attention is between channels, not between patches",
-    "EdgeNeXt": "its attention is between channels, not between patches",
-    "DaVit": "half of its attention is between channels, not between patches",
-    "NaFlexVit": "its patches come as a list without a grid",
-    "Levit": "its grid shrinks within attention, which passes no hook",
-    "LevitDistilled": "its grid shrinks within attention, which passes no hook",
-    "MaxxVit": "it attends in windows and grids in turn, between convolutions",
-    "CrossVit": "two grids of patches attend to each other",
-    "VisionTransformerSAM": "its attention is in windows, with heads and images in one dimension",
-}
-
-MODELS_THAT_WORK = "deit_tiny_patch16_224, vit_base_patch16_224, swin_tiny_patch4_window7_224"
-
-UNKNOWN = "its layers are not blocks of attention over one grid of patches"
-
-
-class UnsupportedModel(RequestError):
-    """The model's attention can't be captured, or doesn't mean what rollout needs it to mean."""
-
-    def __init__(self, model: nn.Module, reason: str):
-        name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
-        kind = type(model).__name__
-        self.reason = reason
-        name = f"{name} ({kind})" if name else kind
-        super().__init__(
-            f"{name} can't be explained: {reason}. Models that work: {MODELS_THAT_WORK}"
-        )
 
 
 @dataclass(frozen=True)
@@ -70,6 +38,7 @@ class TokenLayout:
         readout_rows: the tokens whose mean the classifier reads; empty for attention pooling,
             where the pooling query's attention weights them.
         readout: the same in words.
+        readout_shares: how much it reads each of these, summing to 1; empty if all alike.
         pooled_tokens: how many tokens, the last ones, an attention pool attends to (0: no pool).
         last_tokens: how many tokens the last block has, where merging makes them fewer (0: N).
     """
@@ -80,6 +49,7 @@ class TokenLayout:
     readout: str
     pooled_tokens: int = 0
     last_tokens: int = 0
+    readout_shares: tuple[float, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -116,38 +86,11 @@ class TokenLayout:
         """
         if pooled is not None:
             return nn.functional.pad(pooled[:, 0], (self.tokens - self.pooled_tokens, 0))
-        weights = torch.zeros(len(like), self.last_tokens or self.tokens, device=like.device)
-        weights[:, list(self.readout_rows)] = 1 / len(self.readout_rows)
+        tokens = self.last_tokens or self.tokens
+        weights = torch.zeros(len(like), tokens, device=like.device, dtype=torch.float32)
+        shares = self.readout_shares or [1 / len(self.readout_rows)] * len(self.readout_rows)
+        weights[:, list(self.readout_rows)] = torch.tensor(shares).to(weights)
         return weights
-
-
-def check_supported(model: nn.Module) -> None:
-    """Raise UnsupportedModel unless `model` can be explained."""
-    if not isinstance(model, GLOBAL + WINDOWED):
-        raise UnsupportedModel(model, REASONS.get(type(model).__name__, UNKNOWN))
-    if any(isinstance(m, DiffAttention | DiffParallelScalingBlock) for m in model.modules()):
-        raise UnsupportedModel(
-            model, "differential attention subtracts two maps, so its weights are signed"
-        )
-    attention_pool = getattr(model, "attn_pool", None)
-    if attention_pool is not None and not (
-        isinstance(attention_pool, AttentionPoolLatent) and attention_pool.latent_len == 1
-    ):
-        raise UnsupportedModel(
-            model, f"its pooling ({type(attention_pool).__name__}) has no single query"
-        )
-    pooling = _pooling(model)
-    if attention_pool is None and "max" in pooling:
-        raise UnsupportedModel(model, "max pooling reads a different token for every channel")
-    if isinstance(model, WINDOWED) and pooling != "avg":
-        raise UnsupportedModel(model, f"its pooling ({pooling or 'none'}) reads no token")
-
-
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks with attention, the first one first."""
-    if isinstance(model, WINDOWED):
-        return [block for stage in model.layers for block in stage.blocks]
-    return list(model.blocks)
 
 
 def token_layout(model: nn.Module, height: int, width: int) -> TokenLayout:
@@ -156,9 +99,20 @@ def token_layout(model: nn.Module, height: int, width: int) -> TokenLayout:
     Raises:
         UnsupportedModel: see `check_supported`.
     """
-    check_supported(model)
+    model = check_supported(model)
     # grid_size is for the size that the model was built for; this follows the input at hand
     grid = tuple(model.patch_embed.dynamic_feat_size((height, width)))
+    if is_timms_own(model):
+        return _layout_by_attributes(model, grid)
+    try:
+        reading = reading_of(model, _last_block, (channels_of(model), height, width))
+    except Unreadable as error:
+        raise UnsupportedModel(model, str(error)) from error
+    return _layout_as_read(model, grid, reading)
+
+
+def _layout_by_attributes(model: nn.Module, grid: tuple[int, int]) -> TokenLayout:
+    """Of a model whose head is timm's own."""
     if isinstance(model, WINDOWED):
         return _merged_layout(grid, merges=len(model.layers) - 1)
     prefix, patches = model.num_prefix_tokens, grid[0] * grid[1]
@@ -171,13 +125,62 @@ def token_layout(model: nn.Module, height: int, width: int) -> TokenLayout:
         everything = include_prefix or not isinstance(model, VisionTransformer)
         pooled = prefix + patches if everything else patches
         return TokenLayout(prefix, grid, (), f"attention pooling over {pooled} tokens", pooled)
-    pooling, has_class_token = _pooling(model), model.cls_token is not None
+    pooling, has_class_token = pooling_of(model), model.cls_token is not None
     if pooling == "token" or (not pooling and has_class_token):
         readout = "class token" if has_class_token else "first token"
         return TokenLayout(prefix, grid, (0,), readout)
     if include_prefix and prefix:
         return TokenLayout(prefix, grid, all_rows, f"mean over all {len(all_rows)} tokens")
     return TokenLayout(prefix, grid, all_rows[prefix:], f"mean over {patches} patches")
+
+
+def _layout_as_read(model: nn.Module, grid: tuple[int, int], reading: Reading) -> TokenLayout:
+    """Of a model whose head was seen reading."""
+    windowed = isinstance(model, WINDOWED)
+    prefix = 0 if windowed else model.num_prefix_tokens
+    plain = (
+        _merged_layout(grid, len(model.layers) - 1)
+        if windowed
+        else TokenLayout(
+            prefix, grid, (), f"attention pooling over {reading.pooled} tokens", reading.pooled
+        )
+    )
+    if reading.shares is None:
+        return plain
+    tokens = plain.last_tokens or plain.tokens
+    if len(reading.shares) != tokens:
+        raise UnsupportedModel(
+            model, f"its last block has {len(reading.shares)} tokens where {tokens} were due"
+        )
+    rows = tuple(reading.shares.nonzero()[:, 0].tolist())
+    shares = tuple(reading.shares[list(rows)].tolist())
+    shares = () if len(set(shares)) == 1 else shares
+    if rows == plain.readout_rows and not shares:
+        return plain
+    words = _in_words(rows, prefix, tokens, reading.means, alike=not shares)
+    if getattr(model, "cls_token", None) is not None:
+        words = words.replace("first token", "class token")
+    return replace(plain, readout_rows=rows, readout=words, readout_shares=shares, pooled_tokens=0)
+
+
+def _in_words(rows: tuple[int, ...], prefix: int, tokens: int, means: int, *, alike: bool) -> str:
+    """What is read, such as "first token and mean over 196 patches"."""
+    before = tuple(row for row in rows if row < prefix)
+    patches = len(rows) - len(before)
+    if rows == (0,):
+        return "first token"
+    if means == 1 and not alike:
+        return f"weighted mean of {len(rows)} tokens"
+    if not before:
+        return f"mean over {patches} patches"
+    if len(rows) == tokens and means == 1:
+        return f"mean over all {tokens} tokens"
+    first = "first token" if before == (0,) else f"{len(before)} prefix tokens"
+    return f"{first} and mean over {patches} patches" if patches else first
+
+
+def _last_block(model: nn.Module) -> nn.Module:
+    return blocks_of(model)[-1]
 
 
 def _merged_layout(grid: tuple[int, int], merges: int) -> TokenLayout:
@@ -187,8 +190,3 @@ def _merged_layout(grid: tuple[int, int], merges: int) -> TokenLayout:
     last = height * width
     readout = f"mean over {last} patches, merged from {grid[0] * grid[1]}"
     return TokenLayout(0, grid, tuple(range(last)), readout, last_tokens=last)
-
-
-def _pooling(model: nn.Module) -> str:
-    """How the head pools the tokens: "token", "avg", ...; "" if it doesn't."""
-    return getattr(model, "global_pool", None) or ""

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from vitexplain.attention.capture import forward
 from vitexplain.attention.tokens import TokenLayout
-from vitexplain.faithfulness.passes import evaluation_mode
 from vitexplain.methods.base import ImageMethod
 from vitexplain.methods.registry import Method
 
@@ -24,8 +23,7 @@ class Baseline(ImageMethod):
     ) -> tuple[np.ndarray, Tensor | None]:
         logits = None
         if with_logits:
-            with evaluation_mode(self.model):
-                logits = forward(self.model, images)
+            logits = forward(self.model, images)
         return np.stack([self.mask(image, *layout.grid) for image in images]), logits
 
     @abstractmethod

@@ -1,8 +1,7 @@
 """Run images through a model or a method, batch by batch; the model is left as it was found."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -11,8 +10,10 @@ from torch import Tensor, nn
 
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
+from vitexplain.attention.shadow import shadow_of
 from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
+from vitexplain.methods.base import both_sides
 from vitexplain.methods.registry import Method
 
 BATCH = 16  # images per forward pass
@@ -20,28 +21,17 @@ BATCH = 16  # images per forward pass
 notify = partial(print, file=sys.stderr)
 
 
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off and batch statistics fixed; afterwards every module has its own mode again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
 def top1(model: nn.Module, images: Tensor, batch_size: int = BATCH) -> list[int]:
     """The model's most likely category for each of (B, 3, H, W)."""
+    shadow = shadow_of(model)
 
     @torch.inference_mode()
     def run(batch: Tensor) -> list[int]:
-        return forward(model, images_for(model, batch)).argmax(dim=1).tolist()
+        logits = forward(shadow, images_for(shadow, batch))
+        return both_sides(logits).argmax(dim=1).tolist()
 
-    with evaluation_mode(model):
-        batches = in_batches(run, images, batch_size, notify)
-        return [category for batch in batches for category in batch]
+    batches = in_batches(run, images, batch_size, notify)
+    return [category for batch in batches for category in batch]
 
 
 def check_categories(model: nn.Module, images: Tensor, categories: Sequence[int]) -> None:

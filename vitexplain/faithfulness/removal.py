@@ -25,9 +25,10 @@ from torchvision.transforms.functional import gaussian_blur
 
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
+from vitexplain.attention.shadow import shadow_of
 from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
-from vitexplain.faithfulness.passes import BATCH, check_categories, evaluation_mode, notify
+from vitexplain.faithfulness.passes import BATCH, check_categories, notify
 
 FILLS = ("mean", "blur")
 # standard deviation of the blur, as a share of the shorter side: a patch keeps nothing of its own
@@ -90,7 +91,8 @@ class Removal:
         if steps < 1:
             raise RequestError(f"steps must be at least 1, not {steps}")
         check_categories(model, images, categories)
-        self.model, self.steps, self.batch_size, self.seed = model, steps, batch_size, seed
+        self.model = shadow_of(model)
+        self.steps, self.batch_size, self.seed = steps, batch_size, seed
         self.images = images_for(model, images)
         self.categories = torch.as_tensor(categories, device=self.images.device)
         self.empty = torch.zeros_like(self.images) if fill == "mean" else blurred(self.images)
@@ -136,7 +138,7 @@ class Removal:
         return Curves(np.array(moved) / patches, outputs[..., 0], outputs[..., 1] > 0)
 
     def _batches(self, run: Callable[[Tensor], np.ndarray], items: Tensor) -> np.ndarray:
-        with torch.inference_mode(), evaluation_mode(self.model):
+        with torch.inference_mode():
             outputs = list(in_batches(run, items, self.batch_size, notify))
         return np.concatenate([np.empty((0, 2)), *outputs])
 

@@ -9,14 +9,15 @@ Each weight tensor is shuffled, which keeps its size and spread: newly drawn wei
 small that attention is uniform, and any map would change for that reason alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import blocks_of
+from vitexplain.attention.wrappers import WRAPPER
 from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
 from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
@@ -27,6 +28,7 @@ AFTER_BLOCKS = {
     "head": "head",
     "head_dist": "head",
     "attn_pool": "head",
+    WRAPPER: "head",
     "norm": "norm",
     "fc_norm": "norm",
 }
@@ -50,18 +52,6 @@ def stages_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         stage = AFTER_BLOCKS.get(name.partition(".")[0], "embedding")
         stages[in_block.get(parameter, stage)].append(parameter)
     return {name: parameters for name, parameters in stages.items() if parameters}
-
-
-@contextmanager
-def weights_restored(model: nn.Module) -> Iterator[None]:
-    """Restore every parameter, bit for bit, at the end, even after an error."""
-    kept = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, values in kept:
-                parameter.copy_(values)
 
 
 def shuffle_(parameters: Sequence[nn.Parameter], generator: torch.Generator) -> None:
@@ -100,21 +90,21 @@ def randomisation(
         UnsupportedModel: if a method can't explain the model.
     """
     check_categories(model, images, categories)
-    stages = stages_of(model)
+    changed = shadow_of(model, own_weights=True)
+    stages = stages_of(changed)
     steps = [list(stages)] if only_last else [[name] for name in stages]
     generator = torch.Generator().manual_seed(seed)
     correlations: dict[str, list[np.ndarray]] = {name: [] for name in methods}
 
-    def masks(name: str) -> np.ndarray:
+    def masks(name: str, of: nn.Module) -> np.ndarray:
         # the method is made anew each time, as it may have read the weights
-        return masks_of(methods[name], model, images, categories, batch_size)
+        return masks_of(methods[name], of, images, categories, batch_size)
 
-    whole = {name: masks(name) for name in methods}
-    with weights_restored(model):
-        for step in steps:
-            for stage in step:
-                shuffle_(stages[stage], generator)
-            for name in methods:
-                correlations[name].append(rank_correlation(whole[name], masks(name)))
+    whole = {name: masks(name, model) for name in methods}
+    for step in steps:
+        for stage in step:
+            shuffle_(stages[stage], generator)
+        for name in methods:
+            correlations[name].append(rank_correlation(whole[name], masks(name, changed)))
     names = [step[-1] for step in steps]
     return names, {name: np.stack(values, axis=1) for name, values in correlations.items()}

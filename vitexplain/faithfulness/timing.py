@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
-from vitexplain.faithfulness.passes import evaluation_mode, masks_of
+from vitexplain.attention.shadow import shadow_of
+from vitexplain.faithfulness.passes import masks_of
 from vitexplain.methods.registry import Method
 
 ROUNDS = 5
@@ -20,11 +21,11 @@ def cost(
     methods: Mapping[str, Method], model: nn.Module, images: Tensor, categories: list[int]
 ) -> dict[str, float]:
     """By name: median seconds of a map ÷ median seconds of a plain forward pass."""
-    images = images_for(model, images)
+    images, shadow = images_for(model, images), shadow_of(model)
 
     def plain() -> None:
-        with torch.inference_mode(), evaluation_mode(model):
-            forward(model, images)
+        with torch.inference_mode():
+            forward(shadow, images)
 
     runs: dict[str, Callable[[], object]] = {"": plain}
     for name, method in methods.items():

@@ -63,7 +63,7 @@ class AttnLRP(CategoryMethod):
     """
 
     def __init__(self, model: nn.Module, gamma: float = 0.0):
-        check_supported(model)
+        model = check_supported(model)
         if not gamma >= 0:
             raise RequestError(f"gamma must be at least 0, not {gamma}")
         self.model, self.gamma = model, gamma

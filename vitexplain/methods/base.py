@@ -10,19 +10,26 @@ B images, K categories each; h x w is the grid of a map's patches.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitexplain.attention.checks import check_one_image, images_for
-from vitexplain.attention.tokens import TokenLayout, token_layout
-from vitexplain.errors import RequestError
+from vitexplain.attention.readout import has_categories, has_own_code
+from vitexplain.attention.shadow import shadow_of
+from vitexplain.attention.tokens import TokenLayout, UnsupportedModel, token_layout
+from vitexplain.attention.verify import check_pass
+from vitexplain.errors import RequestError, is_out_of_memory, one_line
 
 # logits (B, categories) -> K categories for each of the B images
 Choose = Callable[[Tensor], list[list[int]]]
+Method = TypeVar("Method", bound="ImageMethod | CategoryMethod")
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,10 @@ class ImageMethod(ABC):
     ) -> tuple[np.ndarray, TokenLayout, Tensor | None]:
         images = images_for(self.model, input_tensor)
         layout = token_layout(self.model, *images.shape[2:])
-        with torch.inference_mode():
-            scores, logits = self._scores(images, layout, with_logits=with_logits)
-        return scores, layout, logits
+        with torch.inference_mode(), own_code_named(self.model):
+            scores, logits = on_shadow(self)._scores(images, layout, with_logits=with_logits)
+        check_pass(self.model, images, logits)
+        return finite(self.model, scores), layout, logits
 
     @abstractmethod
     def _scores(
@@ -151,16 +159,19 @@ class CategoryMethod(ABC):
 
     def _explain(self, input_tensor: Tensor, choose: Choose) -> list[Explanation]:
         """K explanations, of the categories that `choose` picks for each image."""
-        if not self.model.num_classes:
+        if not has_categories(self.model):
             raise RequestError("the model has no categories: only attention rollout explains it")
         with torch.inference_mode(False), torch.enable_grad():
             # a tensor made in inference mode could not be recorded by autograd
             images = images_for(self.model, input_tensor).clone()
             layout = self._layout(images)
-            scores, logits, categories = self._scores(images, layout, choose)
+            with own_code_named(self.model):
+                scores, logits, categories = on_shadow(self)._scores(images, layout, choose)
+        check_pass(self.model, images, logits.detach())
         logits = logits.detach().float().cpu()
         explanations = []
         for each, chosen in zip(scores, zip(*categories, strict=True), strict=True):
+            each = finite(self.model, each)
             masks = largest_is_one(each)
             explanations.append(Explanation(masks, logits, layout, list(chosen), each))
         return explanations
@@ -177,6 +188,35 @@ class CategoryMethod(ABC):
 
         It is called with gradients enabled; the images require none.
         """
+
+
+def on_shadow(method: Method) -> Method:
+    """The method on a shadow of its model, which it may hook and change."""
+    there = copy(method)
+    there.model = shadow_of(method.model)
+    return there
+
+
+@contextmanager
+def own_code_named(model: nn.Module) -> Iterator[None]:
+    """An error in code that is not timm's becomes UnsupportedModel, with that code's words."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or not has_own_code(model):
+            raise
+        raise UnsupportedModel(
+            model, f"code of its own fails under this method: {one_line(error, 160)}"
+        ) from error
+
+
+def finite(model: nn.Module, scores: np.ndarray) -> np.ndarray:
+    """The same scores, if they are numbers; else UnsupportedModel."""
+    if not np.isfinite(scores).all():
+        raise UnsupportedModel(model, "its maps are not finite: are there NaNs in its weights?")
+    return scores
 
 
 def on_grid(patches: Tensor, grid: tuple[int, int]) -> np.ndarray:
@@ -196,10 +236,16 @@ def chosen_logits(logits: Tensor, categories: list[list[int]]) -> Iterator[tuple
 
     An image's logit depends on that image alone, so that the sum's gradients are those of each.
     """
+    logits = both_sides(logits)
     chosen = logits.gather(1, torch.tensor(categories, device=logits.device))  # (B, K)
     count = chosen.shape[1]
     for number in range(count):
         yield chosen[:, number].sum(), number < count - 1
+
+
+def both_sides(logits: Tensor) -> Tensor:
+    """(B, K) -> (B, K); of a single output y, (B, 1) -> (B, 2): -y and y, one for either answer."""
+    return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def _one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -> list[list[int]]:
@@ -211,6 +257,7 @@ def _one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -
 def _several_categories_each(
     category_indices: Sequence[Sequence[int]] | int, logits: Tensor
 ) -> list[list[int]]:
+    logits = both_sides(logits)
     count = logits.shape[1]
     if isinstance(category_indices, int):
         if not 1 <= category_indices <= count:

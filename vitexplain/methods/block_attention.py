@@ -42,7 +42,7 @@ class BlockAttention(ImageMethod):
         block: int = -1,
         head: int | None = None,
     ):
-        check_supported(model)
+        model = check_supported(model)
         if isinstance(model, WINDOWED):
             raise UnsupportedModel(model, "a block looks at windows only: roll its attention out")
         blocks = len(blocks_of(model))

@@ -39,10 +39,9 @@ class GradCam(CategoryMethod):
     """
 
     def __init__(self, model: nn.Module):
-        check_supported(model)
+        model = check_supported(model)
         self.model = model
-        self.last = blocks_of(model)[-1]
-        if not any(hasattr(self.last, name) for name in ("attn", "in_norm")):
+        if not any(hasattr(blocks_of(model)[-1], name) for name in ("attn", "in_norm")):
             raise UnsupportedModel(model, "the attention of its last block reads no single input")
 
     def _scores(
@@ -69,12 +68,13 @@ class GradCam(CategoryMethod):
             seen.append(tokens.detach().requires_grad_())
             return seen[0]
 
-        if isinstance(self.model, WINDOWED) or not hasattr(self.last, "attn"):
+        last = blocks_of(self.model)[-1]
+        if isinstance(self.model, WINDOWED) or not hasattr(last, "attn"):
             # attention itself reads windows there, or is part of the block
-            norm = self.last.norm1 if isinstance(self.model, WINDOWED) else self.last.in_norm
+            norm = last.norm1 if isinstance(self.model, WINDOWED) else last.in_norm
             undo.callback(norm.register_forward_hook(lambda _m, _i, tokens: see(tokens)).remove)
         else:
-            hook = self.last.attn.register_forward_pre_hook
+            hook = last.attn.register_forward_pre_hook
             undo.callback(hook(lambda _m, inputs: (see(inputs[0]), *inputs[1:])).remove)
 
 

@@ -12,7 +12,6 @@ A patch's score is the sum over its pixels and their channels.
 """
 
 from contextlib import ExitStack
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import TokenLayout, check_supported
 from vitexplain.errors import MissingPackage
-from vitexplain.methods.base import CategoryMethod, Choose, on_grid
+from vitexplain.methods.base import CategoryMethod, Choose, both_sides, on_grid
 
 try:
     from captum.attr import IntegratedGradients as Integral
@@ -50,7 +49,7 @@ class IntegratedGradients(CategoryMethod):
     """
 
     def __init__(self, model: nn.Module):
-        check_supported(model)
+        model = check_supported(model)
         self.model = model
 
     def _scores(
@@ -70,7 +69,7 @@ class IntegratedGradients(CategoryMethod):
 
     def of_pixels(self, images: Tensor, categories: tuple[int, ...]) -> Tensor:
         """Signed attributions (B, 3, H, W) of B images, of one category each."""
-        attributions = Integral(partial(forward, self.model)).attribute(
+        attributions = Integral(self._outputs).attribute(
             images.detach().requires_grad_(),
             target=list(categories),
             n_steps=STEPS,
@@ -78,6 +77,9 @@ class IntegratedGradients(CategoryMethod):
             internal_batch_size=len(images),
         )
         return attributions.detach()
+
+    def _outputs(self, images: Tensor) -> Tensor:
+        return both_sides(forward(self.model, images))
 
     def _patch_size(self) -> tuple[int, int]:
         return self.model.patch_embed.feat_ratio(as_scalar=False)

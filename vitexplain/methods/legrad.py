@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from vitexplain.attention.capture import capture_attention, forward
 from vitexplain.attention.checks import check_start_block
+from vitexplain.attention.readout import is_timms_own
+from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import (
     WINDOWED,
     TokenLayout,
@@ -42,7 +44,7 @@ class LeGrad(CategoryMethod):
     """
 
     def __init__(self, model: nn.Module, start_block: int = 0):
-        check_supported(model)
+        model = check_supported(model)
         if isinstance(model, WINDOWED):
             raise UnsupportedModel(model, "its head takes the last stage's tokens only")
         check_start_block(start_block, len(blocks_of(model)))
@@ -66,7 +68,7 @@ class LeGrad(CategoryMethod):
                 def score(_block, _inputs, tokens, number=number):
                     branches = captured.branches[number]
                     if number >= self.start_block:
-                        logits = self._logits_of(tokens, layout)
+                        logits = self._logits_of(tokens, layout, images)
                         of_categories = self._sensitivities(logits, branches, categories)
                         for into, each in zip(sensitivities, of_categories, strict=True):
                             into.append(each)
@@ -74,20 +76,25 @@ class LeGrad(CategoryMethod):
                     return tokens.detach()  # each block's score is its own
 
                 undo.callback(block.register_forward_hook(score).remove)
-            self.model.forward_features(images)
+            if is_timms_own(self.model):
+                self.model.forward_features(images)
+            else:
+                forward(self.model, images)
         scores = []
         for of_blocks in sensitivities:
             patches = torch.stack(of_blocks).mean(dim=0)[:, layout.prefix_tokens :]
             scores.append(on_grid(patches, layout.grid))
         return scores, logits, categories
 
-    def _logits_of(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+    def _logits_of(self, tokens: Tensor, layout: TokenLayout, images: Tensor) -> Tensor:
         """The logits of a block's output (B, N, C), as if it were the last block's."""
         pooled = tokens
         if not layout.pooled_tokens:
             # all tokens alike, so that their mean is what the head pools
             pooled = tokens.mean(dim=1, keepdim=True).expand_as(tokens)
-        return self.model.forward_head(self.model.norm(pooled))
+        if is_timms_own(self.model):
+            return self.model.forward_head(self.model.norm(pooled))
+        return _logits_after(pooled, self.model, images)
 
     def _sensitivities(
         self, logits: Tensor, branches: list[Tensor], categories: list[list[int]]
@@ -96,3 +103,12 @@ class LeGrad(CategoryMethod):
         for score, again in chosen_logits(logits, categories):
             gradients = torch.autograd.grad(score, branches, retain_graph=again)
             yield sum(gradient.float().clamp(min=0).mean(dim=(1, 2)) for gradient in gradients)
+
+
+def _logits_after(tokens: Tensor, model: nn.Module, images: Tensor) -> Tensor:
+    """The logits that a model with a head of its own gives if these are the last block's tokens."""
+    shadow = shadow_of(model)
+    for block in blocks_of(shadow):
+        block._forward_hooks.clear()
+        block.forward = lambda *_, **__: tokens
+    return forward(shadow, images)

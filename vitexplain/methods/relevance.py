@@ -32,7 +32,7 @@ class Relevance(CategoryMethod):
     """
 
     def __init__(self, model: nn.Module, start_block: int = 0):
-        check_supported(model)
+        model = check_supported(model)
         check_start_block(start_block, len(blocks_of(model)))
         self.model, self.start_block = model, start_block
 

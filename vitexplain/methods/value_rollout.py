@@ -66,7 +66,7 @@ class ValueRollout(ImageMethod):
     """
 
     def __init__(self, model: nn.Module, start_block: int = 0):
-        check_supported(model)
+        model = check_supported(model)
         check_start_block(start_block, len(blocks_of(model)))
         if isinstance(model, WINDOWED):
             raise UnsupportedModel(model, "values are weighted only where attention has no windows")
