@@ -172,7 +172,9 @@ class Explanation:
         if not self.top:
             raise RequestError("faithfulness is measured by a category: the model has none")
         category = self.category or self.top[0]
-        return faithfulness(self.model.model, self.opened.tensor, self.map, category.index)
+        return faithfulness(
+            self.model.model, self.opened.tensor, self.map, category.index, self.model.labels
+        )
 
     def _styled(self, alpha: float | None, colormap: str | None) -> Overlay:
         given = {"alpha": alpha, "colormap": colormap}
@@ -196,7 +198,7 @@ class Explanation:
         about = "the same for every category" if self.category is None else self.category.name
         bar = color_bar(256, 12, self.drawn_by.style.colormap)
         rows = "".join(
-            f"<tr><td style='text-align:right'>{each.probability:.1%}</td>"
+            f"<tr><td style='text-align:right'>{each.share}</td>"
             f"<td style='text-align:left'>{html.escape(each.name)}</td></tr>"
             for each in self.top
         )
@@ -217,6 +219,8 @@ def explain(
     model: str | LoadedModel | nn.Module = "auto",
     method: str | None = None,
     device: str = "auto",
+    labels: str | None = None,
+    class_names: str | Path | Sequence[str] | None = None,
     **options: object,
 ) -> Explanation | list[Explanation]:
     """Show what a Vision Transformer looked at in an image.
@@ -230,6 +234,7 @@ def explain(
             load_model returned; or a timm model of your own.
         method: a name of METHODS; by default attention rollout, with a category gradient rollout.
         device: where a model that is named runs: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        labels, class_names: see load_model.
         **options: of the method, such as head_fusion, discard_ratio, start_block.
 
     Returns:
@@ -244,7 +249,7 @@ def explain(
         (14, 14)
     """
     asked = _map_options(category, method, options)
-    loaded = _loaded(model, device)
+    loaded = _loaded(model, device, class_names, labels)
     several, images = _as_list(image)
     explainer = Explainer(asked, loaded)
     given = {"category": category, **({} if method is None else {"method": method}), **options}
@@ -330,14 +335,22 @@ def _map_options(category: int | str | None, method: str | None, options: dict) 
     return MapOptions(method=chosen, category=category, **options)
 
 
-def _loaded(model: str | LoadedModel | nn.Module, device: str) -> LoadedModel:
+def _loaded(
+    model: str | LoadedModel | nn.Module,
+    device: str,
+    class_names: str | Path | Sequence[str] | None,
+    labels: str | None,
+) -> LoadedModel:
     if isinstance(model, LoadedModel | nn.Module) and device != "auto":
         raise RequestError("device is for a model that is named; this one is where it was put")
     if isinstance(model, LoadedModel):
+        if class_names is not None or labels is not None:
+            raise RequestError("class_names and labels are for load_model: this model has its own")
         return model
     if isinstance(model, nn.Module):
-        return wrap_model(model)
-    return load_model(model, device=choose_device(device)[0])
+        return wrap_model(model, class_names, labels)
+    device, _ = choose_device(device)
+    return load_model(model, class_names=class_names, device=device, labels=labels)
 
 
 def _in_notebook() -> bool:

@@ -1,7 +1,6 @@
 """The requested methods on batches of images, with the names of the model's categories."""
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +15,9 @@ from vitexplain.methods.base import Explanation
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.categories import short_name
 from vitexplain.models.loading import LoadedModel
+from vitexplain.outputs import both_sides, probabilities
 from vitexplain.settings import MapOptions
+from vitexplain.words import share_of
 
 TOP = 5
 GPU_BATCH = 32
@@ -25,16 +26,34 @@ CACHED_TOKENS = 2048  # of a batch: with more, activations of a small ViT fall o
 
 
 class Category(NamedTuple):
-    """A category of the model, and its probability in one image."""
+    """A category of the model, and its probability in one image.
+
+    Attributes:
+        probability: 0 to 1; None where outputs are values, not probabilities.
+        output: that value then.
+    """
 
     index: int
     name: str
-    probability: float
+    probability: float | None
+    output: float | None = None
 
     @property
     def short_name(self) -> str:
         """The first synonym: "tiger cat" of "tiger cat, Felis silvestris"."""
         return short_name(self.name)
+
+    @property
+    def share(self) -> str:
+        """The probability, or the value, in words."""
+        return share_of(self.as_json())
+
+    def as_json(self) -> dict:
+        """As reports and results have it."""
+        fields = self._asdict()
+        if self.output is None:
+            del fields["output"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -58,7 +77,7 @@ class Map:
     @property
     def about(self) -> dict:
         """Method and category as reports and results have them (JSON-ready)."""
-        category = None if self.category is None else self.category._asdict()
+        category = None if self.category is None else self.category.as_json()
         return {"method": self.method, "category": category}
 
 
@@ -95,6 +114,10 @@ class Explainer:
             raise RequestError(
                 "--compare measures how faithful maps are to a category: the model has none"
             )
+        if options.compare and loaded.labels == "none":
+            raise RequestError(
+                "--compare measures by probabilities: outputs of --labels none are values"
+            )
         for method in chosen:
             try:
                 self._add(method)
@@ -123,16 +146,18 @@ class Explainer:
     def __call__(self, tensors: Tensor) -> list[ImageMaps]:
         """The maps of B images (B, 3, H, W): for each method, for each category."""
         found = [run(tensors) for run in self._runs]
-        probabilities = found[0][0].logits.softmax(dim=1)
+        outputs = self._outputs(found[0][0].logits)
         explained = []
-        for place, shares in enumerate(probabilities):
+        for place, shares in enumerate(outputs):
             maps = [
                 self._map(method, explanation, place, shares)
                 for method, explanations in zip(self.methods, found, strict=True)
                 for explanation in explanations
             ]
             if self.options.compare:
-                measure = partial(faithfulness, self.loaded.model, tensors[place])
+                measure = partial(
+                    faithfulness, self.loaded.model, tensors[place], labels=self.loaded.labels
+                )
                 maps = with_faithfulness(maps, measure, int(shares.argmax()))
             explained.append(ImageMaps(self._top(shares), maps))
         return explained
@@ -144,42 +169,53 @@ class Explainer:
         tokens = token_layout(self.loaded.model, *self.loaded.transform.size).tokens
         return max(1, min(CPU_BATCH, CACHED_TOKENS // tokens))
 
-    def beside(self) -> "Explainer":
-        """A copy on the same weights that can run in another thread at the same time.
+    def _outputs(self, logits: Tensor) -> Tensor:
+        """(B, categories): probabilities, or values where the outputs are no probabilities."""
+        if not self.loaded.categories:
+            return logits
+        if logits.ndim != 2:
+            raise UnsupportedModel(
+                self.loaded.model, f"its outputs {tuple(logits.shape)} are not (B, categories)"
+            )
+        if self.loaded.labels == "none":
+            return both_sides(logits)
+        return probabilities(logits, self.loaded.labels)
 
-        Hooks and modes belong to modules, so these are copied; the parameters are frozen.
-        """
-        model = self.loaded.model.requires_grad_(False)
-        shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        return Explainer(self.options, replace(self.loaded, model=deepcopy(model, shared)))
-
-    def _map(self, method: dict, found: Explanation, place: int, probabilities: Tensor) -> Map:
+    def _map(self, method: dict, found: Explanation, place: int, outputs: Tensor) -> Map:
         category = None
         if found.categories is not None:
-            category = self._category(found.categories[place], probabilities)
+            category = self._category(found.categories[place], outputs)
         return Map(found.masks[place], category, method, scores=found.scores[place])
 
-    def _top(self, probabilities: Tensor) -> list[Category]:
-        """The TOP most likely categories of one image, from all its probabilities."""
+    def _top(self, outputs: Tensor) -> list[Category]:
+        """The TOP most likely categories of one image, from all its outputs."""
         if not self.loaded.categories:
             return []
-        chosen = probabilities.sort(descending=True, stable=True).indices[:TOP]
-        return [self._category(index, probabilities) for index in chosen.tolist()]
+        chosen = outputs.sort(descending=True, stable=True).indices[:TOP]
+        return [self._category(index, outputs) for index in chosen.tolist()]
 
-    def _category(self, index: int, probabilities: Tensor) -> Category:
-        return Category(index, self.loaded.categories[index], float(probabilities[index]))
+    def _category(self, index: int, outputs: Tensor) -> Category:
+        output, name = float(outputs[index]), self.loaded.categories[index]
+        if self.loaded.labels == "none":
+            return Category(index, name, None, output)
+        return Category(index, name, output)
 
 
 def most_faithful(maps: Sequence[Map]) -> set[int]:
     """Places of the maps with the highest faithfulness of each category.
 
-    A map that is the same for every category competes in the first one's row.
+    A map that is the same for every category competes in the first one's row. Where several are
+    the highest, none is.
     """
-    best: dict[int, int] = {}
+    of_rows: dict[int, list[int]] = {}
     for place, row in enumerate(rows_of(maps)):
-        if row not in best or maps[place].faithfulness > maps[best[row]].faithfulness:
-            best[row] = place
-    return set(best.values())
+        of_rows.setdefault(row, []).append(place)
+    best = set()
+    for places in of_rows.values():
+        highest = max(maps[place].faithfulness for place in places)
+        first = [place for place in places if maps[place].faithfulness == highest]
+        best.update(first if len(first) == 1 or len(places) == 1 else ())
+    return best
 
 
 def with_faithfulness(

@@ -19,6 +19,7 @@ class ModelOptions:
     Attributes:
         model: "auto", "bundled" or any timm name.
         crop: one of choices.CROPS.
+        labels: one of choices.LABELS; None for what the model says of itself.
         img_size: (H, W) of the input in pixels; None for the model's own.
     """
 
@@ -28,6 +29,7 @@ class ModelOptions:
     device: str = "auto"
     use_cuda: bool = False
     crop: str = "none"
+    labels: str | None = None
     img_size: tuple[int, int] | None = None
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import families, speed
 from helpers import ROOT
-from vitexplain.attention.tokens import GLOBAL, WINDOWED
+from vitexplain.attention.families import GLOBAL, WINDOWED
 from vitexplain.markers import write_between
 
 

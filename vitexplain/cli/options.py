@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from vitexplain import __version__
-from vitexplain.choices import CROPS, DEFAULT_IMAGE, ENGINES, HEAD_FUSIONS
+from vitexplain.choices import CROPS, DEFAULT_IMAGE, ENGINES, HEAD_FUSIONS, LABELS
 from vitexplain.errors import RequestError, run_command
 from vitexplain.markers import write_between
 from vitexplain.methods.registry import METHODS, method_named
@@ -186,6 +186,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         choices=CROPS,
         help="none: the whole image, squashed; pad: the whole image, padded; center (also without "
         "a value): the model's own crop (default: %(default)s)",
+    )
+    add(
+        "--labels",
+        choices=LABELS,
+        help="how outputs become probabilities: exclusive (a softmax over all), independent (each "
+        "by its own sigmoid, as several labels may apply) or none (they are values, as of a "
+        "regression); by default what the model says, else exclusive",
     )
     add(
         "--img_size",

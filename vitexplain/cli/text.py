@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from vitexplain.methods.registry import METHODS
+from vitexplain.words import share_of
 
 
 def folder_text(report: dict) -> str:
@@ -60,7 +61,7 @@ def image_text(report: dict) -> str:
     lines = _opening(report)
     if report["top"]:
         lines.append("Most likely categories:")
-        lines += [f"  {c['probability']:6.1%}  {c['index']:4} {c['name']}" for c in report["top"]]
+        lines += [f"  {share_of(c):>6}  {c['index']:4} {c['name']}" for c in report["top"]]
     lines.append(f"Method: {_method(report['method'])}")
     return "\n".join([*lines, *_wrote(report)])
 
@@ -86,8 +87,7 @@ def _method(method: dict) -> str:
     if not kind.of_category:
         text += ", the same for every category"
     elif category:
-        name, probability = category["name"], category["probability"]
-        text += f" for category {category['index']} ({name}, {probability:.1%})"
+        text += f" for category {category['index']} ({category['name']}, {share_of(category)})"
     return f"{text} ({details})" if details else text
 
 

@@ -40,7 +40,7 @@ def _heading(maps: Sequence[Map]) -> str:
     category = next((found.category for found in maps if found.category), None)
     if category is None:
         return "input"
-    return f"input, for {category.short_name} ({category.probability:.1%})"
+    return f"input, for {category.short_name} ({category.share})"
 
 
 def _cell(found: Map, draw: Callable[[np.ndarray], Image.Image], best: bool) -> Cell:

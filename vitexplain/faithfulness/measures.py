@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vitexplain.attention.readout import has_categories
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import RequestError
 from vitexplain.faithfulness.baselines import BASELINES
@@ -62,6 +63,7 @@ class _Case:
     categories: Sequence[int]
     batch_size: int
     seed: int
+    labels: str = "exclusive"
 
     def part(self, which: slice) -> "_Case":
         return replace(self, images=self.images[which], categories=self.categories[which])
@@ -78,6 +80,7 @@ def evaluate_images(
     few: int = FEW,
     batch_size: int = BATCH,
     seed: int = 0,
+    labels: str = "exclusive",
 ) -> Evaluation:
     """Measure methods on B images; see MEASURES.
 
@@ -91,18 +94,19 @@ def evaluate_images(
         few: randomisation and stability are measured on this many images, the first ones.
         batch_size: images per forward pass.
         seed: of shuffles, noise, and the order of equal values.
+        labels: how the outputs become probabilities, "exclusive" or "independent".
 
     Raises:
         RequestError: if an argument is out of range, or the model has no categories.
     """
     if steps < 1 or steps % 10:
         raise RequestError(f"steps must be a multiple of 10, not {steps}")
-    if not model.num_classes:
+    if not has_categories(model):
         raise RequestError("a model without categories has no probabilities to measure by")
     if categories is None:
         categories = top1(model, images, batch_size)
     check_categories(model, images, categories)
-    case = _Case(model, images, categories, batch_size, seed)
+    case = _Case(model, images, categories, batch_size, seed, labels)
     methods = ALL if methods is None else methods
     masks, left_out = _masks(methods, case)
     methods = {name: methods[name] for name in masks}
@@ -159,6 +163,7 @@ def _removal(case: _Case, fill: str, steps: int) -> Removal:
         steps,
         batch_size=case.batch_size,
         seed=case.seed,
+        labels=case.labels,
     )
 
 

@@ -13,8 +13,9 @@ from vitexplain.attention.checks import images_for
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
-from vitexplain.methods.base import both_sides
 from vitexplain.methods.registry import Method
+from vitexplain.models.answers import count_outputs
+from vitexplain.outputs import both_sides
 
 BATCH = 16  # images per forward pass
 
@@ -38,7 +39,8 @@ def check_categories(model: nn.Module, images: Tensor, categories: Sequence[int]
     """One category for each image, all of them the model's, or RequestError."""
     if len(categories) != len(images):
         raise RequestError(f"{len(images)} images need as many categories, not {len(categories)}")
-    count = model.num_classes
+    count = count_outputs(model)
+    count = 2 if count == 1 else count  # the two answers of a single output
     if not all(0 <= category < count for category in categories):
         raise RequestError(f"categories must be from 0 to {count - 1}, not {list(categories)}")
 

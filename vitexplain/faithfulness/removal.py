@@ -29,6 +29,7 @@ from vitexplain.attention.shadow import shadow_of
 from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
 from vitexplain.faithfulness.passes import BATCH, check_categories, notify
+from vitexplain.outputs import both_sides, probabilities
 
 FILLS = ("mean", "blur")
 # standard deviation of the blur, as a share of the shorter side: a patch keeps nothing of its own
@@ -70,6 +71,7 @@ class Removal:
         steps: the number of roughly equal parts in which patches are removed.
         batch_size: images per forward pass; halved where memory does not suffice.
         seed: of the order of patches with equal values.
+        labels: how the outputs become probabilities, "exclusive" or "independent".
 
     Raises:
         RequestError: if an argument is out of range.
@@ -85,6 +87,7 @@ class Removal:
         *,
         batch_size: int = BATCH,
         seed: int = 0,
+        labels: str = "exclusive",
     ):
         if fill not in FILLS:
             raise RequestError(f"fill must be one of {', '.join(FILLS)}, not {fill!r}")
@@ -93,6 +96,7 @@ class Removal:
         check_categories(model, images, categories)
         self.model = shadow_of(model)
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
+        self.labels = labels
         self.images = images_for(model, images)
         self.categories = torch.as_tensor(categories, device=self.images.device)
         self.empty = torch.zeros_like(self.images) if fill == "mean" else blurred(self.images)
@@ -149,8 +153,8 @@ class Removal:
         """
         logits = forward(self.model, shown).float()
         wanted = self.categories[indices]
-        probability = logits.softmax(dim=1).gather(1, wanted[:, None])[:, 0]
-        first = logits.argmax(dim=1) == wanted
+        probability = probabilities(logits, self.labels).gather(1, wanted[:, None])[:, 0]
+        first = both_sides(logits).argmax(dim=1) == wanted
         return torch.stack([probability, first.float()], dim=1).cpu().double().numpy()
 
 

@@ -8,7 +8,13 @@ from vitexplain.faithfulness.removal import FILLS, Removal
 STEPS = 10
 
 
-def faithfulness(model: nn.Module, image: Tensor, mask: np.ndarray, category: int) -> float:
+def faithfulness(
+    model: nn.Module,
+    image: Tensor,
+    mask: np.ndarray,
+    category: int,
+    labels: str = "exclusive",
+) -> float:
     """Area under the insertion curve minus that under deletion, the mean over both fills; -1 to 1.
 
     Args:
@@ -16,6 +22,7 @@ def faithfulness(model: nn.Module, image: Tensor, mask: np.ndarray, category: in
         image: (3, H, W), normalised.
         mask: (h, w), >= 0.
         category: the one that the map explains.
+        labels: how the outputs become probabilities, "exclusive" or "independent".
 
     The difference rewards a map for finding what the category needs as well as what suffices for
     it, and the model's response to the fill itself partly cancels. Ten steps are enough for a
@@ -28,6 +35,6 @@ def faithfulness(model: nn.Module, image: Tensor, mask: np.ndarray, category: in
     images, masks = image[None], mask[None]
     differences = []
     for fill in FILLS:
-        removal = Removal(model, images, [category], fill, STEPS)
+        removal = Removal(model, images, [category], fill, STEPS, labels=labels)
         differences.append(removal.insertion(masks).areas - removal.deletion(masks).areas)
     return float(np.mean(differences))

@@ -26,6 +26,7 @@ from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import TokenLayout, UnsupportedModel, token_layout
 from vitexplain.attention.verify import check_pass
 from vitexplain.errors import RequestError, is_out_of_memory, one_line
+from vitexplain.outputs import both_sides
 
 # logits (B, categories) -> K categories for each of the B images
 Choose = Callable[[Tensor], list[list[int]]]
@@ -39,7 +40,8 @@ class Explanation:
     Attributes:
         masks: the maps, (B, h, w) float32, the largest value of each 1 (all 0 where no patch
             counts).
-        logits: (B, categories) on the CPU; (B, features) for a model without a classifier.
+        logits: (B, categories) on the CPU; (B, features) for a model without a classifier; (B, 1)
+            for a single output, whose categories are 0 (against) and 1 (for).
         layout: the tokens of this input, and which of them the classifier pools.
         categories: the category explained, for each image; None if the method has none.
         scores: (B, h, w) float32, the method's own numbers before they were scaled.
@@ -241,11 +243,6 @@ def chosen_logits(logits: Tensor, categories: list[list[int]]) -> Iterator[tuple
     count = chosen.shape[1]
     for number in range(count):
         yield chosen[:, number].sum(), number < count - 1
-
-
-def both_sides(logits: Tensor) -> Tensor:
-    """(B, K) -> (B, K); of a single output y, (B, 1) -> (B, 2): -y and y, one for either answer."""
-    return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
 
 
 def _one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -> list[list[int]]:

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import TokenLayout, check_supported
 from vitexplain.errors import MissingPackage
-from vitexplain.methods.base import CategoryMethod, Choose, both_sides, on_grid
+from vitexplain.methods.base import CategoryMethod, Choose, on_grid
+from vitexplain.outputs import both_sides
 
 try:
     from captum.attr import IntegratedGradients as Integral

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from vitexplain.attention.tokens import check_supported
 from vitexplain.errors import one_line
+from vitexplain.models.answers import name_outputs
 from vitexplain.models.bundled import ModelError, build_network, bundled_folder, read_config
-from vitexplain.models.categories import default_names, find_category, read_names
+from vitexplain.models.categories import find_category
 from vitexplain.models.hub import WeightsUnavailable, weights_at_hand
 from vitexplain.models.transform import InputTransform
 
@@ -77,27 +78,33 @@ class _Network:
 
 
 def load_model(
-    name: str = "auto",
+    name: str | nn.Module = "auto",
     checkpoint: str | Path | None = None,
-    class_names: str | Path | None = None,
+    class_names: str | Path | Sequence[str] | None = None,
     device: str | torch.device = "cpu",
     crop: str = "none",
     *,
     img_size: tuple[int, int] | None = None,
+    labels: str | None = None,
     explainable: bool = True,
 ) -> LoadedModel:
     """Load a model to explain.
 
     Args:
         name: "auto" (DeiT-tiny from the local cache or the hub, else the bundled model),
-            "bundled", or any timm name, with tag or "hf-hub:" / "local-dir:" prefix.
+            "bundled", or any timm name, with tag or "hf-hub:" / "local-dir:" prefix; or a model
+            of your own, which stays where it is.
         checkpoint: fine-tuned weights for `name`: a state dict (.safetensors, or .pth, .pt, .bin
             without code in it), whose head gives the number of categories; or a folder written by
             training, which names its own model (`name` stays "auto").
-        class_names: file with the categories' names, one per line or JSON.
+        class_names: file with the categories' names, one per line or JSON; or they themselves. A
+            single output has two, against and for.
         device: where the model runs.
         crop: "none" (the whole image squashed), "center" (the model's own crop) or "pad".
         img_size: (H, W) of the input in pixels; None for the model's own.
+        labels: how outputs become probabilities: "exclusive" (softmax over all of them),
+            "independent" (each by its sigmoid) or "none" (they are values, as of a regression);
+            None for what the model says of itself.
         explainable: whether to refuse a model whose attention can't be explained.
 
     Raises:
@@ -106,34 +113,51 @@ def load_model(
         vitexplain.attention.tokens.UnsupportedModel: a model whose attention can't be explained.
         vitexplain.models.categories.CategoryError: class names that don't fit.
     """
+    if isinstance(name, nn.Module):
+        if checkpoint is not None or img_size:
+            raise ModelError("a model that is given has weights and a size: pass it alone")
+        return wrap_model(name, class_names, labels, crop)
     network = _network(name, None if checkpoint is None else Path(checkpoint), explainable)
     if explainable:
         check_supported(network.model)
     if img_size:
         set_input_size(network.model, img_size)
         network.data["input_size"] = (3, *img_size)
-    count = network.model.num_classes
-    names = read_names(class_names, count) if class_names else default_names(count, network.names)
+    labels = labels or network.labels
+    categories, remark = name_outputs(network.model, network.names, class_names, labels)
     return LoadedModel(
         model=network.model.eval().to(device),
         name=network.name,
         transform=_transform(network.data, crop),
-        categories=names,
-        notice=network.notice,
-        labels=network.labels,
+        categories=categories,
+        notice="; ".join(filter(None, (network.notice, remark))),
+        labels=labels,
     )
 
 
-def wrap_model(model: nn.Module) -> LoadedModel:
-    """A timm model of your own, in whatever mode it is, with the transform that timm records."""
+def wrap_model(
+    model: nn.Module,
+    class_names: str | Path | Sequence[str] | None = None,
+    labels: str | None = None,
+    crop: str = "none",
+) -> LoadedModel:
+    """A model of your own, in whatever mode it is, with the transform that timm records.
+
+    Raises:
+        vitexplain.attention.tokens.UnsupportedModel: if there is no timm ViT in it that can be
+            explained.
+        vitexplain.models.categories.CategoryError: class names that don't fit.
+    """
+    model = check_supported(model)
     data = resolve_model_data_config(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size:  # of this very model, whatever its configuration says
         data["input_size"] = (3, *size)
     config = getattr(model, "pretrained_cfg", None) or {}
     name = config.get("architecture") or type(model).__name__
-    names = default_names(getattr(model, "num_classes", 0), config)
-    return LoadedModel(model, name, _transform(data, "none"), names)
+    labels = labels or "exclusive"
+    categories, notice = name_outputs(model, config, class_names, labels)
+    return LoadedModel(model, name, _transform(data, crop), categories, notice, labels)
 
 
 def _network(name: str, checkpoint: Path | None, explainable: bool) -> _Network:

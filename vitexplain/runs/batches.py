@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from queue import SimpleQueue
 
 import torch
 
@@ -28,7 +27,7 @@ def explained(
     if session.device["name"] == "cpu":
         threads = min(processors(), 8)
         keep_freed_memory()
-    model = _Models(session.explainer, session.overlay.transform, threads, size, tell)
+    model = _Models(session.explainer, session.overlay.transform, size, tell)
     before = torch.get_num_threads()
     share = max(1, processors() // threads)
     try:
@@ -60,31 +59,22 @@ def _groups(items: Iterable[Item], model: "_Models") -> Iterator[list[Item]]:
 
 
 class _Models:
-    """Explains groups, each in a thread; `size` shrinks when memory runs out."""
+    """Explains groups, several at a time; `size` shrinks when memory runs out."""
 
     def __init__(
         self,
         explainer: Explainer,
         transform: InputTransform,
-        threads: int,
         size: int,
         tell: Callable[[str], None],
     ):
-        self.transform, self.size, self.tell = transform, size, tell
-        self.idle: SimpleQueue[Explainer] = SimpleQueue()
-        self.idle.put(explainer)
-        for _ in range(threads - 1):
-            self.idle.put(explainer.beside())
+        self.explainer, self.transform, self.size, self.tell = explainer, transform, size, tell
 
     def explain(self, group: list[Item]) -> list[Item]:
         if group[0].failure:
             return group
-        explainer = self.idle.get()
-        run = partial(explain_items, self.transform, explainer)
-        try:
-            for done in in_batches(run, group, self.size, self.tell):
-                if len(done) < min(self.size, len(group)):
-                    self.size = len(done)
-        finally:
-            self.idle.put(explainer)
+        run = partial(explain_items, self.transform, self.explainer)
+        for done in in_batches(run, group, self.size, self.tell):
+            if len(done) < min(self.size, len(group)):
+                self.size = len(done)
         return group

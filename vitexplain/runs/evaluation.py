@@ -57,6 +57,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         session.loaded.transform.std,
         methods | BASELINES,
         categories,
+        labels=session.loaded.labels,
     )
     for name, reason in found.left_out.items():
         tell(f"without {ALL[name].title}: {reason}")

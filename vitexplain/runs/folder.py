@@ -211,6 +211,7 @@ def _record(session: Session) -> dict:
         "weights_and_names": digest.hexdigest(),
         "crop": settings.model.crop,
         "img_size": settings.model.img_size,
+        "labels": loaded.labels,
         **asdict(settings.maps),
         **asdict(settings.style),
         "methods": session.explainer.methods,

@@ -65,7 +65,7 @@ def result_of(item: Item, session: Session) -> dict:
         "size": list(decoded.size),
         "region_seen": [round(edge, 2) for edge in decoded.region],
         "model": session.loaded.name,
-        "top": [each._asdict() for each in item.explained.top],
+        "top": [each.as_json() for each in item.explained.top],
         "maps": maps,
         "milliseconds": {
             "decode": round(decoded.milliseconds, 1),

@@ -53,6 +53,7 @@ def open_session(settings: Settings) -> Session:
         device,
         options.crop,
         img_size=options.img_size,
+        labels=options.labels,
     )
     explainer = Explainer(settings.maps, loaded)
     transform = _published_transform(loaded) if as_published else loaded.transform

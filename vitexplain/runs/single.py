@@ -33,7 +33,7 @@ def explain_image(settings: Settings) -> dict:
     write_png(files["input"], opened.seen, session.overlay.texts)
     return {
         **_report(session, [found.result], files),
-        "top": [each._asdict() for each in found.top],
+        "top": [each.as_json() for each in found.top],
         "method": {**found.method, "category": found.result.about["category"]},
         "picture": {
             "path": str(path),
@@ -73,7 +73,7 @@ def explain_compare(settings: Settings) -> dict:
     best = most_faithful(explained.maps)
     return {
         **_report(session, explained.maps, files),
-        "top": [each._asdict() for each in explained.top],
+        "top": [each.as_json() for each in explained.top],
         "maps": [
             {
                 **found.about,

@@ -1,0 +1,33 @@
+"""What a model's outputs say about an image: categories, each with a probability or a value.
+
+Outputs exclude each other ("exclusive": a softmax over all of them), or each says yes or no by
+itself ("independent": a sigmoid of each), or they are values, as of a regression ("none"). A single
+output y has two answers, of index 0 and 1: against (-y) and for (y). Their probabilities are
+sigmoid(-y) and sigmoid(y).
+"""
+
+import torch
+from torch import Tensor
+
+from vitexplain.errors import RequestError
+
+
+def both_sides(logits: Tensor) -> Tensor:
+    """(B, K) -> (B, K); of a single output y, (B, 1) -> (B, 2): -y and y."""
+    return torch.cat([-logits, logits], dim=1) if logits.shape[1] == 1 else logits
+
+
+def probabilities(logits: Tensor, labels: str = "exclusive") -> Tensor:
+    """(B, K) -> (B, categories), 0 to 1.
+
+    Args:
+        labels: "exclusive" or "independent".
+
+    Raises:
+        RequestError: for "none", whose outputs are no probabilities.
+    """
+    if labels == "none":
+        raise RequestError("outputs of --labels none are values: they have no probabilities")
+    if labels == "independent" or logits.shape[1] == 1:
+        return both_sides(logits).sigmoid()
+    return logits.softmax(dim=1)
