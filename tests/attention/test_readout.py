@@ -70,6 +70,21 @@ class ByContent(VisionTransformer):
         return (x.mean(-1, keepdim=True).softmax(1) * x).sum(1)
 
 
+class ClassLast(VisionTransformer):
+    """The class token behind the patches."""
+
+    def _pos_embed(self, x):
+        return super()._pos_embed(x).roll(-1, dims=1)
+
+    def pool(self, x):
+        return x[:, -1]
+
+
+class Mirrored(VisionTransformer):
+    def forward(self, x):
+        return super().forward(x.flip(-1))
+
+
 class Largest(VisionTransformer):
     def pool(self, x):
         return x.amax(1)
@@ -172,6 +187,8 @@ def test_single_patches_may_be_read(images):
         (Largest, "weighs tokens by their content"),
         (Difference, "subtracts tokens"),
         (SeveralBlocks, "other things beside the last block's tokens"),
+        (ClassLast, "not prefix tokens followed by the image's patches"),
+        (Mirrored, "not prefix tokens followed by the image's patches"),
     ],
 )
 def test_what_is_no_mean_is_refused(cls, reason, images):

@@ -25,6 +25,8 @@ from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel,
 from vitexplain.attention.windows import merging, windows_of
 from vitexplain.errors import RequestError
 
+ATTENTION_LAYER = "attn_drop"  # through which timm's attention passes
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -77,7 +79,7 @@ class CapturedAttention:
         Raises:
             UnsupportedModel: if the attention of some block did not pass the hook exactly once.
         """
-        check_all_seen(self.model, self.branches)
+        check_all_seen(self.model, self.branches, "at its attn_drop")
         if self.layout.pooled_tokens and self.pool is None:
             raise UnsupportedModel(self.model, "the attention of its pooling was not seen")
         return self.branches
@@ -137,11 +139,11 @@ def sum_branches(blocks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [sum(branches[1:], branches[0]) for branches in blocks]
 
 
-def check_all_seen(model: nn.Module, branches: Sequence[Sequence]) -> None:
+def check_all_seen(model: nn.Module, branches: Sequence[Sequence], where: str) -> None:
     """Raise UnsupportedModel unless the attention of every block was seen."""
     if not all(branches):
         seen = sum(map(bool, branches))
-        reason = f"the attention of only {seen} of its {len(branches)} blocks was seen"
+        reason = f"the attention of only {seen} of its {len(branches)} blocks was seen {where}"
         raise UnsupportedModel(model, reason)
 
 
@@ -149,7 +151,7 @@ def check_all_seen(model: nn.Module, branches: Sequence[Sequence]) -> None:
 def capture_attention(
     model: nn.Module,
     layout: TokenLayout,
-    layer_name: str = "attn_drop",
+    layer_name: str = ATTENTION_LAYER,
     *,
     reduce: Callable[[Tensor], Tensor] = lambda attention: attention,
     track_gradient: bool = False,
@@ -180,6 +182,10 @@ def capture_attention(
                 tokens = block.window_area
                 undo.callback(block.register_forward_pre_hook(_see_grid(captured)).remove)
             layers = layers_named(block, f"blocks.{number}", layer_name)
+            if not layers and layer_name == ATTENTION_LAYER:
+                raise UnsupportedModel(
+                    model, f"the attention of its block {number} passes no {ATTENTION_LAYER}"
+                )
             if not layers:
                 raise RequestError(
                     f"attention_layer_name={layer_name!r} names no module of block {number}; "

@@ -5,8 +5,10 @@ Each raises RequestError, which names the argument and says what is allowed.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
+from vitexplain.attention.readout import channels_of
 from vitexplain.choices import HEAD_FUSIONS
 from vitexplain.errors import RequestError
 
@@ -65,8 +67,18 @@ def check_one_image(input_tensor: Tensor) -> None:
 
 def images_for(model: nn.Module, input_tensor: Tensor) -> Tensor:
     """The batch (B, C, H, W), on the model's device and in its precision."""
-    if not isinstance(input_tensor, Tensor) or input_tensor.ndim != 4 or not len(input_tensor):
-        shape = getattr(input_tensor, "shape", type(input_tensor).__name__)
-        raise RequestError(f"input_tensor must be a (B, 3, H, W) tensor, B >= 1, not {shape}")
-    weight = next(model.parameters())
+    expected = "input_tensor must be a (B, C, H, W) tensor, B >= 1, as the model's transform makes"
+    if not isinstance(input_tensor, Tensor):
+        raise RequestError(
+            f"{expected}, not {type(input_tensor).__name__}: vitexplain.explain takes images"
+        )
+    if input_tensor.ndim != 4 or not len(input_tensor):
+        hint = ": add the batch, x[None]" if input_tensor.ndim == 3 else ""
+        raise RequestError(f"{expected}, not {tuple(input_tensor.shape)}{hint}")
+    channels = channels_of(model)
+    if input_tensor.shape[1] != channels:
+        raise RequestError(
+            f"the model takes images of {channels} channels, not {input_tensor.shape[1]}"
+        )
+    weight = next(filter(torch.is_floating_point, model.parameters()), torch.empty(0))
     return input_tensor.detach().to(weight.device, weight.dtype)

@@ -83,6 +83,12 @@ def check_supported(model: nn.Module) -> nn.Module:
 
 
 def _check_attention(model: nn.Module) -> None:
+    if any(".nn.quantized" in type(module).__module__ for module in model.modules()):
+        raise UnsupportedModel(
+            model,
+            "its layers are quantised: no gradient passes them, and they round each batch in its "
+            "own way; explain it as it was before",
+        )
     if any(isinstance(m, DiffAttention | DiffParallelScalingBlock) for m in model.modules()):
         raise UnsupportedModel(
             model,

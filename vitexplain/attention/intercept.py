@@ -29,6 +29,8 @@ from vitexplain.attention.capture import (
 from vitexplain.attention.readout import has_hooks, is_from_timm, is_timms_own
 from vitexplain.attention.tokens import WINDOWED, TokenLayout, UnsupportedModel, blocks_of
 
+FUSED_CALL = "scaled_dot_product_attention"
+
 
 class AttentionCall(NamedTuple):
     """One attention call of a model.
@@ -213,9 +215,16 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _attends_as_timm(block: nn.Module) -> bool:
-    """True if the modules that attend, those with a dropout for it, are timm's own."""
+    """True if the modules that attend, those with a dropout for it, make fused calls."""
     attend = [module for module in block.modules() if "attn_drop" in module._modules]
-    return all(is_from_timm(type(m).forward) and "forward" not in vars(m) for m in attend)
+    forwards = [vars(module).get("forward", type(module).forward) for module in attend]
+    return all(is_from_timm(each) or FUSED_CALL in names_in(each) for each in forwards)
+
+
+def names_in(function: Callable) -> tuple[str, ...]:
+    """The names that a function's code mentions."""
+    code = getattr(function, "__code__", None)
+    return code.co_names if code else ()
 
 
 def factors_of(
@@ -226,7 +235,7 @@ def factors_of(
     Raises:
         UnsupportedModel: if some block's attention was not seen, or is not finite.
     """
-    check_all_seen(model, blocks)
+    check_all_seen(model, blocks, "in fused calls")
     matrices = sum_branches(blocks)
     if not all(bool(matrix.sum().isfinite()) for matrix in matrices):
         raise UnsupportedModel(model, "its attention is not finite")

@@ -18,6 +18,7 @@ from vitexplain.attention.families import (
     check_supported,
     pooling_of,
 )
+from vitexplain.attention.order import check_order, is_ordered
 from vitexplain.attention.readout import (
     Reading,
     Unreadable,
@@ -102,10 +103,13 @@ def token_layout(model: nn.Module, height: int, width: int) -> TokenLayout:
     model = check_supported(model)
     # grid_size is for the size that the model was built for; this follows the input at hand
     grid = tuple(model.patch_embed.dynamic_feat_size((height, width)))
-    if is_timms_own(model):
+    if is_timms_own(model) and is_ordered(model):
         return _layout_by_attributes(model, grid)
+    size, windowed = (channels_of(model), height, width), isinstance(model, WINDOWED)
     try:
-        reading = reading_of(model, _last_block, (channels_of(model), height, width))
+        first = "layers.0.blocks.0" if windowed else "blocks.0"
+        check_order(model, first, size, grid, 0 if windowed else model.num_prefix_tokens)
+        reading = reading_of(model, _last_block, size)
     except Unreadable as error:
         raise UnsupportedModel(model, str(error)) from error
     return _layout_as_read(model, grid, reading)

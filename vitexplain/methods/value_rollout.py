@@ -21,6 +21,7 @@ The norms need only the scalar products of the u: || sum_h A^h_ij u^h_j ||^2 =
 sum_h,g A^h_ij A^g_ij <u^h_j, u^g_j>, so that (B, N, N, C) is never made.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -33,6 +34,7 @@ from vitexplain.attention.capture import inference_state
 from vitexplain.attention.checks import check_start_block
 from vitexplain.attention.chunks import rows_at_once
 from vitexplain.attention.intercept import AttentionCall, Interceptor
+from vitexplain.attention.readout import has_hooks, is_from_timm
 from vitexplain.attention.tokens import (
     WINDOWED,
     TokenLayout,
@@ -40,6 +42,7 @@ from vitexplain.attention.tokens import (
     blocks_of,
     check_supported,
 )
+from vitexplain.errors import RequestError
 from vitexplain.methods.base import ImageMethod
 from vitexplain.methods.product import rollout_scores
 
@@ -79,7 +82,9 @@ class ValueRollout(ImageMethod):
     def _scores(
         self, images: Tensor, layout: TokenLayout, *, with_logits: bool
     ) -> tuple[np.ndarray, Tensor | None]:
-        norms = _Norms(self.start_block)
+        # before anybody hooks them
+        weights = [output_weight(block) for block in blocks_of(self.model)]
+        norms = _Norms(self.start_block, weights)
         interceptor = Interceptor(self.model, layout, norms.attend, only_attention=not with_logits)
         with ExitStack() as undo:
             undo.enter_context(inference_state(self.model, freeze=False, fused=True))
@@ -103,14 +108,14 @@ class _Norms:
         weight: (C, H*d), the output layer of the attention at work.
     """
 
-    def __init__(self, start_block: int):
-        self.start_block = start_block
+    def __init__(self, start_block: int, weights: Sequence[Tensor]):
+        self.start_block, self.weights = start_block, weights
         self.wanted = True
         self.weight: Tensor | None = None
 
     def enter(self, number: int):
-        def hook(block: nn.Module, _inputs) -> None:
-            self.wanted, self.weight = number >= self.start_block, output_weight(block)
+        def hook(_block: nn.Module, _inputs) -> None:
+            self.wanted, self.weight = number >= self.start_block, self.weights[number]
 
         return hook
 
@@ -186,21 +191,49 @@ def output_weight(block: nn.Module) -> Tensor:
         weight = layer.weight[:, : block.num_heads * block.head_dim]  # the MLP's follow
         scale = getattr(block.ls, "gamma", None)
     else:
-        weight = block.attn.proj.weight
+        attention = block.attn
+        width = getattr(attention.proj, "in_features", attention.num_heads * attention.head_dim)
+        weight = weight_of(attention.proj, width)
         scale = getattr(block, "gamma_1", None)
         scale = getattr(getattr(block, "ls1", None), "gamma", scale)
     return weight if scale is None else weight * scale[:, None]
 
 
+def weight_of(layer: nn.Module, width: int) -> Tensor:
+    """(C, width): what a layer multiplies its inputs with.
+
+    A linear layer that adds to its weight, such as one with low-rank adapters, is asked for what it
+    does.
+
+    Raises:
+        RequestError: if it is not linear.
+    """
+    if type(layer).forward is nn.Linear.forward and not has_hooks(layer):
+        return layer.weight
+    like = next(layer.parameters(), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    some = torch.randn(4, width, generator=generator)
+    units = torch.cat([torch.zeros(1, width), torch.eye(width), some]).to(like.device)
+    outputs = layer(units.to(like.dtype)[None])[0].float()
+    weight = (outputs[1 : 1 + width] - outputs[0]).T
+    expected = some.to(weight) @ weight.T + outputs[0]
+    if not torch.allclose(outputs[1 + width :], expected, rtol=1e-3, atol=1e-3):
+        raise RequestError(f"its attention's output layer ({type(layer).__name__}) is not linear")
+    return weight
+
+
 def _why_not(block: nn.Module) -> str | None:
     """Why a block's attention does not add a plain sum over tokens; None if it does."""
-    if not isinstance(block, PLAIN):
+    own = "forward" in vars(block) or not is_from_timm(type(block).forward)
+    if not isinstance(block, PLAIN) or own:
         return f"what attention adds in its blocks ({type(block).__name__}) is not a plain sum"
     attention = getattr(block, "attn", None)
     if not isinstance(getattr(attention, "norm", None), nn.Identity | None):
         return "its attention is normalised before the output layer, which is not linear"
     if getattr(attention, "gate", None) is not None:
         return "its attention is gated, which is not linear"
-    if attention is not None and not isinstance(getattr(attention, "proj", None), nn.Linear):
+    if attention is not None and not isinstance(getattr(attention, "proj", None), nn.Module):
         return "its attention has no linear output layer"
+    if attention is not None and not is_from_timm(type(attention).forward):
+        return f"its attention ({type(attention).__name__}) is not timm's"
     return None
