@@ -212,7 +212,7 @@ def gated():
 
 def without_linear_output():
     model = make_vit()
-    model.blocks[1].attn.proj = nn.Sequential(model.blocks[1].attn.proj)
+    model.blocks[1].attn.proj = nn.Sequential(model.blocks[1].attn.proj, nn.GELU())
     return model
 
 

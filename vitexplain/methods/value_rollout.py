@@ -35,6 +35,7 @@ from vitexplain.attention.checks import check_start_block
 from vitexplain.attention.chunks import rows_at_once
 from vitexplain.attention.intercept import AttentionCall, Interceptor
 from vitexplain.attention.readout import has_hooks, is_from_timm
+from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import (
     WINDOWED,
     TokenLayout,
@@ -42,7 +43,6 @@ from vitexplain.attention.tokens import (
     blocks_of,
     check_supported,
 )
-from vitexplain.errors import RequestError
 from vitexplain.methods.base import ImageMethod
 from vitexplain.methods.product import rollout_scores
 
@@ -191,35 +191,31 @@ def output_weight(block: nn.Module) -> Tensor:
         weight = layer.weight[:, : block.num_heads * block.head_dim]  # the MLP's follow
         scale = getattr(block.ls, "gamma", None)
     else:
-        attention = block.attn
-        width = getattr(attention.proj, "in_features", attention.num_heads * attention.head_dim)
-        weight = weight_of(attention.proj, width)
+        weight = linear_weight(block.attn.proj)
         scale = getattr(block, "gamma_1", None)
         scale = getattr(getattr(block, "ls1", None), "gamma", scale)
     return weight if scale is None else weight * scale[:, None]
 
 
-def weight_of(layer: nn.Module, width: int) -> Tensor:
-    """(C, width): what a layer multiplies its inputs with.
+def linear_weight(layer: nn.Module) -> Tensor | None:
+    """(C, inputs): what a layer multiplies its inputs with; None if it is not linear.
 
     A linear layer that adds to its weight, such as one with low-rank adapters, is asked for what it
     does.
-
-    Raises:
-        RequestError: if it is not linear.
     """
     if type(layer).forward is nn.Linear.forward and not has_hooks(layer):
         return layer.weight
-    like = next(layer.parameters(), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    some = torch.randn(4, width, generator=generator)
-    units = torch.cat([torch.zeros(1, width), torch.eye(width), some]).to(like.device)
-    outputs = layer(units.to(like.dtype)[None])[0].float()
+    width = next((m.in_features for m in layer.modules() if hasattr(m, "in_features")), None)
+    if width is None:
+        return None
+    like = next(layer.parameters())
+    some = torch.randn(4, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    units = torch.cat([torch.zeros_like(some[:1]), torch.eye(width).to(some), some])
+    with torch.no_grad():
+        outputs = shadow_of(layer)(units.to(like)[None])[0].float()
     weight = (outputs[1 : 1 + width] - outputs[0]).T
     expected = some.to(weight) @ weight.T + outputs[0]
-    if not torch.allclose(outputs[1 + width :], expected, rtol=1e-3, atol=1e-3):
-        raise RequestError(f"its attention's output layer ({type(layer).__name__}) is not linear")
-    return weight
+    return weight if torch.allclose(outputs[1 + width :], expected, 1e-3, 1e-3) else None
 
 
 def _why_not(block: nn.Module) -> str | None:
@@ -232,7 +228,8 @@ def _why_not(block: nn.Module) -> str | None:
         return "its attention is normalised before the output layer, which is not linear"
     if getattr(attention, "gate", None) is not None:
         return "its attention is gated, which is not linear"
-    if attention is not None and not isinstance(getattr(attention, "proj", None), nn.Module):
+    proj = getattr(attention, "proj", None)
+    if attention is not None and (proj is None or linear_weight(proj) is None):
         return "its attention has no linear output layer"
     if attention is not None and not is_from_timm(type(attention).forward):
         return f"its attention ({type(attention).__name__}) is not timm's"
