@@ -10,6 +10,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from families import FAMILIES, make
 from helpers import LAYOUTS, expected_readout, make_vit
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout, rollout
@@ -277,6 +278,25 @@ def test_weights_of_means():
     torch.testing.assert_close(light, torch.tensor([0.25, 0, 0, 0.75, 0], dtype=torch.float64))
     with pytest.raises(Unreadable, match="subtracts"):
         means_of(torch.stack([first, -0.5 * first]), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_familys_own_readout_is_found(name):
+    """The same model under a class with a forward of its own has the same layout and maps."""
+    plain, own = make(name), make(name)
+    own.__class__ = type("Own", (type(own),), {"forward": forward_of_ones_own, "__module__": "own"})
+    size = plain.patch_embed.img_size or (64, 64)
+    assert token_layout(own, *size).readout_rows == token_layout(plain, *size).readout_rows
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+    for method in ("attention_rollout", "relevance", "legrad"):
+        found, expected = explained(method, own, images), explained(method, plain, images)
+        torch.testing.assert_close(found.logits, expected.logits, atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(found.masks, expected.masks, atol=1e-4)
+
+
+def forward_of_ones_own(model, x):
+    return model.forward_head(model.forward_features(x))
 
 
 @pytest.mark.slow
