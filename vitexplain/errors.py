@@ -16,6 +16,10 @@ class RequestError(ValueError):
     """
 
 
+class ModelError(RequestError):
+    """The model is unknown or unavailable, or the checkpoint does not fit it."""
+
+
 class MissingPackage(RequestError, ImportError):
     """A package that only some requests need is not installed; the message says how to get it."""
 

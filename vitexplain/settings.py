@@ -19,6 +19,8 @@ class ModelOptions:
     Attributes:
         model: "auto", "bundled" or any timm name.
         crop: one of choices.CROPS.
+        model_args: arguments of timm's model, by name.
+        mean, std: of each channel, for values from 0 to 1; None for the model's own.
         labels: one of choices.LABELS; None for what the model says of itself.
         img_size: (H, W) of the input in pixels; None for the model's own.
     """
@@ -30,6 +32,9 @@ class ModelOptions:
     use_cuda: bool = False
     crop: str = "none"
     labels: str | None = None
+    model_args: Mapping[str, object] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     img_size: tuple[int, int] | None = None
 
 

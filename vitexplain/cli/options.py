@@ -5,6 +5,7 @@ goes between the page's markers. Imports nothing heavy: wrong options must not w
 """
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Sequence
@@ -188,6 +189,23 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "a value): the model's own crop (default: %(default)s)",
     )
     add(
+        "--model_args",
+        nargs="+",
+        type=_model_arg,
+        action=_Together,
+        metavar="KEY=VALUE",
+        help="arguments of timm's model, such as global_pool=avg in_chans=1",
+    )
+    for name in ("--mean", "--std"):
+        add(
+            name,
+            nargs="+",
+            type=float,
+            metavar="F",
+            help="of each channel, for values from 0 to 1, as the model was trained with (default: "
+            "what timm records)",
+        )
+    add(
         "--labels",
         choices=LABELS,
         help="how outputs become probabilities: exclusive (a softmax over all), independent (each "
@@ -280,6 +298,24 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def _model_arg(text: str) -> tuple[str, object]:
+    """("global_pool", "avg") of "global_pool=avg"; a value is a Python literal or a word."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+class _Together(argparse.Action):
+    """Pairs of several options of one name, as one dictionary."""
+
+    def __call__(self, _parser, namespace, values, _option=None):
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), **dict(values)})
 
 
 def _batch_size(text: str) -> int | None:

@@ -9,11 +9,7 @@ import timm
 from timm.layers import HybridEmbed
 from timm.models.vision_transformer import VisionTransformer
 
-from vitexplain.errors import RequestError, one_line
-
-
-class ModelError(RequestError):
-    """The model is unknown or unavailable, or the checkpoint does not fit it."""
+from vitexplain.errors import ModelError, one_line
 
 
 def bundled_folder() -> Path:

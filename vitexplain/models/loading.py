@@ -4,7 +4,7 @@ It comes with its own input transform and the names of its categories.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +13,21 @@ import torch
 from timm.data import resolve_model_data_config
 from timm.models import (
     is_model,
-    load_state_dict,
     parse_model_name,
     resolve_pretrained_cfg,
     split_model_name_tag,
 )
 from torch import Tensor, nn
 
-from vitexplain.attention.tokens import check_supported
-from vitexplain.errors import one_line
+from vitexplain.attention.families import GLOBAL, WINDOWED, check_supported
+from vitexplain.attention.readout import channels_of
+from vitexplain.checkpoints.fitting import fit
+from vitexplain.checkpoints.names import names_in
+from vitexplain.checkpoints.nesting import find_weights
+from vitexplain.checkpoints.reading import read_file
+from vitexplain.errors import ModelError, one_line
 from vitexplain.models.answers import name_outputs
-from vitexplain.models.bundled import ModelError, build_network, bundled_folder, read_config
+from vitexplain.models.bundled import build_network, bundled_folder, read_config
 from vitexplain.models.categories import find_category
 from vitexplain.models.hub import WeightsUnavailable, weights_at_hand
 from vitexplain.models.transform import InputTransform
@@ -77,6 +81,21 @@ class _Network:
     labels: str = "exclusive"
 
 
+@dataclass(frozen=True)
+class _Request:
+    """Which model was asked for; as in load_model."""
+
+    name: str
+    checkpoint: Path | None
+    explainable: bool
+    model_args: dict
+    img_size: tuple[int, int] | None
+
+    def without_args(self, reason: str) -> None:
+        if self.model_args:
+            raise ModelError(f"no model arguments here: {reason}")
+
+
 def load_model(
     name: str | nn.Module = "auto",
     checkpoint: str | Path | None = None,
@@ -86,6 +105,9 @@ def load_model(
     *,
     img_size: tuple[int, int] | None = None,
     labels: str | None = None,
+    model_args: Mapping[str, object] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     explainable: bool = True,
 ) -> LoadedModel:
     """Load a model to explain.
@@ -94,9 +116,8 @@ def load_model(
         name: "auto" (DeiT-tiny from the local cache or the hub, else the bundled model),
             "bundled", or any timm name, with tag or "hf-hub:" / "local-dir:" prefix; or a model
             of your own, which stays where it is.
-        checkpoint: fine-tuned weights for `name`: a state dict (.safetensors, or .pth, .pt, .bin
-            without code in it), whose head gives the number of categories; or a folder written by
-            training, which names its own model (`name` stays "auto").
+        checkpoint: a file of weights for `name`, of any layout of docs/checkpoints.md, or, as far
+            as its names and shapes tell, of "auto"; or a folder that names its own model.
         class_names: file with the categories' names, one per line or JSON; or they themselves. A
             single output has two, against and for.
         device: where the model runs.
@@ -105,6 +126,8 @@ def load_model(
         labels: how outputs become probabilities: "exclusive" (softmax over all of them),
             "independent" (each by its sigmoid) or "none" (they are values, as of a regression);
             None for what the model says of itself.
+        model_args: arguments of timm's model, such as {"global_pool": "avg", "in_chans": 1}.
+        mean, std: of each channel, for values from 0 to 1, in place of those that timm records.
         explainable: whether to refuse a model whose attention can't be explained.
 
     Raises:
@@ -117,18 +140,26 @@ def load_model(
         if checkpoint is not None or img_size:
             raise ModelError("a model that is given has weights and a size: pass it alone")
         return wrap_model(name, class_names, labels, crop)
-    network = _network(name, None if checkpoint is None else Path(checkpoint), explainable)
+    request = _Request(
+        name,
+        None if checkpoint is None else Path(checkpoint),
+        explainable,
+        dict(model_args or {}),
+        img_size,
+    )
+    network = _network(request)
     if explainable:
         check_supported(network.model)
     if img_size:
         set_input_size(network.model, img_size)
-        network.data["input_size"] = (3, *img_size)
+        network.data["input_size"] = (channels_of(network.model), *img_size)
+    network.data |= {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
     labels = labels or network.labels
     categories, remark = name_outputs(network.model, network.names, class_names, labels)
     return LoadedModel(
         model=network.model.eval().to(device),
         name=network.name,
-        transform=_transform(network.data, crop),
+        transform=_transform(network.data, crop, channels_of(network.model)),
         categories=categories,
         notice="; ".join(filter(None, (network.notice, remark))),
         labels=labels,
@@ -152,24 +183,31 @@ def wrap_model(
     data = resolve_model_data_config(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size:  # of this very model, whatever its configuration says
-        data["input_size"] = (3, *size)
+        data["input_size"] = (channels_of(model), *size)
     config = getattr(model, "pretrained_cfg", None) or {}
     name = config.get("architecture") or type(model).__name__
     labels = labels or "exclusive"
     categories, notice = name_outputs(model, config, class_names, labels)
-    return LoadedModel(model, name, _transform(data, crop), categories, notice, labels)
+    transform = _transform(data, crop, channels_of(model))
+    return LoadedModel(model, name, transform, categories, notice, labels)
 
 
-def _network(name: str, checkpoint: Path | None, explainable: bool) -> _Network:
+def _network(request: _Request) -> _Network:
+    name, checkpoint = request.name, request.checkpoint
     if checkpoint is not None and checkpoint.is_dir():
         if name != "auto":
             raise ModelError(f"{checkpoint} says itself what model it is: leave out {name}")
+        request.without_args("a folder says itself what its model is")
         return _from_folder(checkpoint, str(checkpoint))
     if name == "bundled":
+        request.without_args("the bundled model is as it is")
         return _bundled() if checkpoint is None else _tuned_bundled(checkpoint)
     if checkpoint is not None:
-        return _fine_tuned(AUTO_MODEL if name == "auto" else name, checkpoint, explainable)
-    return _automatic() if name == "auto" else _pretrained(name, explainable)
+        return _from_file(request)
+    if name == "auto":
+        request.without_args("name the model that they are for")
+        return _automatic()
+    return _pretrained(name, request.explainable, request.model_args)
 
 
 def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
@@ -224,7 +262,7 @@ def _from_folder(folder: Path, name: str) -> _Network:
         except Exception as error:
             raise ModelError(f"{folder} can't be loaded: {one_line(error, LONGEST)}") from error
     model = build_network(config)
-    _fit(model, _read_checkpoint(folder / "model.safetensors", ())[0], name, folder)
+    _fit(model, read_file(folder / "model.safetensors"), name, folder)
     names = config["categories"]
     labelled = {"label_names": names} if isinstance(names, list) else {}
     return _Network(model, name, dict(config["transform"]), labelled)
@@ -232,21 +270,22 @@ def _from_folder(folder: Path, name: str) -> _Network:
 
 def _tuned_bundled(checkpoint: Path) -> _Network:
     config = read_config(bundled_folder())
-    state, count = _read_checkpoint(checkpoint, ("head",))
-    model = build_network(config, count)
+    state = find_weights(read_file(checkpoint), checkpoint).state
+    model = build_network(config, len(state["head.weight"]) if "head.weight" in state else 0)
     _fit(model, state, "bundled", checkpoint)
     return _Network(model, "bundled", dict(config["transform"]), {})
 
 
-def _pretrained(name: str, explainable: bool = True) -> _Network:
-    prefix, rest, config = _resolve(name, explainable)
+def _pretrained(name: str, explainable: bool = True, args: Mapping | None = None) -> _Network:
+    args = dict(args or {})
+    prefix, rest, config = _resolve(name, explainable, args)
     try:
         if prefix == "local-dir":
-            model = timm.create_model(name, pretrained=True)
+            model = timm.create_model(name, pretrained=True, **args)
         else:
             repository = rest if prefix == "hf-hub" else config.get("hf_hub_id")
             with weights_at_hand(repository, config.get("url")):
-                model = timm.create_model(name, pretrained=True)
+                model = timm.create_model(name, pretrained=True, **args)
     except WeightsUnavailable as error:
         reason = f"the weights of {name} {error}"
         raise ModelError(
@@ -257,21 +296,50 @@ def _pretrained(name: str, explainable: bool = True) -> _Network:
     return _from_timm(model, name)
 
 
-def _fine_tuned(name: str, checkpoint: Path, explainable: bool) -> _Network:
-    prefix, _, config = _resolve(name, explainable)
-    if prefix:
-        raise ModelError(f"a checkpoint needs one of timm's architectures as model, not {name}")
+def _from_file(request: _Request) -> _Network:
+    """From a file of weights, of the architecture that is named, or that it is of."""
+    name, path = request.name, request.checkpoint
+    if name != "auto":
+        prefix, _, _ = _resolve(name, request.explainable, request.model_args)
+        if prefix:
+            raise ModelError(f"a checkpoint needs one of timm's architectures as model, not {name}")
+    if not _is_vit(name):
+        return _convolutional(name, path)
+    fitted = fit(path, None if name == "auto" else name, request.model_args, request.img_size)
+    network = _from_timm(fitted.model, fitted.architecture)
+    size = getattr(fitted.model.patch_embed, "img_size", None)
+    if size:
+        network.data["input_size"] = (channels_of(fitted.model), *size)
+    network.data |= fitted.data
+    network.notice = fitted.notice
+    names = names_in(fitted.extras, fitted.model.num_classes)
+    if names:
+        network.names = {"label_names": names}
+    return network
+
+
+def _is_vit(name: str) -> bool:
+    """Whether it is of a family whose files are known; "auto" is."""
+    if name == "auto":
+        return True
+    with torch.device("meta"):
+        return isinstance(timm.create_model(name, pretrained=False), GLOBAL + WINDOWED)
+
+
+def _convolutional(name: str, path: Path) -> _Network:
+    """Any other model, such as a CNN to compare with, from weights by timm's own names."""
+    state = find_weights(read_file(path), path).state
+    config = _resolve(name, explainable=False)[2]
     classifier = config.get("classifier") or "head"
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    state, count = _read_checkpoint(checkpoint, heads)
-    given = {"state_dict": state, "num_classes": count, "label_offset": 0, "custom_load": False}
+    weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
+    given = {"state_dict": state, "num_classes": 0 if weight is None else len(weight)}
+    given |= {"label_offset": 0, "custom_load": False}
     try:
-        # through timm's own loading, which knows the key names of older and foreign checkpoints
         model = timm.create_model(
-            name, pretrained=True, num_classes=count, pretrained_cfg_overlay=given
+            name, pretrained=True, num_classes=given["num_classes"], pretrained_cfg_overlay=given
         )
     except Exception as error:
-        raise _does_not_fit(checkpoint, name, error) from error
+        raise _does_not_fit(path, name, error) from error
     return _from_timm(model, name)
 
 
@@ -279,7 +347,9 @@ def _from_timm(model: nn.Module, name: str) -> _Network:
     return _Network(model, name, resolve_model_data_config(model), model.pretrained_cfg)
 
 
-def _resolve(name: str, explainable: bool = True) -> tuple[str | None, str, dict]:
+def _resolve(
+    name: str, explainable: bool = True, args: Mapping | None = None
+) -> tuple[str | None, str, dict]:
     """Prefix, the rest of the name, and timm's config of it (empty for hub names).
 
     If it must be explainable, the architecture is first built without memory, so that a model
@@ -298,24 +368,16 @@ def _resolve(name: str, explainable: bool = True) -> tuple[str | None, str, dict
     except (RuntimeError, ValueError) as error:
         raise ModelError(one_line(error, LONGEST)) from error
     if explainable:
-        with torch.device("meta"):
-            check_supported(timm.create_model(architecture, pretrained=False))
+        try:
+            with torch.device("meta"):
+                model = timm.create_model(architecture, pretrained=False, **(args or {}))
+        except Exception as error:  # whatever an argument leads to
+            given = ", ".join(f"{key}={value}" for key, value in (args or {}).items())
+            raise ModelError(
+                f"{architecture} can't be made with {given}: {one_line(error, LONGEST)}"
+            ) from error
+        check_supported(model)
     return None, rest, config
-
-
-def _read_checkpoint(path: Path, heads: Sequence[str]) -> tuple[dict[str, Tensor], int]:
-    """A state dict, and the number of categories of its classifier (0 without one)."""
-    if not path.is_file():
-        raise ModelError(f"no checkpoint at {path}")
-    try:
-        state = load_state_dict(str(path), weights_only=True)
-        state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    except Exception as error:
-        raise ModelError(f"checkpoint {path} can't be read: {one_line(error, LONGEST)}") from error
-    if not state:
-        raise ModelError(f"checkpoint {path} holds no tensors by name")
-    weights = [state[f"{head}.weight"] for head in heads if f"{head}.weight" in state]
-    return state, weights[0].shape[0] if weights else 0
 
 
 def _fit(model: nn.Module, state: dict[str, Tensor], name: str, checkpoint) -> None:
@@ -327,6 +389,16 @@ def _fit(model: nn.Module, state: dict[str, Tensor], name: str, checkpoint) -> N
         raise _does_not_fit(checkpoint, name, error) from error
 
 
+def _of_channels(values: Sequence[float], channels: int, what: str) -> tuple[float, ...]:
+    """One value for each channel; colours' are averaged for grey."""
+    values = tuple(map(float, values))
+    if len(values) == channels or len(values) == 1:
+        return values if len(values) == channels else values * channels
+    if channels == 1 and len(values) == 3:
+        return (sum(values) / 3,)
+    raise ModelError(f"{what} needs {channels} numbers, not {len(values)}")
+
+
 def _does_not_fit(checkpoint, name: str, error: Exception) -> ModelError:
     return ModelError(
         f"checkpoint {checkpoint} does not fit {name}, name its architecture with --model: "
@@ -334,11 +406,15 @@ def _does_not_fit(checkpoint, name: str, error: Exception) -> ModelError:
     )
 
 
-def _transform(data: dict, crop: str) -> InputTransform:
+def _transform(data: dict, crop: str, channels: int = 3) -> InputTransform:
+    if channels not in (1, 3):
+        raise ModelError(
+            f"the model takes images of {channels} channels: only grey (1) and colour (3) are made"
+        )
     return InputTransform(
         size=tuple(data["input_size"][-2:]),
-        mean=data["mean"],
-        std=data["std"],
+        mean=_of_channels(data["mean"], channels, "mean"),
+        std=_of_channels(data["std"], channels, "std"),
         interpolation=data["interpolation"],
         crop=crop,
         crop_pct=data["crop_pct"],

@@ -16,11 +16,12 @@ from vitexplain.images.region import Region
 
 
 class InputTransform:
-    """PIL image -> (3, H, W) float tensor, as the model expects it.
+    """PIL image -> (3, H, W) float tensor, or (1, H, W), as the model expects it.
 
     Args:
         size: (H, W) of the model's input in pixels.
-        mean, std: of each channel, for values from 0 to 1; the model was trained with them.
+        mean, std: of each channel, for values from 0 to 1; the model was trained with them. Of
+            a single channel, images become grey.
         interpolation: "bicubic", "bilinear", ...
         crop: "none" squashes the whole image to `size`, as the published images
             do; "center" is the model's own evaluation crop; "pad" resizes
@@ -44,7 +45,7 @@ class InputTransform:
             crop_pct, crop_mode = 1.0, "squash"
         elif crop == "pad":
             crop_pct, crop_mode = 1.0, "border"
-        self.size = size
+        self.size, self.grey = size, len(tuple(mean)) == 1
         self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
         self.crop_pct, self.crop_mode = crop_pct, crop_mode
         *self._geometry, self._to_tensor, self._normalize = create_transform(
@@ -57,7 +58,7 @@ class InputTransform:
         ).transforms
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """(3, H, W), normalised."""
+        """(3, H, W), or (1, H, W), normalised."""
         return self.tensor(self.seen(image))
 
     def seen(self, image: Image.Image) -> Image.Image:
@@ -69,11 +70,11 @@ class InputTransform:
                 image = image.resize((max(image.width, least), max(image.height, least)))
         for step in self._geometry:
             image = step(image)
-        return image
+        return image.convert("L").convert("RGB") if self.grey else image
 
     def tensor(self, image: Image.Image) -> Tensor:
         """An image as `seen` returns it -> (3, H, W), normalised."""
-        return self._normalize(self._to_tensor(image))
+        return self._normalize(self._to_tensor(image.convert("L") if self.grey else image))
 
     def region(self, width: int, height: int) -> Region:
         """(left, top, right, bottom) of the part that is seen of a width x height image.

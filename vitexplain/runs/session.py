@@ -54,6 +54,9 @@ def open_session(settings: Settings) -> Session:
         options.crop,
         img_size=options.img_size,
         labels=options.labels,
+        model_args=options.model_args,
+        mean=options.mean,
+        std=options.std,
     )
     explainer = Explainer(settings.maps, loaded)
     transform = _published_transform(loaded) if as_published else loaded.transform
