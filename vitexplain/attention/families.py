@@ -41,8 +41,8 @@ WORK = ("deit_tiny_patch16_224", "vit_base_patch16_224", "swin_tiny_patch4_windo
 
 UNKNOWN = "its layers are not blocks of attention over one grid of patches"
 FOREIGN = (
-    "its class is not timm's: save its state_dict() and load that into one of timm's models, "
-    "load_model(name, checkpoint=file)"
+    "its class is not timm's: vitexplain.load_model(model) converts ViTs of transformers and "
+    "torchvision, load_model(name, checkpoint=file) loads a saved state_dict() into timm's model"
 )
 
 

@@ -119,8 +119,9 @@ class _Plan:
         remarks, implied = [], {}
         has = any(name in self.state for name in ("cls_token", "visual.class_embedding"))
         if not has and self.model.cls_token is not None:
-            implied |= {"class_token": False, "global_pool": "avg"}
-            remarks.append("without a class token, so that patches are averaged")
+            pool = "map" if "attn_pool.latent" in self.state else "avg"
+            implied |= {"class_token": False, "global_pool": pool}
+            remarks.append(f"without a class token, pooled by global_pool={pool}")
         if "reg_token" in self.state and self.model.reg_token is None:
             implied["reg_tokens"] = self.state["reg_token"].shape[1]
         positions = self.state.get("pos_embed")

@@ -57,6 +57,9 @@ def find_head(trunk: State, beside: State, own: tuple[str, ...], width: int, pat
     found = [name for name in _named(everything) if _is_linear(everything, name, width)]
     if not found:
         return _of_several(everything, width, path)
+    parents = {name.rpartition(".")[0] for name in found}
+    if len(found) > 1 and len(parents) == 1 and all(name[-1].isdigit() for name in found):
+        raise CheckpointError(_untold(path, parents.pop()))
     if len(found) > 1:
         raise CheckpointError(
             f"checkpoint {path} may have several classifiers ({', '.join(sorted(found)[:4])}): "
@@ -104,10 +107,7 @@ def _made(state: Mapping[str, Tensor], name: str, own: str, width: int, path: ob
     if not last.isdigit():
         before, after = {}, {}
     if after:
-        raise CheckpointError(
-            f"checkpoint {path}: its classifier {parent} has several layers, and what is between "
-            f"them is not in the file; {BUILD}"
-        )
+        raise CheckpointError(_untold(path, parent))
     categories = state[f"{name}.weight"].shape[0]
     used = frozenset((*linear, *before))
     if not before:
@@ -117,6 +117,13 @@ def _made(state: Mapping[str, Tensor], name: str, own: str, width: int, path: ob
         return Head(categories, weights, None, used, name)
     layer = nn.Sequential(_norm(before, width, parent, path), _linear(linear, name))
     return Head(categories, {}, layer, used, parent)
+
+
+def _untold(path: object, parent: str) -> str:
+    return (
+        f"checkpoint {path}: its classifier {parent} has several layers, and what is between them "
+        f"is not in the file; {BUILD}"
+    )
 
 
 def _number(key: str, parent: str) -> int:

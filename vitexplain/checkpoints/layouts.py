@@ -11,6 +11,8 @@ from types import ModuleType
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from vitexplain.checkpoints.transformers_keys import is_transformers, renamed, trunk_of
+
 State = dict[str, Tensor]
 
 TORCHVISION = (
@@ -39,6 +41,8 @@ def timms_names(state: Mapping[str, Tensor], prefix: str) -> State:
     """
     if "conv_proj.weight" in state:
         return _renamed(state, TORCHVISION)
+    if is_transformers(state):
+        return renamed(trunk_of(state)[0])
     if any(re.match(r"blocks\.\d+\.\d+\.", key) for key in state):
         state = _renamed(state, CHUNKED)
     if "class_embedding" in state or prefix.endswith("visual."):

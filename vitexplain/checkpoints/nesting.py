@@ -35,6 +35,8 @@ ENTRIES = (
 DEEPEST = 4
 # a key that each layout has once, behind whatever prefix
 MARKS = (
+    "embeddings.patch_embeddings.projection.weight",
+    "embeddings.patch_embedding.weight",
     "visual.trunk.patch_embed.proj.weight",
     "visual.patch_embed.proj.weight",
     "visual.class_embedding",

@@ -168,7 +168,7 @@ def _other_kind(text: str) -> Callable | None:
 
 
 def _unknown_global(text: str) -> str | None:
-    found = re.search(r"GLOBAL (\S+) was not an allowed global", text)
+    found = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", text)
     return found and found[1]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import timm
 from timm.layers import HybridEmbed
+from timm.models import is_model
 from timm.models.vision_transformer import VisionTransformer
 
 from vitexplain.errors import ModelError, one_line
@@ -24,9 +25,12 @@ def read_config(folder: Path) -> dict:
         ModelError: if there is none, or it can't be read.
     """
     try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{folder} holds no readable config.json: {one_line(error)}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder}: config.json holds no settings by name")
+    return config
 
 
 def build_network(config: dict, num_classes: int | None = None) -> VisionTransformer:
@@ -34,6 +38,9 @@ def build_network(config: dict, num_classes: int | None = None) -> VisionTransfo
     if config["class"] != "timm.models.vision_transformer.VisionTransformer":
         raise ModelError(f"config.json: unknown class {config['class']}")
     backbone = dict(config["embed_layer"]["backbone"])
-    stem = timm.create_model(backbone.pop("name"), pretrained=False, **backbone)
+    name = backbone.pop("name")
+    if not is_model(name):  # timm would ask the hub for others
+        raise ModelError(f"config.json: timm has no model called {name}")
+    stem = timm.create_model(name, pretrained=False, **backbone)
     args = config["args"] | ({} if num_classes is None else {"num_classes": num_classes})
     return VisionTransformer(**args, embed_layer=partial(HybridEmbed, backbone=stem))

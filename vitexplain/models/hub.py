@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 
+from vitexplain.checkpoints.transformers_folders import is_transformers_folder
 from vitexplain.errors import RequestError
 
 _WEIGHT_FILES = (
@@ -21,6 +22,13 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+# of a model of transformers, besides
+TRANSFORMERS_FILES = (
+    *("config.json", "preprocessor_config.json", "*.index.json"),
+    *("model-*.safetensors", "pytorch_model-*.bin"),
 )
 TIMEOUT_SECONDS = 3.0
 
@@ -58,6 +66,27 @@ def weights_at_hand(repository: str | None, url: str | None) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = was_offline
+
+
+def transformers_snapshot(repository: str) -> Path | None:
+    """The folder of a model of transformers in the hub's cache; None if it is none of these.
+
+    Args:
+        repository: "owner/name" or "owner/name@revision", whose weights are at hand.
+    """
+    repository, _, revision = repository.partition("@")
+    revision = revision or None
+    try:
+        config = huggingface_hub.hf_hub_download(repository, "config.json", revision=revision)
+    except EntryNotFoundError:
+        return None
+    if not is_transformers_folder(Path(config).parent):
+        return None
+    return Path(
+        huggingface_hub.snapshot_download(
+            repository, revision=revision, allow_patterns=[*_WEIGHT_FILES, *TRANSFORMERS_FILES]
+        )
+    )
 
 
 def _in_hub_cache(repository: str, revision: str | None) -> bool:

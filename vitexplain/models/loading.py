@@ -22,14 +22,20 @@ from torch import Tensor, nn
 from vitexplain.attention.families import GLOBAL, WINDOWED, check_supported
 from vitexplain.attention.readout import channels_of
 from vitexplain.checkpoints.fitting import fit
+from vitexplain.checkpoints.instances import converted
 from vitexplain.checkpoints.names import names_in
 from vitexplain.checkpoints.nesting import find_weights
 from vitexplain.checkpoints.reading import read_file
+from vitexplain.checkpoints.transformers_folders import (
+    Converted,
+    is_transformers_folder,
+    read_folder,
+)
 from vitexplain.errors import ModelError, one_line
 from vitexplain.models.answers import name_outputs
 from vitexplain.models.bundled import build_network, bundled_folder, read_config
 from vitexplain.models.categories import find_category
-from vitexplain.models.hub import WeightsUnavailable, weights_at_hand
+from vitexplain.models.hub import WeightsUnavailable, transformers_snapshot, weights_at_hand
 from vitexplain.models.transform import InputTransform
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
@@ -154,16 +160,8 @@ def load_model(
         set_input_size(network.model, img_size)
         network.data["input_size"] = (channels_of(network.model), *img_size)
     network.data |= {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
-    labels = labels or network.labels
-    categories, remark = name_outputs(network.model, network.names, class_names, labels)
-    return LoadedModel(
-        model=network.model.eval().to(device),
-        name=network.name,
-        transform=_transform(network.data, crop, channels_of(network.model)),
-        categories=categories,
-        notice="; ".join(filter(None, (network.notice, remark))),
-        labels=labels,
-    )
+    network.model.eval().to(device)
+    return _loaded(network, class_names, labels, crop)
 
 
 def wrap_model(
@@ -179,6 +177,9 @@ def wrap_model(
             explained.
         vitexplain.models.categories.CategoryError: class names that don't fit.
     """
+    twin = converted(model)
+    if twin is not None:
+        return _loaded(_of_transformers(twin, type(model).__name__), class_names, labels, crop)
     model = check_supported(model)
     data = resolve_model_data_config(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -186,10 +187,20 @@ def wrap_model(
         data["input_size"] = (channels_of(model), *size)
     config = getattr(model, "pretrained_cfg", None) or {}
     name = config.get("architecture") or type(model).__name__
-    labels = labels or "exclusive"
-    categories, notice = name_outputs(model, config, class_names, labels)
-    transform = _transform(data, crop, channels_of(model))
-    return LoadedModel(model, name, transform, categories, notice, labels)
+    return _loaded(_Network(model, name, data, config), class_names, labels, crop)
+
+
+def _loaded(
+    network: _Network,
+    class_names: str | Path | Sequence[str] | None,
+    labels: str | None,
+    crop: str,
+) -> LoadedModel:
+    labels = labels or network.labels
+    categories, remark = name_outputs(network.model, network.names, class_names, labels)
+    notice = "; ".join(filter(None, (network.notice, remark)))
+    transform = _transform(network.data, crop, channels_of(network.model))
+    return LoadedModel(network.model, network.name, transform, categories, notice, labels)
 
 
 def _network(request: _Request) -> _Network:
@@ -199,6 +210,9 @@ def _network(request: _Request) -> _Network:
             raise ModelError(f"{checkpoint} says itself what model it is: leave out {name}")
         request.without_args("a folder says itself what its model is")
         return _from_folder(checkpoint, str(checkpoint))
+    if checkpoint is not None and name == "auto" and is_transformers_folder(checkpoint.parent):
+        request.without_args("a folder says itself what its model is")
+        return _from_folder(checkpoint.parent, str(checkpoint))
     if name == "bundled":
         request.without_args("the bundled model is as it is")
         return _bundled() if checkpoint is None else _tuned_bundled(checkpoint)
@@ -254,18 +268,34 @@ def _bundled() -> _Network:
 
 
 def _from_folder(folder: Path, name: str) -> _Network:
-    """From config.json and model.safetensors, in the bundled model's or timm's format."""
+    """From config.json and weights, in the bundled model's, timm's or transformers' format."""
+    if is_transformers_folder(folder):
+        return _of_transformers(read_folder(folder), name)
     config = read_config(folder)
-    if "class" not in config:
-        try:
+    try:
+        if "class" not in config:
             return _from_timm(timm.create_model(f"local-dir:{folder}", pretrained=True), name)
-        except Exception as error:
-            raise ModelError(f"{folder} can't be loaded: {one_line(error, LONGEST)}") from error
-    model = build_network(config)
-    _fit(model, read_file(folder / "model.safetensors"), name, folder)
-    names = config["categories"]
-    labelled = {"label_names": names} if isinstance(names, list) else {}
-    return _Network(model, name, dict(config["transform"]), labelled)
+        model = build_network(config)
+        _fit(model, read_file(folder / "model.safetensors"), name, folder)
+        names = config["categories"]
+        labelled = {"label_names": names} if isinstance(names, list) else {}
+        return _Network(model, name, _checked_data(config["transform"]), labelled)
+    except (ModelError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged configuration leads to
+        reason = f"config.json lacks {error}" if isinstance(error, KeyError) else error
+        raise ModelError(f"{folder} can't be loaded: {one_line(reason, LONGEST)}") from error
+
+
+def _checked_data(data: Mapping) -> dict:
+    """A folder's own description of its images, which must be whole."""
+    InputTransform(tuple(data["input_size"][-2:]), data["mean"], data["std"], data["interpolation"])
+    return dict(data)
+
+
+def _of_transformers(twin: Converted, name: str) -> _Network:
+    names = {"label_names": twin.names} if twin.names else {}
+    return _Network(twin.model, name, twin.data, names, twin.notice, twin.labels)
 
 
 def _tuned_bundled(checkpoint: Path) -> _Network:
@@ -280,17 +310,24 @@ def _pretrained(name: str, explainable: bool = True, args: Mapping | None = None
     args = dict(args or {})
     prefix, rest, config = _resolve(name, explainable, args)
     try:
+        if prefix == "local-dir" and is_transformers_folder(Path(rest)):
+            return _from_folder(Path(rest), name)
         if prefix == "local-dir":
             model = timm.create_model(name, pretrained=True, **args)
         else:
             repository = rest if prefix == "hf-hub" else config.get("hf_hub_id")
             with weights_at_hand(repository, config.get("url")):
+                folder = transformers_snapshot(repository) if prefix == "hf-hub" else None
+                if folder is not None:
+                    return _from_folder(folder, name)
                 model = timm.create_model(name, pretrained=True, **args)
     except WeightsUnavailable as error:
         reason = f"the weights of {name} {error}"
         raise ModelError(
             f"{reason}; use --model bundled, or --checkpoint with a file of its weights"
         ) from WeightsUnavailable(reason)
+    except ModelError:
+        raise
     except Exception as error:  # the hub client and the readers of weights raise almost anything
         raise ModelError(f"{name} can't be loaded: {one_line(error, LONGEST)}") from error
     return _from_timm(model, name)
