@@ -61,11 +61,11 @@ def network(config: Mapping, state: State, categories: int, size: tuple[int, int
     Raises:
         CheckpointError: for a kind of model that timm has no network for.
     """
-    kind = str(config.get("model_type", ""))
+    kind = config.get("model_type") or "none"
     make = KINDS.get(kind)
     if make is None:
         raise CheckpointError(
-            f"models of type {kind or 'none'} are none of those that are read from transformers' "
+            f"models of type {kind} are none of those that are read from transformers' "
             f"folders: {', '.join(KINDS)}, timm_wrapper"
         )
     return make(config, state, categories, size)
@@ -86,9 +86,10 @@ def adapted(config: Mapping, state: State, size: tuple[int, int]) -> State:
     grid = size[0] // patch[0], size[1] // patch[1]
     before, patches = positions[:, :1], positions[:, 1:]
     side = round(patches.shape[1] ** 0.5)
-    if (side, side) != grid:  # as there: bicubic, without antialiasing
+    if (side, side) != grid:  # as there, where one of the two classes smooths
         square = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-        square = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+        smooth = kind == "dinov2_with_registers"
+        square = F.interpolate(square, grid, mode="bicubic", align_corners=False, antialias=smooth)
         patches = square.permute(0, 2, 3, 1).flatten(1, 2).to(positions.dtype)
     if "reg_token" not in state:
         return state | {"pos_embed": torch.cat([before, patches], dim=1)}
