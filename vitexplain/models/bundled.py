@@ -43,4 +43,7 @@ def build_network(config: dict, num_classes: int | None = None) -> VisionTransfo
         raise ModelError(f"config.json: timm has no model called {name}")
     stem = timm.create_model(name, pretrained=False, **backbone)
     args = config["args"] | ({} if num_classes is None else {"num_classes": num_classes})
+    for key, value in args.items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < (key == "num_heads"):
+            raise ModelError(f"config.json: {key} can't be {value}")
     return VisionTransformer(**args, embed_layer=partial(HybridEmbed, backbone=stem))

@@ -4,6 +4,7 @@ It comes with its own input transform and the names of its categories.
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from vitexplain.checkpoints.transformers_folders import (
     is_transformers_folder,
     read_folder,
 )
-from vitexplain.errors import ModelError, one_line
+from vitexplain.errors import ModelError, RequestError, one_line
 from vitexplain.models.answers import name_outputs
 from vitexplain.models.bundled import build_network, bundled_folder, read_config
 from vitexplain.models.categories import find_category
@@ -161,7 +162,13 @@ def load_model(
         network.data["input_size"] = (channels_of(network.model), *img_size)
     network.data |= {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
     network.model.eval().to(device)
-    return _loaded(network, class_names, labels, crop)
+    try:
+        return _loaded(network, class_names, labels, crop)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, RequestError):
+            raise
+        # a folder describes its images and categories itself
+        raise ModelError(f"{network.name} can't be used: {one_line(error, LONGEST)}") from error
 
 
 def wrap_model(
@@ -429,6 +436,10 @@ def _fit(model: nn.Module, state: dict[str, Tensor], name: str, checkpoint) -> N
 def _of_channels(values: Sequence[float], channels: int, what: str) -> tuple[float, ...]:
     """One value for each channel; colours' are averaged for grey."""
     values = tuple(map(float, values))
+    if not all(map(math.isfinite, values)) or (what == "std" and min(values) <= 0):
+        raise ModelError(
+            f"{what} must be numbers{' above 0' if what == 'std' else ''}, not {values}"
+        )
     if len(values) == channels or len(values) == 1:
         return values if len(values) == channels else values * channels
     if channels == 1 and len(values) == 3:
