@@ -1,4 +1,4 @@
-"""Folders with a config.json of timm's form, or the bundled model's; whole ones and damaged ones."""
+"""Folders with a config.json of timm's form, or the bundled model's, whole and damaged."""
 
 import copy
 import json
@@ -78,7 +78,7 @@ def test_damaged_configurations_are_one_line_and_ask_no_network(kind, tmp_path, 
         config = json.loads((bundled_folder() / "config.json").read_text())
         shutil.copy(bundled_folder() / "model.safetensors", tmp_path)
     refused = 0
-    for seed in range(25):
+    for seed in range(10):
         (tmp_path / "config.json").write_text(json.dumps(damaged(config, seed)))
         try:
             loaded = load_model(checkpoint=tmp_path)
@@ -86,7 +86,7 @@ def test_damaged_configurations_are_one_line_and_ask_no_network(kind, tmp_path, 
         except RequestError as error:
             assert "\n" not in str(error)
             refused += 1
-    assert refused > 10
+    assert refused > 4
 
 
 def test_a_model_in_memory_takes_no_checkpoint():

@@ -28,6 +28,7 @@ from vitexplain.checkpoints.names import names_in
 from vitexplain.checkpoints.nesting import find_weights
 from vitexplain.checkpoints.reading import read_file
 from vitexplain.checkpoints.transformers_folders import (
+    WEIGHTS,
     Converted,
     is_transformers_folder,
     read_folder,
@@ -41,6 +42,8 @@ from vitexplain.models.transform import InputTransform
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
 MOST_PATCHES = 16_384  # one block's attention matrix then takes 1 GiB
+# what timm's configurations say of images
+DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size")
 LONGEST = 240  # characters of timm's or the hub's own words within a message
 
 
@@ -281,7 +284,7 @@ def _from_folder(folder: Path, name: str) -> _Network:
     config = read_config(folder)
     try:
         if "class" not in config:
-            return _from_timm(timm.create_model(f"local-dir:{folder}", pretrained=True), name)
+            return _timms_folder(folder, config, name)
         model = build_network(config)
         _fit(model, read_file(folder / "model.safetensors"), name, folder)
         names = config["categories"]
@@ -294,9 +297,30 @@ def _from_folder(folder: Path, name: str) -> _Network:
         raise ModelError(f"{folder} can't be loaded: {one_line(reason, LONGEST)}") from error
 
 
+def _timms_folder(folder: Path, config: Mapping, name: str) -> _Network:
+    """In the form that timm saves for the hub."""
+    architecture = config["architecture"]
+    if not is_model(architecture):
+        raise ModelError(f"{folder}: timm has no model called {architecture}")
+    weights = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+    if weights is None:
+        raise ModelError(f"{folder} holds none of {', '.join(WEIGHTS)}")
+    if _is_vit(architecture):
+        model = fit(weights, architecture, config.get("model_args") or {}).model
+    else:
+        model = _convolutional(architecture, weights).model
+    said = {**(config.get("pretrained_cfg") or {}), **config}
+    network = _Network(model, name, resolve_model_data_config(model), said)
+    network.data |= {key: said[key] for key in DATA if said.get(key) is not None}
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size:
+        network.data["input_size"] = (channels_of(model), *size)
+    return network
+
+
 def _checked_data(data: Mapping) -> dict:
     """A folder's own description of its images, which must be whole."""
-    InputTransform(tuple(data["input_size"][-2:]), data["mean"], data["std"], data["interpolation"])
+    _transform({**data}, "none", len(data["mean"]))
     return dict(data)
 
 
