@@ -206,8 +206,8 @@ def test_show_says_where_no_window_can_be_opened(bundled, both, monkeypatch):
     ("image", "arguments", "message"),
     [
         ("missing.png", {}, "no image at missing.png"),
-        (np.zeros((4, 4, 4), np.uint8), {}, r"must be \(H, W, 3\)"),
-        (np.zeros((4, 4), np.uint8), {}, r"must be \(H, W, 3\)"),
+        (np.zeros((5, 5, 5), np.uint8), {}, r"must be \(H, W, 3\)"),
+        (np.zeros(5, np.uint8), {}, r"must be \(H, W, 3\)"),
         (np.zeros((0, 4, 3), np.uint8), {}, r"must be \(H, W, 3\)"),
         (np.zeros((4, 4, 3), np.int32), {}, "uint8 or floats from 0 to 1, not int32"),
         (np.full((4, 4, 3), np.nan), {}, "floats must be from 0 to 1"),

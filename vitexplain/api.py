@@ -31,6 +31,8 @@ from vitexplain.settings import MapOptions, Style
 SHOWN = 480  # pixels of the longer side of what a notebook displays
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
 
+CHANNELS = (1, 3, 4)
+
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -227,7 +229,8 @@ def explain(
 
     Args:
         image: a path, a PIL image, an array (H, W, 3) of uint8 or of floats from 0 to 1, or a
-            tensor (3, H, W) likewise. A list of them, or a batch (B, ...), gives a list.
+            tensor (3, H, W) likewise, also grey or with alpha, also uint16. A list of them, or a
+            batch (B, ...), gives a list.
         category: index or name of the category to explain, "top" for the most likely one; None
             for what the model looked at altogether.
         model: "auto", "bundled" or a timm name, which is loaded anew by each call; or what
@@ -257,7 +260,12 @@ def explain(
     overlay = Overlay(Style(), loaded.transform, texts_for(loaded, f"explain(image, {call})"))
 
     def run(batch: Sequence[ImageLike]) -> list[Explanation]:
-        opened = [OpenImage.of(as_image(each), loaded.transform) for each in batch]
+        stretch = loaded.transform.stretch
+        images = [as_image(each, stretch=stretch) for each in batch]
+        for image in images:
+            if image.info.get("notice"):
+                warnings.warn(image.info["notice"], stacklevel=3)
+        opened = [OpenImage.of(image, loaded.transform) for image in images]
         return [found for (found,) in explain_opened(explainer, overlay, opened)]
 
     batches = in_batches(run, images, explainer.batch_size(), warnings.warn)
@@ -276,40 +284,59 @@ def explain_opened(
     ]
 
 
-def as_image(image: ImageLike) -> Image.Image:
+def as_image(image: ImageLike, *, stretch: bool = False) -> Image.Image:
     """An image in any accepted form as upright RGB.
 
     Raises:
         RequestError: if it is no image; PictureError where a file can't be read.
     """
     if isinstance(image, str | Path):
-        return open_image(image)
+        return open_image(image, stretch=stretch)
     if isinstance(image, Image.Image):
-        return to_rgb(upright(image))
+        return to_rgb(upright(image), stretch=stretch)
     if isinstance(image, Tensor):
         array = image.detach().cpu()
-        array = array.permute(1, 2, 0) if array.ndim == 3 else array
-        array = (array if array.dtype == torch.uint8 else array.float()).numpy()
+        array = (array.float() if array.is_floating_point() else array).numpy()
     elif isinstance(image, np.ndarray):
         array = image
     else:
         kind = type(image).__name__
         raise RequestError(f"an image is a path, a PIL image, an array or a tensor, not {kind}")
-    return _of_array(array, "(3, H, W)" if isinstance(image, Tensor) else "(H, W, 3)")
+    return to_rgb(_of_array(array, tensor=isinstance(image, Tensor)), stretch=stretch)
 
 
-def _of_array(array: np.ndarray, expected: str) -> Image.Image:
-    if array.ndim != 3 or array.shape[2] != 3 or not array.size:
-        raise RequestError(f"an image must be {expected}, not of {array.shape} values")
-    if array.dtype != np.uint8:
-        if not np.issubdtype(array.dtype, np.floating):
-            raise RequestError(f"an image holds uint8 or floats from 0 to 1, not {array.dtype}")
+def _of_array(array: np.ndarray, *, tensor: bool) -> Image.Image:
+    """An image of (H, W), (H, W, C) or (C, H, W) values, C being 1, 3 or 4."""
+    expected = "(3, H, W)" if tensor else "(H, W, 3)"
+    given = array.shape
+    if array.ndim == 3:
+        last, first = given[2] in CHANNELS, given[0] in CHANNELS
+        first = first and not (tensor and given[0] == 4 and last)  # then it can't be told
+        if first and (tensor or not last):
+            array = np.moveaxis(array, 0, 2)
+        elif not last or (tensor and not first):
+            raise RequestError(f"an image must be {expected}, not of {given} values")
+        array = array[:, :, 0] if array.shape[2] == 1 else array
+    if array.ndim not in (2, 3) or not array.size:
+        raise RequestError(f"an image must be {expected}, not of {given} values")
+    if array.dtype == np.bool_:
+        array = np.uint8(255) * array
+    elif array.dtype == np.uint16:
+        if array.ndim == 2:
+            return Image.fromarray(np.ascontiguousarray(array))
+        array = np.uint8(np.round(array / 257))
+    elif np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):  # NaN fails, too
             raise RequestError(
                 "an image of floats must be from 0 to 1; inputs that are normalised already go "
                 "to a method itself: METHODS[name].make(model).explain(inputs)"
             )
         array = np.uint8(np.round(255 * array))
+    elif array.dtype != np.uint8:
+        raise RequestError(
+            f"an image holds uint8 or floats from 0 to 1, not {array.dtype}; uint16 works, too: "
+            "convert it, as in array.astype('uint8')"
+        )
     return Image.fromarray(np.ascontiguousarray(array))
 
 

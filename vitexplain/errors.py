@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 # what torch's allocators say: CUDA's and MPS's, the CPU's on Linux and macOS, the CPU's on Windows
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -24,9 +25,20 @@ class MissingPackage(RequestError, ImportError):
     """A package that only some requests need is not installed; the message says how to get it."""
 
 
+def printable(text: str) -> str:
+    """Text without characters that would move a terminal's cursor or break a line.
+
+    File names may hold any of them, and need not be valid Unicode.
+    """
+    return "".join(
+        c if c.isprintable() or c == " " else c.encode("unicode_escape", "surrogatepass").decode()
+        for c in text
+    )
+
+
 def one_line(error: object, limit: int | None = None) -> str:
     """An error's message without line breaks, shortened if it is longer than `limit`."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(" ".join(str(error).split())) or type(error).__name__
     return text if limit is None or len(text) <= limit else text[:limit] + "…"
 
 
@@ -59,7 +71,8 @@ def run_command(
     except KeyboardInterrupt as error:
         return _fail(name, ": ".join(["interrupted", *map(str, error.args)]), 130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError, ValueError):  # a notebook's stream has no number
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         file = f"{error.filename}: " if error.filename else ""

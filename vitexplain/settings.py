@@ -21,6 +21,7 @@ class ModelOptions:
         crop: one of choices.CROPS.
         model_args: arguments of timm's model, by name.
         mean, std: of each channel, for values from 0 to 1; None for the model's own.
+        stretch: open images with their darkest values black, their brightest white.
         labels: one of choices.LABELS; None for what the model says of itself.
         img_size: (H, W) of the input in pixels; None for the model's own.
     """
@@ -31,6 +32,7 @@ class ModelOptions:
     device: str = "auto"
     use_cuda: bool = False
     crop: str = "none"
+    stretch: bool = False
     labels: str | None = None
     model_args: Mapping[str, object] | None = None
     mean: tuple[float, ...] | None = None

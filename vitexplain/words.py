@@ -1,5 +1,7 @@
 """What is said in several places, in words. Imports nothing heavy."""
 
+import json
+import math
 from collections.abc import Mapping
 
 
@@ -11,3 +13,16 @@ def share_of(category: Mapping) -> str:
     """
     probability = category["probability"]
     return f"output {category['output']:.4g}" if probability is None else f"{probability:.1%}"
+
+
+def to_json(value: object, **options: object) -> str:
+    """JSON that every reader takes: what is no finite number becomes null, never NaN."""
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

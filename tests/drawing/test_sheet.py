@@ -4,20 +4,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitexplain.drawing.sheet import GAP, draw_sheet, drawable, line_height, sheet_size
+from vitexplain.drawing import sheet
+from vitexplain.drawing.fonts import font_with
+from vitexplain.drawing.panels import font_of
+from vitexplain.drawing.sheet import (
+    GAP,
+    draw_sheet,
+    drawable,
+    lettering,
+    line_height,
+    sheet_size,
+)
 
 
 def test_every_image_is_in_its_place_and_keeps_its_proportions():
     colours = ["red", "lime", "blue"]
     cells = [(c, Image.new("RGB", (400, 200), c)) for c in colours]
-    sheet = draw_sheet([cells[:2], cells[2:]], cell=100)
-    pixels = np.asarray(sheet)
+    drawn = draw_sheet([cells[:2], cells[2:]], cell=100)
+    pixels = np.asarray(drawn)
     assert pixels.shape[1] == GAP + 2 * (100 + GAP)
     for index, colour in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255))):
         rows, columns = np.nonzero((pixels == colour).all(axis=2))
         assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (50, 100)
         assert columns.min() == GAP + (index % 2) * (100 + GAP)
-        assert (rows.min() > sheet.height / 2) == (index == 2)
+        assert (rows.min() > drawn.height / 2) == (index == 2)
 
 
 def test_captions_are_drawn_above_and_stay_in_their_cell():
@@ -32,12 +42,12 @@ def test_captions_are_drawn_above_and_stay_in_their_cell():
 
 def test_cells_need_not_be_square_and_may_be_empty():
     red = Image.new("RGB", (300, 100), "red")
-    sheet = draw_sheet([[("", None), ("", red)], [("", red)]], cell=(90, 30), lines=1)
+    drawn = draw_sheet([[("", None), ("", red)], [("", red)]], cell=(90, 30), lines=1)
     assert (
         sheet.size == sheet_size(2, 2, (90, 30), 1) == (8 + 2 * 98, 8 + 2 * (38 + line_height(90)))
     )
-    rows, columns = np.nonzero((np.asarray(sheet) == (255, 0, 0)).all(axis=2))
-    first = rows < sheet.height // 2
+    rows, columns = np.nonzero((np.asarray(drawn) == (255, 0, 0)).all(axis=2))
+    first = rows < drawn.height // 2
     for these, left in ((first, GAP + 98), (~first, GAP)):
         assert (columns[these].min(), np.ptp(columns[these]) + 1) == (left, 90)
         assert np.ptp(rows[these]) + 1 == 30
@@ -87,10 +97,25 @@ def test_a_caption_has_lines_of_its_own():
         "": "",
     }.items(),
 )
-def test_any_name_can_be_drawn(caption, expected):
+def test_any_name_can_be_drawn(caption, expected, monkeypatch):
+    monkeypatch.setattr(sheet, "font_with", lambda *_: None)  # a machine without other fonts
     assert drawable(caption) == expected
     plain = draw_sheet([[(expected, None)]])
     assert draw_sheet([[(caption, None)]]).tobytes() == plain.tobytes()
+
+
+def test_other_letters_are_drawn_where_a_font_has_them():
+    """Greek and Cyrillic are in the font that matplotlib brings; a right-to-left mark never is."""
+    font, text = lettering("κόσμε привет", font_of(20))
+    assert text == "κόσμε привет"
+    assert len({font.getmask(letter).getbbox() for letter in "κπ"}) == 2
+    assert bytes(font.getmask("κ")) != bytes(font.getmask("\uffff"))
+    _, text = lettering("κ\u202egnp", font_of(20))
+    assert text == "κ\\u202egnp"
+    drawn = draw_sheet([[("猫", None)]]).tobytes()
+    assert (drawn == draw_sheet([[("\\u732b", None)]]).tobytes()) == (
+        font_with(frozenset("猫"), 14) is None
+    )
 
 
 def test_nothing_is_an_error():

@@ -412,7 +412,7 @@ def test_large_images_are_opened_again_instead_of_kept(mixed, tmp_path, monkeypa
     opened = []
     monkeypatch.setattr(
         "vitexplain.runs.workers.open_image",
-        lambda path: opened.append(path) or open_image(path),
+        lambda path, **_: opened.append(path) or open_image(path),
     )
     session = open_session(BUNDLED(output_dir=str(tmp_path)))
     worker = _Worker(session.overlay, tmp_path)

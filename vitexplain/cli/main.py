@@ -1,17 +1,20 @@
 """The command: `python vit_explain.py`, `python -m vitexplain`, or `vit-explain` once installed."""
 
-import json
 import logging
+import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from vitexplain.cli.modes import chosen_mode, work_of
 from vitexplain.cli.options import parser
 from vitexplain.cli.sweep_option import parse_sweep
-from vitexplain.errors import MissingPackage, run_command
+from vitexplain.errors import MissingPackage, printable, run_command
 from vitexplain.settings import Settings
+from vitexplain.words import to_json
 
 # the packages of requirements.txt that are always needed, by the names that import them
 REQUIRED = (
@@ -27,10 +30,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0; 2 for a request that can't be met; 3 if some of many images failed; 130
         for Ctrl-C.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # file names need not be valid Unicode
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    return run_command("vit_explain", lambda: _main(arguments))
+    with _usable_streams():
+        return run_command("vit_explain", lambda: _main(arguments))
+
+
+@contextmanager
+def _usable_streams() -> Iterator[None]:
+    """Standard output and error that can be written to, also where they are closed or missing.
+
+    pythonw and closed descriptors leave None in their place; a notebook has streams of its own.
+    """
+    before = sys.stdout, sys.stderr
+    with ExitStack() as undo:
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name)
+            if stream is None or getattr(stream, "closed", False):
+                nowhere = undo.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                setattr(sys, name, nowhere)
+            elif hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")  # names need not be valid Unicode
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def _main(arguments: list[str]) -> int:
@@ -59,7 +82,8 @@ def _run(options: dict, as_json: bool, show: bool) -> int:
     for notice in report["notices"]:
         _tell(notice)
     if not options["quiet"]:
-        print(json.dumps(report, indent=2) if as_json else as_text(report), flush=True)
+        text = to_json(report, indent=2) if as_json else _printable_lines(as_text(report))
+        print(text, flush=True)
     images = [path for path in report["files"].values() if path.endswith(".png")]
     if show and images:
         _show(images[0])
@@ -74,5 +98,9 @@ def _show(path: str) -> None:
         _tell(f"no window: {reason}; the image is {path}")
 
 
+def _printable_lines(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _tell(notice: str) -> None:
-    print(f"vit_explain: {notice}", file=sys.stderr)
+    print(f"vit_explain: {printable(notice)}", file=sys.stderr)

@@ -189,6 +189,12 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "a value): the model's own crop (default: %(default)s)",
     )
     add(
+        "--stretch",
+        action="store_true",
+        help="for images that use a fraction of their range, such as 12 bits of 16: their darkest "
+        "values become black, their brightest white",
+    )
+    add(
         "--model_args",
         nargs="+",
         type=_model_arg,

@@ -11,7 +11,7 @@ from PIL import Image
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.explainer import Map
 from vitexplain.images.region import Region
-from vitexplain.images.writing import write_array, write_png
+from vitexplain.images.writing import short_stem, write_array, write_png
 from vitexplain.models.loading import LoadedModel
 from vitexplain.models.transform import InputTransform
 from vitexplain.settings import Style
@@ -41,7 +41,7 @@ class Overlay:
         Args:
             image, seen: RGB, as it is and as the model saw it.
         """
-        name = f"{base.name}_{name_of(found)}"
+        name = f"{short_stem(base.name)}_{name_of(found)}"
         files = {"overlay": base.with_name(f"{name}.png")}
         drawn = self.draw(image, seen, found.mask, self.transform.region(*image.size))
         write_png(files["overlay"], drawn, self.texts_of(found))

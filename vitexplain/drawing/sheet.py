@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vitexplain.drawing.fonts import font_with, needed
 from vitexplain.errors import RequestError
 
 Item = TypeVar("Item")
@@ -41,7 +42,8 @@ class Sheet:
         step_x, step_y = _steps(self.cell, self.lines)
         left, top = GAP + column * step_x, GAP + row * step_y
         font, line = _font(width), line_height(width)
-        for number, text in enumerate(wrapped(drawable(caption), font, width, self.lines)):
+        font, caption = lettering(caption, font)
+        for number, text in enumerate(wrapped(caption, font, width, self.lines)):
             self._draw.text((left, top + number * line), text, "black", font)
         if image is not None:
             fitted = fit(image, self.cell)
@@ -101,6 +103,26 @@ def fit(image: Image.Image, cell: tuple[int, int]) -> Image.Image:
     scale = min(room / side for room, side in zip(cell, image.size, strict=True))
     size = tuple(max(1, round(side * scale)) for side in image.size)
     return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def lettering(caption: str, font: ImageFont.FreeTypeFont) -> tuple[ImageFont.FreeTypeFont, str]:
+    """A font for a caption, and the caption in characters that it has.
+
+    Pillow's own font where that has the letters, with or without their accents; else one of this
+    machine; else escapes.
+    """
+    plain = drawable(caption)
+    if "\\" in plain:
+        wanted = "".join(
+            c.encode("unicode_escape").decode()
+            if unicodedata.category(c)[0] == "C" and c != "\n"
+            else c
+            for c in unicodedata.normalize("NFC", caption)
+        )
+        other = font_with(needed(wanted), round(font.size))
+        if other is not None:
+            return other, wanted
+    return font, plain
 
 
 def drawable(caption: str) -> str:

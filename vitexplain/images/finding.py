@@ -2,6 +2,8 @@
 
 import glob
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -9,9 +11,7 @@ from pathlib import Path, PurePath
 from PIL import Image
 
 from vitexplain.errors import RequestError
-
-# formats that Pillow recognises, but has no decoder for
-STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
+from vitexplain.images.formats import OTHERS, opened_formats, suffix_of, why_not_opened
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,23 @@ def find_images(
     found: dict[str, str] = {}  # absolute path -> path as it was given
     anchors: list[str] = []
     notices: list[str] = []
+    passed: Counter[str] = Counter()
     for path in _listed(requests):
         if Path(path).is_dir():
             anchors.append(path)
-            files = _of_folder(path, recursive, leave_out, notices)
+            files = _of_folder(path, recursive, leave_out, notices, passed)
         elif _is_pattern(path):
             anchors.append(_fixed_part(path))
-            files = _of_pattern(path, recursive, leave_out, notices)
+            files = _of_pattern(path, recursive, leave_out, notices, passed)
         else:
             anchors.append(os.path.dirname(path) or ".")
             files = iter([path])
         for file in files:
             found.setdefault(os.path.abspath(file), file)
+    notices += _passed_over(passed)
     if not found:
-        raise RequestError(f"no image found in {', '.join(requests)}{_hint(recursive)}")
+        hint = f"; {notices[-1]}" if passed else _hint(recursive)
+        raise RequestError(f"no image found in {', '.join(requests)}{hint}")
     base = _common([os.path.abspath(anchor) for anchor in anchors])
     return [ImageFile(path, _name(absolute, base)) for absolute, path in found.items()], notices
 
@@ -92,7 +95,9 @@ def _listed(requests: Sequence[str]) -> Iterator[str]:
         yield from (line for line in text.splitlines() if line.strip())
 
 
-def _of_folder(folder: str, recursive: bool, leave_out: Path, notices: list[str]) -> Iterator[str]:
+def _of_folder(
+    folder: str, recursive: bool, leave_out: Path, notices: list[str], passed: Counter[str]
+) -> Iterator[str]:
     if _same(folder, leave_out):
         raise RequestError(f"the results can't be written among the images of {folder}: "
                          "name another --output_dir")  # fmt: skip
@@ -105,19 +110,19 @@ def _of_folder(folder: str, recursive: bool, leave_out: Path, notices: list[str]
         folders[:] = sorted(name for name in kept if not _same(f"{parent}/{name}", leave_out))
         for name in sorted(files):
             path = os.path.join(parent, name)
-            if not _hidden(name) and _is_image(path):
+            if not _hidden(name) and _is_image(path, passed):
                 yield path
 
 
 def _of_pattern(
-    pattern: str, recursive: bool, leave_out: Path, notices: list[str]
+    pattern: str, recursive: bool, leave_out: Path, notices: list[str], passed: Counter[str]
 ) -> Iterator[str]:
     outputs = f"{os.path.abspath(leave_out)}{os.sep}"
     for path in sorted(glob.glob(pattern, recursive=True)):
         if Path(path).is_dir():
             if recursive:
-                yield from _of_folder(path, recursive, leave_out, notices)
-        elif not os.path.abspath(path).startswith(outputs) and _is_image(path):
+                yield from _of_folder(path, recursive, leave_out, notices, passed)
+        elif not os.path.abspath(path).startswith(outputs) and _is_image(path, passed):
             yield path
 
 
@@ -133,16 +138,33 @@ def _fixed_part(pattern: str) -> str:
     return str(Path(*parts[:first])) if first else "."
 
 
-def _is_image(path: str) -> bool:
-    """Judged by its suffix; a file with another suffix is opened."""
-    format_ = Image.registered_extensions().get(Path(path).suffix.lower())
+def _is_image(path: str, passed: Counter[str]) -> bool:
+    """Judged by its suffix; a file with another suffix is opened. What isn't one is counted."""
+    suffix = suffix_of(path)
+    if why_not_opened(path):
+        passed[suffix] += 1
+        return False
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return False
+    formats = opened_formats()
+    format_ = Image.registered_extensions().get(suffix)
     if format_ in Image.OPEN:
-        return format_ not in STUBS
+        return format_ in formats
     try:
-        with Image.open(path) as image:
-            return image.format not in STUBS
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=formats):
+                return True
     except Exception:  # whatever the decoders raise: then it is no image
         return False
+
+
+def _passed_over(passed: Counter[str]) -> list[str]:
+    """A notice on the files of formats that are not opened."""
+    if not passed:
+        return []
+    counts = [f"{count} {suffix} ({OTHERS[suffix]})" for suffix, count in sorted(passed.items())]
+    return [f"passed over: {', '.join(counts)}"]
 
 
 def _hidden(name: str) -> bool:

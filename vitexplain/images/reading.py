@@ -4,67 +4,100 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from vitexplain.errors import RequestError
+from vitexplain.errors import RequestError, one_line, printable
+from vitexplain.images.colour import to_srgb
+from vitexplain.images.depth import is_deep, significant_bits, stretch_colours, to_8_bits
+from vitexplain.images.formats import opened_formats, why_not_opened
 
 
 class PictureError(RequestError):
     """An image is missing, broken or too large, or the file is not an image."""
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The image at `path` as RGB: EXIF orientation applied, transparency on white.
+def open_image(path: str | Path, *, stretch: bool = False) -> Image.Image:
+    """The image at `path` as RGB: EXIF orientation applied, in sRGB, transparency on white.
 
     An animation gives its first frame; 16-bit and floating-point grey are converted to 8 bits.
+    What a user should know of the image is in its `info["notice"]`.
+
+    Args:
+        stretch: make its darkest values black and its brightest white.
 
     Raises:
         PictureError: in one sentence, with the path and the reason.
     """
-    return read_image(Path(path), str(Path(path)))
+    return read_image(Path(path), str(Path(path)), stretch=stretch)
 
 
-def read_image(source: Path | BinaryIO, name: str) -> Image.Image:
+def read_image(source: Path | BinaryIO, name: str, *, stretch: bool = False) -> Image.Image:
     """As `open_image`, also from an open file; errors refer to it as `name`."""
+    name = printable(name)
     try:
+        if isinstance(source, Path) and source.exists() and not source.is_file():
+            raise (
+                IsADirectoryError
+                if source.is_dir()
+                else PictureError(f"{name} is no file: a pipe or a device can't be opened")
+            )
         with warnings.catch_warnings():
             # Pillow warns of a possible decompression bomb at half the size it refuses, and of
             # damaged metadata that does not matter here
             warnings.simplefilter("ignore")
-            with Image.open(source) as image:
+            with Image.open(source, formats=opened_formats()) as image:
+                bits = significant_bits(image.fp) if image.mode.startswith("I;16") else None
                 image.load()
-                return to_rgb(upright(image))
+                return to_rgb(upright(image), bits=bits, stretch=stretch)
+    except PictureError:
+        raise
     except FileNotFoundError:
         raise PictureError(f"no image at {name}: no such file") from None
     except IsADirectoryError:
         raise PictureError(f"{name} is a folder: name one image in it") from None
     except UnidentifiedImageError:
-        raise PictureError(f"{name} is not an image, or of a format Pillow can't read") from None
+        help_ = why_not_opened(name)
+        reason = f" that is opened here: {help_}" if help_ else ", or of a format Pillow can't read"
+        raise PictureError(f"{name} is not an image{reason}") from None
     except Image.DecompressionBombError:
         limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
-        raise PictureError(f"{name} is too large: more than {limit} million pixels") from None
+        raise PictureError(
+            f"{name} is too large: more than {limit} million pixels; make it smaller first"
+        ) from None
     except MemoryError:
         raise PictureError(f"{name} does not fit into memory: make it smaller first") from None
     except Exception as error:  # Pillow's decoders raise almost anything on broken files
-        reason = str(error) or type(error).__name__
+        reason = one_line(error)
         raise PictureError(f"{name} can't be read, it may be damaged: {reason}") from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode -> RGB, transparent parts on white."""
-    if image.mode.startswith("I;16"):
-        image = _grey(np.asarray(image) / 257)  # 65535 is white
-    elif image.mode in ("I", "F"):
-        image = _grey(_to_0_255(np.asarray(image, dtype=np.float64)))
-    elif image.mode == "LAB":
+def to_rgb(image: Image.Image, *, bits: int | None = None, stretch: bool = False) -> Image.Image:
+    """Any Pillow mode -> RGB in sRGB, transparent parts on white; notices in `info["notice"]`.
+
+    Args:
+        bits: how many of a 16-bit image's are significant, if the file says that.
+        stretch: make its darkest values black and its brightest white.
+    """
+    notices = []
+    deep = is_deep(image)
+    if deep:
+        image, notice = to_8_bits(image, bits, stretch)
+        notices.append(notice)
+    else:
+        image, notice = to_srgb(image)
+        notices.append(notice)
+    if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(white, image)
+    image = image.convert("RGB")
+    if stretch and not deep:
+        image = stretch_colours(image)
+    image.info = {"notice": "; ".join(filter(None, notices))}
+    return image
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -73,18 +106,3 @@ def upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF: the image itself may still be fine
         return image
-
-
-def _grey(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.uint8(np.round(values)))
-
-
-def _to_0_255(values: np.ndarray) -> np.ndarray:
-    """Grey without a defined white: taken as 0..1, 0..255 or 0..65535, or else stretched."""
-    finite = values[np.isfinite(values)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    for white in (1, 255, 65535):
-        if low >= 0 and high <= white:
-            return values * (255 / white)
-    return (values - low) * (255 / (high - low or 1))

@@ -1,5 +1,6 @@
 """Write files whole: an interrupted run leaves no half-written file."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,29 @@ from PIL import Image
 from vitexplain.images.png import save_png
 
 PREFIX, SUFFIX = ".vit_explain-", ".part"  # of unfinished files
+
+
+LONGEST = 200  # bytes of a name to which endings are added; file systems take 255
+
+
+def short_stem(name: str) -> str:
+    """A file's name to which endings can be added: a long one ends in a hash of the whole."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= LONGEST:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:12]
+    kept = encoded[: LONGEST - len(digest) - 1]
+    # no half characters, unless the name had them itself
+    kept = kept.decode("utf-8", "ignore") if _is_unicode(name) else os.fsdecode(kept)
+    return f"{kept}-{digest}"
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def writable_folder(folder: str | Path) -> Path:

@@ -1,13 +1,13 @@
 """The names of a model's categories, and finding a category by name."""
 
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from vitexplain.errors import RequestError
+from vitexplain.models.class_names import ClassNamesError, names_in_file
 
 
 class CategoryError(RequestError):
@@ -32,23 +32,15 @@ def default_names(num_classes: int, pretrained_cfg: dict) -> list[str]:
 
 
 def read_names(path: str | Path, num_classes: int) -> list[str]:
-    """Names from a file: one per line, or JSON (a list, or index -> name).
+    """Names from a file, see models.class_names.
 
     Raises:
         CategoryError: if the file can't be read, or has another number of names.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CategoryError(f"class names can't be read from {path}: {_reason(error)}") from None
-    try:
-        names = json.loads(text)
-        if isinstance(names, dict):
-            names = [names[key] for key in sorted(names, key=int)]
-    except (ValueError, TypeError):
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CategoryError(f"{path} must hold one name a line, or a JSON list of names")
+        names = names_in_file(path)
+    except ClassNamesError as error:
+        raise CategoryError(str(error)) from None
     if len(names) != num_classes:
         raise CategoryError(f"{path} holds {len(names)} names, the model has {num_classes} classes")
     return names
@@ -92,7 +84,3 @@ def _find_name(names: Sequence[str], wanted: str) -> int:
 
 def _listed(names: Sequence[str], indices: Sequence[int]) -> str:
     return "; ".join(f"{index} {names[index]}" for index in indices)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)

@@ -118,6 +118,7 @@ def load_model(
     model_args: Mapping[str, object] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    stretch: bool = False,
     explainable: bool = True,
 ) -> LoadedModel:
     """Load a model to explain.
@@ -138,6 +139,7 @@ def load_model(
             None for what the model says of itself.
         model_args: arguments of timm's model, such as {"global_pool": "avg", "in_chans": 1}.
         mean, std: of each channel, for values from 0 to 1, in place of those that timm records.
+        stretch: whether images are opened with their darkest values black, their brightest white.
         explainable: whether to refuse a model whose attention can't be explained.
 
     Raises:
@@ -149,7 +151,9 @@ def load_model(
     if isinstance(name, nn.Module):
         if checkpoint is not None or img_size:
             raise ModelError("a model that is given has weights and a size: pass it alone")
-        return wrap_model(name, class_names, labels, crop)
+        loaded = wrap_model(name, class_names, labels, crop)
+        loaded.transform.stretch = stretch
+        return loaded
     request = _Request(
         name,
         None if checkpoint is None else Path(checkpoint),
@@ -166,7 +170,9 @@ def load_model(
     network.data |= {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
     network.model.eval().to(device)
     try:
-        return _loaded(network, class_names, labels, crop)
+        loaded = _loaded(network, class_names, labels, crop)
+        loaded.transform.stretch = stretch
+        return loaded
     except (TypeError, ValueError) as error:
         if isinstance(error, RequestError):
             raise

@@ -27,6 +27,7 @@ class InputTransform:
             do; "center" is the model's own evaluation crop; "pad" resizes
             the whole image in its proportions and pads it with the mean colour.
         crop_pct, crop_mode: timm's description of that crop.
+        stretch: whether images are opened with their values stretched, see images.depth.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class InputTransform:
         crop: str = "none",
         crop_pct: float = 0.875,
         crop_mode: str = "center",
+        *,
+        stretch: bool = False,
     ):
         if crop not in CROPS:
             raise RequestError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}")
@@ -45,6 +48,7 @@ class InputTransform:
             crop_pct, crop_mode = 1.0, "squash"
         elif crop == "pad":
             crop_pct, crop_mode = 1.0, "border"
+        self.stretch = stretch
         self.size, self.grey = size, len(tuple(mean)) == 1
         self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
         self.crop_pct, self.crop_mode = crop_pct, crop_mode

@@ -1,6 +1,5 @@
 """How faithful each method is on the user's own images: a table and a figure."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from vitexplain.methods.registry import METHODS
 from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.settings import Settings
 from vitexplain.versions import versions
+from vitexplain.words import to_json
 
 MOST = 200  # images that are measured, at some seconds each
 
@@ -83,7 +83,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         f"{as_markdown(found.values, MEASURES, _titles(found), BASELINES)}\n"
     )
     write_whole(files["table"], lambda file: file.write(markdown.encode()))
-    write_whole(files["numbers"], lambda file: file.write(json.dumps(report, indent=2).encode()))
+    write_whole(files["numbers"], lambda file: file.write(to_json(report, indent=2).encode()))
     return report | {"files": {kind: str(path) for kind, path in files.items()}}
 
 
@@ -105,7 +105,11 @@ def _tensors(session: Session, images: list[ImageFile]) -> tuple[list[Tensor], l
     tensors, failures = [], []
     for image in images:
         try:
-            tensors.append(session.overlay.transform(open_image(image.path)))
+            tensors.append(
+                session.overlay.transform(
+                    open_image(image.path, stretch=session.settings.model.stretch)
+                )
+            )
         except (PictureError, OSError) as error:
             failures.append(str(error))
     return tensors, failures

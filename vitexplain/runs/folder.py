@@ -212,6 +212,7 @@ def _record(session: Session) -> dict:
         "crop": settings.model.crop,
         "img_size": settings.model.img_size,
         "labels": loaded.labels,
+        "stretch": settings.model.stretch,
         **asdict(settings.maps),
         **asdict(settings.style),
         "methods": session.explainer.methods,

@@ -6,7 +6,6 @@ reaches Parquet once.
 """
 
 import io
-import json
 import logging
 import os
 import sys
@@ -27,6 +26,7 @@ from vitexplain.runs.items import Item, explain_items, result_of
 from vitexplain.runs.session import open_session
 from vitexplain.runs.workers import look, processors, write_maps
 from vitexplain.settings import Settings
+from vitexplain.words import to_json
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors also come as exceptions
@@ -160,7 +160,7 @@ class Actor:
             ]
         base = self.session.folder / item.image.name
         item.written = write_maps(self.session.overlay, base, image, seen, item.explained.maps)
-        result = json.dumps(result_of(item, self.session))
+        result = to_json(result_of(item, self.session))
         return [
             common
             | {

@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from vitexplain.errors import RequestError
 from vitexplain.images.finding import ImageFile
 from vitexplain.images.writing import remove_parts, write_whole
+from vitexplain.words import to_json
 
 RESULTS, ERRORS, RUN = "results.jsonl", "errors.csv", "run.json"
 
@@ -78,7 +79,7 @@ class Results:
         """Add one line; the files that it names must exist."""
         state = _state(image.path)
         line = {"path": image.path, "name": image.name, **result, "file": state}
-        self._lines.write(json.dumps(line) + "\n")
+        self._lines.write(to_json(line) + "\n")
         self._lines.flush()
         self.done += 1
 
@@ -88,12 +89,12 @@ class Results:
         self.failed += 1
 
     def _failed_row(self, row: list[str]) -> None:
-        csv.writer(self._errors).writerow(row)
+        csv.writer(self._errors).writerow([_harmless(cell) for cell in row])
         self._errors.flush()
 
     def _start_afresh_if_settings_changed(self) -> None:
         file, lines = self.folder / RUN, self.folder / RESULTS
-        text = json.dumps(self.settings, indent=2).encode()
+        text = to_json(self.settings, indent=2).encode()
         before = file.read_bytes() if file.exists() else None
         if before == text:
             return
@@ -118,7 +119,7 @@ class Results:
             unchanged = path is None or _state(path) == line["file"]
             if unchanged and all(_is_there(self.folder / name) for name in files_of(line)):
                 kept[line["name"]] = line
-        whole = "".join(json.dumps(line) + "\n" for line in kept.values()).encode()
+        whole = "".join(to_json(line) + "\n" for line in kept.values()).encode()
         if whole != file.read_bytes():
             write_whole(file, lambda opened: opened.write(whole))
         return set(kept)
@@ -130,6 +131,11 @@ def read_results(file: Path) -> Iterator[dict]:
         for line in lines:
             with suppress(json.JSONDecodeError):
                 yield json.loads(line)
+
+
+def _harmless(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula, whatever a file is called."""
+    return f"'{cell}" if cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
 def files_of(result: dict) -> list[str]:

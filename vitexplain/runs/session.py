@@ -57,6 +57,7 @@ def open_session(settings: Settings) -> Session:
         model_args=options.model_args,
         mean=options.mean,
         std=options.std,
+        stretch=options.stretch,
     )
     explainer = Explainer(settings.maps, loaded)
     transform = _published_transform(loaded) if as_published else loaded.transform

@@ -16,7 +16,7 @@ from vitexplain.drawing.comparison import draw_compare
 from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
 from vitexplain.explainer import Map, most_faithful
 from vitexplain.images.reading import open_image
-from vitexplain.images.writing import write_png
+from vitexplain.images.writing import short_stem, write_png
 from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.runs.sweep import sweep_maps
 from vitexplain.settings import Settings
@@ -27,7 +27,7 @@ def explain_image(settings: Settings) -> dict:
     """Explain one image by one method: its overlay, and what the model saw."""
     session, path, opened = _opened(settings)
     ((found,),) = explain_opened(session.explainer, session.overlay, [opened])
-    base = session.folder / path.stem
+    base = session.folder / short_stem(path.stem)
     files = session.overlay.write(base, opened.image, opened.seen, found.result)
     files["input"] = base.with_name(f"{base.name}_input.png")
     write_png(files["input"], opened.seen, session.overlay.texts)
@@ -52,7 +52,7 @@ def explain_sweep(settings: Settings) -> dict:
     session, path, opened = _opened(settings)
     rows = sweep_maps(session.loaded, opened.tensor[None], settings.maps, sweep)
     small, draw = _small(session, opened)
-    base = session.folder / f"{path.stem}_sweep_{'_'.join(sweep)}"
+    base = session.folder / f"{short_stem(path.stem)}_sweep_{'_'.join(sweep)}"
     files = {"sheet": base.with_name(f"{base.name}.png")}
     write_png(files["sheet"], draw_sweep(small, rows, draw), session.overlay.texts)
     if len(sweep) == 1:
@@ -68,7 +68,7 @@ def explain_compare(settings: Settings) -> dict:
     session, path, opened = _opened(settings)
     (explained,) = session.explainer(opened.tensor[None])
     small, draw = _small(session, opened)
-    files = {"sheet": session.folder / f"{path.stem}_compare.png"}
+    files = {"sheet": session.folder / f"{short_stem(path.stem)}_compare.png"}
     write_png(files["sheet"], draw_compare(small, explained.maps, draw), session.overlay.texts)
     best = most_faithful(explained.maps)
     return {
@@ -94,7 +94,7 @@ def explain_anatomy(settings: Settings) -> dict:
     style = settings.style
     title = f"{path.name}, seen by the model {session.loaded.name}"
     figure = draw_anatomy(found, opened.seen, title, alpha=style.alpha, colormap=style.colormap)
-    files = {"anatomy": session.folder / f"{path.stem}_anatomy.png"}
+    files = {"anatomy": session.folder / f"{short_stem(path.stem)}_anatomy.png"}
     write_png(files["anatomy"], figure, session.overlay.texts)
     rollout = Map(found.rollout, None, method)
     return {**_report(session, [rollout], files), "method": method}
@@ -103,8 +103,11 @@ def explain_anatomy(settings: Settings) -> dict:
 def _opened(settings: Settings) -> tuple[Session, Path, OpenImage]:
     """Open the image first, as the model takes longer to load."""
     (path,) = settings.run.image_path
-    image = open_image(existing(path))
+    image = open_image(existing(path), stretch=settings.model.stretch)
     session = open_session(settings)
+    if image.info["notice"]:
+        notice = f"{path}: {image.info['notice']}"
+        session.loaded.notice = "; ".join(filter(None, (session.loaded.notice, notice)))
     return session, Path(path), OpenImage.of(image, session.overlay.transform)
 
 

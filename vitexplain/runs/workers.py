@@ -38,12 +38,14 @@ class Decoded:
         size: its own width and height.
         region: (left, top, right, bottom) of what is seen, in its pixels.
         milliseconds: how long it took.
+        notice: what a user should know of the image, or "".
     """
 
     seen: np.ndarray
     size: tuple[int, int]
     region: Region
     milliseconds: float
+    notice: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,15 @@ def look(
         vitexplain.images.reading.PictureError: it can't be opened.
     """
     started = time.perf_counter()
-    opened = open_image(path) if content is None else read_image(content, path)
+    stretch = overlay.transform.stretch
+    if content is None:
+        opened = open_image(path, stretch=stretch)
+    else:
+        opened = read_image(content, path, stretch=stretch)
     seen = overlay.transform.seen(opened)
     region = overlay.transform.region(*opened.size)
-    return Decoded(np.asarray(seen), opened.size, region, _since(started)), opened, seen
+    notice = opened.info["notice"]
+    return Decoded(np.asarray(seen), opened.size, region, _since(started), notice), opened, seen
 
 
 def write_maps(

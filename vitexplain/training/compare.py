@@ -5,7 +5,6 @@ explained on the same images: a Vision Transformer by both rollouts, a CNN by Gr
 """
 
 import argparse
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from vitexplain.training import evaluate
 from vitexplain.training.classify import label_of
 from vitexplain.training.data import LabelledImages, category_of
 from vitexplain.training.localisation import MapFunction, map_functions, methods_for, thinned
+from vitexplain.words import to_json
 
 TIMED_BATCH, TIMED_ROUNDS = 16, 15
 
@@ -55,7 +55,7 @@ def compare(options: argparse.Namespace, rest: list[str]) -> str:
     sheet(models, data, options.pictures).save(output / "maps.png")
     text = table(reports)
     (output / "comparison.md").write_text(text + "\n", encoding="utf-8")
-    (output / "comparison.json").write_text(json.dumps(reports, indent=2), encoding="utf-8")
+    (output / "comparison.json").write_text(to_json(reports, indent=2), encoding="utf-8")
     return text
 
 

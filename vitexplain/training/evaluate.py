@@ -7,7 +7,6 @@ categories.
 
 import argparse
 import csv
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +36,7 @@ from vitexplain.training.localisation import (
     thinned,
 )
 from vitexplain.training.page import confusion_image, page
+from vitexplain.words import to_json
 
 SHOWN_MOSAICS = 6
 
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         report = evaluate(options)
-        print(json.dumps(report, indent=2) if options.json else as_text(report))
+        print(to_json(report, indent=2) if options.json else as_text(report))
 
     return run_command("evaluate", work, less_memory="lower --batch_size")
 
@@ -94,7 +94,7 @@ def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> 
     image.save(output / "confusion.png")
     text = page(as_text(report), [("Confusion", image), *shown])
     (output / "report.html").write_text(text, encoding="utf-8")
-    (output / "report.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    (output / "report.json").write_text(to_json(report, indent=2), encoding="utf-8")
     return report
 
 

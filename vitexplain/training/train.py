@@ -42,6 +42,7 @@ from vitexplain.training.data import (
     split,
     usable_names,
 )
+from vitexplain.words import to_json
 
 COLUMNS = ("epoch", "lr", "train_loss", "validation_loss", "validation_top1")
 
@@ -289,7 +290,7 @@ def save_folder(
             },
         }
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    text = json.dumps(config, indent=2).encode()
+    text = to_json(config, indent=2).encode()
     write_whole(folder / "model.safetensors", lambda file: file.write(save(state)))
     write_whole(folder / "config.json", lambda file: file.write(text))
 

@@ -10,7 +10,6 @@ import base64
 import hashlib
 import html
 import io
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -27,6 +26,7 @@ from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.methods.registry import METHODS
 from vitexplain.parallel import in_order
+from vitexplain.words import to_json
 
 SIDE = 320  # of thumbnails, in pixels; of many images they are smaller
 SIDE_OF_MANY, MANY = 192, 1000
@@ -140,7 +140,7 @@ def _webp(image: Image.Image) -> str:
 
 def _json(value: object) -> str:
     """JSON that can't close the element that contains it."""
-    text = json.dumps(value, separators=(",", ":"))
+    text = to_json(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
