@@ -6,7 +6,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 # what torch's allocators say: CUDA's and MPS's, the CPU's on Linux and macOS, the CPU's on Windows
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "not enough memory"),
+    # of the C++ libraries below, and of the operating system
+    *("bad_alloc", "bad allocation", "could not create a memory object", "annot allocate memory"),
+)
+REPORT = (
+    "This is an error of the tool, not of your request. Please report the lines above with the "
+    "command, what --version says, and the output of pip list."
+)
+NO_MORE_THREADS = "can't start new thread"
 
 
 class RequestError(ValueError):
@@ -80,9 +89,15 @@ def run_command(
     except RequestError as error:
         return _fail(name, error)
     except (MemoryError, RuntimeError) as error:
+        if NO_MORE_THREADS in str(error):
+            return _fail(name, "no more threads can be started: try --workers 1, or end others")
         if not is_out_of_memory(error):
+            error.add_note(REPORT)
             raise
         return _fail(name, f"out of memory: {less_memory}")
+    except Exception as error:
+        error.add_note(REPORT)
+        raise
 
 
 def _fail(name: str, reason: object, code: int = 2) -> int:

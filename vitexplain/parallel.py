@@ -5,6 +5,8 @@ Imports nothing heavy, so that it can be imported first.
 
 import multiprocessing
 import os
+import signal
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -28,7 +30,7 @@ def begin() -> BaseContext:
         return multiprocessing.get_context("spawn")
     # they take seconds to import: once for all workers
     forkserver.set_forkserver_preload(["vitexplain.runs.workers"])
-    with _found_here():
+    with _found_here(), starting():
         forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")
 
@@ -37,6 +39,27 @@ def python_path() -> str:
     """PYTHONPATH with the folder of this package, for processes that may run anywhere."""
     here, before = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")
     return os.pathsep.join([here, before] if before else [here])
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Processes started inside leave Ctrl-C to this one, and don't run its main module again.
+
+    A worker needs nothing of the script that asked for it, and a script without
+    `if __name__ == "__main__"` would ask again. A signal's mask is inherited, also by a process
+    that is still importing and can't ignore signals yet.
+    """
+    main = sys.modules["__main__"]
+    hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
+    main.__spec__ = None
+    masked = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masked else None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
+        if masked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -44,7 +44,7 @@ def test_cells_need_not_be_square_and_may_be_empty():
     red = Image.new("RGB", (300, 100), "red")
     drawn = draw_sheet([[("", None), ("", red)], [("", red)]], cell=(90, 30), lines=1)
     assert (
-        sheet.size == sheet_size(2, 2, (90, 30), 1) == (8 + 2 * 98, 8 + 2 * (38 + line_height(90)))
+        drawn.size == sheet_size(2, 2, (90, 30), 1) == (8 + 2 * 98, 8 + 2 * (38 + line_height(90)))
     )
     rows, columns = np.nonzero((np.asarray(drawn) == (255, 0, 0)).all(axis=2))
     first = rows < drawn.height // 2

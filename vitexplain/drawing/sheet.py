@@ -112,7 +112,7 @@ def lettering(caption: str, font: ImageFont.FreeTypeFont) -> tuple[ImageFont.Fre
     machine; else escapes.
     """
     plain = drawable(caption)
-    if "\\" in plain:
+    if any(_in_font(c)[0] == "\\" != c for c in unicodedata.normalize("NFC", caption)):
         wanted = "".join(
             c.encode("unicode_escape").decode()
             if unicodedata.category(c)[0] == "C" and c != "\n"

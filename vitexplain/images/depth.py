@@ -6,6 +6,8 @@ model sees a dark image.
 """
 
 import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -18,29 +20,63 @@ PHOTOMETRIC, BITS, LEAST, MOST = 262, 258, 280, 281  # tags of TIFF
 CLIPPED = 0.1  # per cent of the darkest and of the brightest values that stretching clips
 
 
+@dataclass(frozen=True)
+class Depth:
+    """What a file says of its values.
+
+    Attributes:
+        black, white: None where it doesn't say.
+        bits: significant ones, of a file whose values may fill the range all the same.
+        white_is_zero: values grow darker.
+    """
+
+    black: int | None = None
+    white: int | None = None
+    bits: int | None = None
+    white_is_zero: bool = False
+
+
+def depth_of(image: Image.Image) -> Depth:
+    """What an image that was just opened says of its values; images in memory say nothing."""
+    if image.format == "PNG" and image.mode.startswith("I;16"):
+        return Depth(bits=_significant_bits(image.fp))
+    tags = getattr(image, "tag_v2", {})
+    if not tags:
+        return Depth()
+    bits = _number(tags, BITS)
+    white = 2**bits - 1 if bits in range(9, 16) else _number(tags, MOST)
+    white_is_zero = tags.get(PHOTOMETRIC) == WHITE_IS_ZERO and is_deep(image)
+    return Depth(_number(tags, LEAST), white, None, white_is_zero)
+
+
+def _number(tags: Mapping, tag: int) -> int | None:
+    """A tag's value, also where it is given for each channel."""
+    value = tags.get(tag)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) else None
+
+
 def is_deep(image: Image.Image) -> bool:
     """Whether it is grey of more than 8 bits."""
     return image.mode.startswith("I;16") or image.mode in ("I", "F")
 
 
-def to_8_bits(image: Image.Image, bits: int | None, stretch: bool) -> tuple[Image.Image, str]:
+def to_8_bits(image: Image.Image, depth: Depth, stretch: bool) -> tuple[Image.Image, str]:
     """A deep image as 8-bit grey, and a notice or "".
 
     Args:
-        bits: significant bits by the file's own words (PNG's sBIT); None if it has none.
+        depth: what its file says of its values.
         stretch: make the darkest value black and the brightest white.
     """
     values = np.asarray(image).astype(np.float64)
     transparent = image.info.get("transparency")
     clear = values == transparent if isinstance(transparent, int) else None
     notice = ""
-    tags = getattr(image, "tag_v2", {})
     if stretch:
         values = stretched(values)
-        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-            values = 255 - values
+        values = 255 - values if depth.white_is_zero else values
     elif image.mode.startswith("I;16"):
-        values, notice = _of_integers(values, tags, bits)
+        values, notice = _of_integers(values, depth)
     else:
         values = _of_any_range(values)
     if clear is not None:
@@ -63,7 +99,7 @@ def stretch_colours(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.uint8(np.round(stretched(np.asarray(image).astype(np.float64)))))
 
 
-def significant_bits(file: BinaryIO) -> int | None:
+def _significant_bits(file: BinaryIO) -> int | None:
     """What a PNG of grey says of its bits (its sBIT chunk); None without one."""
     file.seek(0)
     if file.read(8) != b"\x89PNG\r\n\x1a\n":
@@ -79,20 +115,16 @@ def significant_bits(file: BinaryIO) -> int | None:
     return None
 
 
-def _of_integers(values: np.ndarray, tags: dict, bits: int | None) -> tuple[np.ndarray, str]:
+def _of_integers(values: np.ndarray, depth: Depth) -> tuple[np.ndarray, str]:
     low, white = 0, FULL
-    brightest = float(values.max()) if values.size else 0.0
-    said = tags.get(MOST)
-    if isinstance(said, int) and brightest <= said < FULL and said > 0:
-        white = said
-        least = tags.get(LEAST)
-        low = least if isinstance(least, int) and least < said else 0
-    elif isinstance(tags.get(BITS), tuple) and tags[BITS][0] in range(9, 16):
-        white = 2 ** tags[BITS][0] - 1
-    elif bits and brightest <= 2**bits - 1:  # a file by the book fills the range by itself
-        white = 2**bits - 1
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        values, brightest = white - values, white - float(values.min()) if values.size else 0.0
+    darkest, brightest = float(values.min()), float(values.max())
+    if depth.white and brightest <= depth.white < FULL:
+        white = depth.white
+        low = depth.black if depth.black and depth.black < white else 0
+    elif depth.bits and brightest <= 2**depth.bits - 1:  # by the book it would fill the range
+        white = 2**depth.bits - 1
+    if depth.white_is_zero:
+        values, brightest = white - values, white - darkest
     notice = ""
     if white == FULL and 0 < brightest < DARK * FULL:
         notice = (

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from vitexplain.errors import RequestError, one_line, printable
 from vitexplain.images.colour import to_srgb
-from vitexplain.images.depth import is_deep, significant_bits, stretch_colours, to_8_bits
+from vitexplain.images.depth import Depth, depth_of, is_deep, stretch_colours, to_8_bits
 from vitexplain.images.formats import opened_formats, why_not_opened
 
 
@@ -46,9 +46,9 @@ def read_image(source: Path | BinaryIO, name: str, *, stretch: bool = False) -> 
             # damaged metadata that does not matter here
             warnings.simplefilter("ignore")
             with Image.open(source, formats=opened_formats()) as image:
-                bits = significant_bits(image.fp) if image.mode.startswith("I;16") else None
+                depth = depth_of(image)
                 image.load()
-                return to_rgb(upright(image), bits=bits, stretch=stretch)
+                return to_rgb(upright(image), depth, stretch=stretch)
     except PictureError:
         raise
     except FileNotFoundError:
@@ -71,17 +71,17 @@ def read_image(source: Path | BinaryIO, name: str, *, stretch: bool = False) -> 
         raise PictureError(f"{name} can't be read, it may be damaged: {reason}") from None
 
 
-def to_rgb(image: Image.Image, *, bits: int | None = None, stretch: bool = False) -> Image.Image:
+def to_rgb(image: Image.Image, depth: Depth | None = None, *, stretch: bool = False) -> Image.Image:
     """Any Pillow mode -> RGB in sRGB, transparent parts on white; notices in `info["notice"]`.
 
     Args:
-        bits: how many of a 16-bit image's are significant, if the file says that.
+        depth: what its file says of its values.
         stretch: make its darkest values black and its brightest white.
     """
     notices = []
     deep = is_deep(image)
     if deep:
-        image, notice = to_8_bits(image, bits, stretch)
+        image, notice = to_8_bits(image, depth or Depth(), stretch)
         notices.append(notice)
     else:
         image, notice = to_srgb(image)
@@ -98,6 +98,26 @@ def to_rgb(image: Image.Image, *, bits: int | None = None, stretch: bool = False
         image = stretch_colours(image)
     image.info = {"notice": "; ".join(filter(None, notices))}
     return image
+
+
+def pixels_of(path: str) -> int:
+    """How many pixels a file's head announces; 0 if it can't be told."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=opened_formats()) as image:
+                return image.width * image.height
+    except Exception:  # opening it will say what is wrong
+        return 0
+
+
+def state_of(path: str) -> dict | None:
+    """Size and time stamp of a file, to detect changes; None if there is none."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return {"bytes": status.st_size, "modified": status.st_mtime_ns}
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -7,11 +7,11 @@ step is a generator that holds at most a few batches. What fails stays an Item, 
 import errno
 import hashlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from vitexplain.drawing.contact_sheet import layout, write_contact_sheet
 from vitexplain.drawing.report.report import write_report
-from vitexplain.errors import RequestError, one_line
+from vitexplain.errors import one_line
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
+from vitexplain.methods.registry import METHODS
 from vitexplain.models.categories import short_name
 from vitexplain.parallel import in_order
 from vitexplain.runs.batches import explained
@@ -65,6 +66,7 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
         before = results.done
         if results.missing:
             _explain_missing(session, results, tell_beside_the_bar)
+        results.check_folder()
         files = _look_at_all(session, tell)
     files = {"errors": session.folder / ERRORS, **files} if results.failed else files
     counts = (len(images), before, results.done - before, results.failed)
@@ -123,8 +125,13 @@ def _look_at_all(session: Session, tell: Callable[[str], None]) -> dict[str, Pat
 
 
 def _caption(result: dict, found: dict) -> str:
+    """Of an image with several maps, the method too."""
     category = found["category"] or next(iter(result["top"]), None)
-    return result["name"] + (f"\n{short_name(category['name'])}" if category else "")
+    about = [] if category is None else [short_name(category["name"])]
+    if len({each["method"]["name"] for each in result["maps"]}) > 1:
+        about.insert(0, METHODS[found["method"]["name"]].title)
+        about = about if found["category"] else about[:1]
+    return "\n".join([result["name"], *([", ".join(about)] if about else [])])
 
 
 def _explain_missing(session: Session, results: Results, tell: Callable[[str], None]) -> None:
@@ -138,6 +145,7 @@ def _explain_missing(session: Session, results: Results, tell: Callable[[str], N
     # two per processor: they wait for the disk half of the time
     count = run.workers or min(2 * processors(), 16)
     size = run.batch_size or session.explainer.batch_size()
+    notices: list[tuple[str, str]] = []
     try:
         with progress, Workers(count, session.overlay, session.folder) as workers:
             items = _decoded(workers, results.missing, ahead=2 * size + count)
@@ -148,16 +156,27 @@ def _explain_missing(session: Session, results: Results, tell: Callable[[str], N
                     tell(item.failure)
                     progress.set_postfix(failed=results.failed, refresh=False)
                 else:
-                    results.add(item.image, result_of(item, session))
+                    results.add(item.image, result_of(item, session), item.decoded.state)
+                    if item.decoded.notice:
+                        notices.append((item.image.path, item.decoded.notice))
                 progress.update()
     except KeyboardInterrupt:
         told = f"{results.done} of {len(results.images)} images are done"
         raise KeyboardInterrupt(f"{told}; rerun the same command to resume") from None
-    except BrokenProcessPool:
-        raise RequestError(
-            "a worker process was killed, probably out of memory: rerun the same command to "
-            "resume, with fewer --workers"
-        ) from None
+    finally:
+        _tell_together(notices, tell)
+
+
+def _tell_together(notices: Sequence[tuple[str, str]], tell: Callable[[str], None]) -> None:
+    """Notices on single images, those of one kind in one line with the first image's."""
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for path, notice in notices:
+        kinds.setdefault(re.sub(r"\d+", "", notice), []).append((path, notice))
+    for alike in kinds.values():
+        path, notice = alike[0]
+        tell(
+            f"{path}: {notice}" if len(alike) == 1 else f"{len(alike)} images, as {path}: {notice}"
+        )
 
 
 def _decoded(workers: Workers, images: Sequence[ImageFile], ahead: int) -> Iterator[Item]:

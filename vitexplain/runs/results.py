@@ -7,18 +7,19 @@ with the same settings skips these images.
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from vitexplain.errors import RequestError
 from vitexplain.images.finding import ImageFile
+from vitexplain.images.reading import state_of
 from vitexplain.images.writing import remove_parts, write_whole
 from vitexplain.words import to_json
 
-RESULTS, ERRORS, RUN = "results.jsonl", "errors.csv", "run.json"
+RESULTS, ERRORS, RUN, LOCK = "results.jsonl", "errors.csv", "run.json", ".lock"
 
 
 class Results:
@@ -49,9 +50,15 @@ class Results:
         self.folder, self.settings, self.images, self.tell = folder, settings, images, tell
         self.missing: list[ImageFile] = []
         self.done = self.failed = 0
-        self._lock = FileLock(folder / ".lock")
+        self._lock = FileLock(folder / LOCK)
 
     def __enter__(self) -> "Results":
+        for name in (RESULTS, ERRORS, RUN, LOCK):
+            if (self.folder / name).is_dir():
+                raise RequestError(
+                    f"{self.folder / name} is a folder, where a file of this name must be written: "
+                    "remove it, or name another --output_dir"
+                )
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -70,15 +77,32 @@ class Results:
         self._failed_row(["path", "reason"])
         return self
 
+    def check_folder(self) -> None:
+        """Raise RequestError if the output folder was deleted or replaced during the run."""
+        try:
+            same = os.path.samestat((self.folder / RESULTS).stat(), os.fstat(self._lines.fileno()))
+        except OSError:
+            same = False
+        if not same:
+            raise RequestError(
+                f"{self.folder} was deleted or replaced during the run: the results of this run "
+                "are lost; run it again"
+            )
+
     def __exit__(self, *_exception: object) -> None:
         self._lines.close()
         self._errors.close()
         self._lock.release()
 
-    def add(self, image: ImageFile, result: dict) -> None:
-        """Add one line; the files that it names must exist."""
-        state = _state(image.path)
+    def add(self, image: ImageFile, result: dict, state: dict | None = None) -> None:
+        """Add one line; the files that it names must exist.
+
+        Args:
+            state: of the image's file when it was opened, see images.reading.state_of.
+        """
+        state = state_of(image.path) if state is None else state
         line = {"path": image.path, "name": image.name, **result, "file": state}
+        line["sizes"] = sizes_of(self.folder, result)
         self._lines.write(to_json(line) + "\n")
         self._lines.flush()
         self.done += 1
@@ -114,23 +138,63 @@ class Results:
             return set()
         paths = {image.name: image.path for image in self.images}
         kept: dict[str, dict] = {}
-        for line in read_results(file):
+        damaged: list[str] = []
+        for line in read_results(file, damaged.append):
             path = paths.get(line["name"])
-            unchanged = path is None or _state(path) == line["file"]
-            if unchanged and all(_is_there(self.folder / name) for name in files_of(line)):
+            unchanged = path is None or state_of(path) == line["file"]
+            if unchanged and _is_whole(self.folder, line):
                 kept[line["name"]] = line
+        if damaged:
+            self.tell(f"{file}: {len(damaged)} of its lines can't be used: these images are done "
+                      "again")  # fmt: skip
         whole = "".join(to_json(line) + "\n" for line in kept.values()).encode()
         if whole != file.read_bytes():
             write_whole(file, lambda opened: opened.write(whole))
         return set(kept)
 
 
-def read_results(file: Path) -> Iterator[dict]:
-    """The lines of results.jsonl; the last may be incomplete if a run was killed."""
-    with file.open(encoding="utf-8") as lines:
+def read_results(file: Path, damaged: Callable[[str], None] = lambda _: None) -> Iterator[dict]:
+    """The lines of results.jsonl that are results.
+
+    Args:
+        damaged: receives the start of each other line. The last one may be incomplete if a run was
+            killed; others may have been changed by hand.
+    """
+    with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
-            with suppress(json.JSONDecodeError):
-                yield json.loads(line)
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                found = None
+            if _is_result(found):
+                yield found
+            elif line.endswith("\n") and line.strip():
+                damaged(line[:40])
+
+
+def _is_result(line: object) -> bool:
+    """Whether it has what later steps read."""
+    if not (isinstance(line, dict) and isinstance(line.get("name"), str) and "file" in line):
+        return False
+    maps = line.get("maps")
+    return isinstance(maps, list) and all(
+        isinstance(found, dict) and isinstance(found.get("overlay"), str) for found in maps
+    )
+
+
+def _is_whole(folder: Path, line: dict) -> bool:
+    """Whether all files of a result are there, as large as they were written."""
+    sizes = line.get("sizes")
+    for name in files_of(line):
+        size = _size(folder / name)
+        if not size or (isinstance(sizes, dict) and sizes.get(name, size) != size):
+            return False
+    return True
+
+
+def sizes_of(folder: Path, result: dict) -> dict[str, int]:
+    """The size in bytes of each file of a result."""
+    return {name: _size(folder / name) for name in files_of(result)}
 
 
 def _harmless(cell: str) -> str:
@@ -144,17 +208,8 @@ def files_of(result: dict) -> list[str]:
     return [found[kind] for found in result["maps"] for kind in kinds if kind in found]
 
 
-def _state(path: str) -> dict | None:
-    """Size and time stamp, to detect changed images."""
+def _size(path: Path) -> int:
     try:
-        status = Path(path).stat()
+        return path.stat().st_size
     except OSError:
-        return None
-    return {"bytes": status.st_size, "modified": status.st_mtime_ns}
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.stat().st_size > 0
-    except OSError:
-        return False
+        return 0

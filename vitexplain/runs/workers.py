@@ -8,24 +8,31 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import BinaryIO
 
 import cv2
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from vitexplain.drawing.overlay import Overlay
+from vitexplain.errors import RequestError
 from vitexplain.explainer import Map
 from vitexplain.images.finding import ImageFile
-from vitexplain.images.reading import open_image, read_image
+from vitexplain.images.reading import PictureError, open_image, pixels_of, read_image, state_of
 from vitexplain.images.region import Region
-from vitexplain.parallel import begin
+from vitexplain.parallel import begin, starting
 
+LARGE_PIXELS = 50_000_000  # of images that are opened one at a time
+LARGE_LOCK = ".large.lock"
 KEPT_PIXELS = 16_000_000  # of images that a worker keeps open; others it opens a second time
 
 
@@ -39,6 +46,7 @@ class Decoded:
         region: (left, top, right, bottom) of what is seen, in its pixels.
         milliseconds: how long it took.
         notice: what a user should know of the image, or "".
+        state: size and time of its file when it was opened.
     """
 
     seen: np.ndarray
@@ -46,6 +54,7 @@ class Decoded:
     region: Region
     milliseconds: float
     notice: str = ""
+    state: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -59,22 +68,29 @@ class Written:
 class Workers:
     """`count` processes; a context manager, after which they are gone.
 
-    Each call returns a future, which raises the errors of opening and writing.
+    Each call returns a future, which raises the errors of opening and writing. A process that is
+    killed is replaced. What it had been given is tried once more, one image at a time, in a process
+    apart, so that an image that kills processes is found and is the only one that fails.
+
+    Raises:
+        RequestError: from a future, if processes can't be started at all.
     """
 
     def __init__(self, count: int, overlay: Overlay, folder: Path):
-        context = begin()
-        self._pools = [
-            ProcessPoolExecutor(1, context, _Worker.start, (overlay, folder)) for _ in range(count)
-        ]
+        self._context, self._given = begin(), (overlay, folder)
+        self._pools = [self._pool() for _ in range(count)]
+        self._apart: ProcessPoolExecutor | None = None
+        self._retries = ThreadPoolExecutor(1)
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, *_exception: object) -> None:
+        self._retries.shutdown(cancel_futures=True)
+        pools = [pool for pool in (*self._pools, self._apart) if pool is not None]
         # all at the same time; without waiting, the interpreter's end can meet pipes half closed
-        with ThreadPoolExecutor(len(self._pools)) as threads:
-            for pool in self._pools:
+        with ThreadPoolExecutor(len(pools)) as threads:
+            for pool in pools:
                 threads.submit(pool.shutdown, cancel_futures=True)
 
     def decode(self, number: int, image: ImageFile) -> Future[Decoded]:
@@ -85,11 +101,72 @@ class Workers:
         """Draw and write the maps of a decoded image."""
         return self._submit(number, "write", number, image, maps)
 
-    def _submit(self, number: int, task: str, *arguments: object) -> Future:
-        pool = self._pools[number % len(self._pools)]
-        future = pool.submit(_Worker.call, task, *arguments)
-        close_writer(pool)
-        return future
+    def _submit(self, number: int, *call: object) -> Future:
+        place = number % len(self._pools)
+        try:
+            inner = _started(self._pools[place], *call)
+        except BrokenProcessPool:
+            self._pools[place] = self._pool()
+            inner = _started(self._pools[place], *call)
+        outer: Future = Future()
+        inner.add_done_callback(partial(self._settle, outer, call))
+        return outer
+
+    def _settle(self, outer: Future, call: tuple, inner: Future) -> None:
+        """Pass an answer on; where the process has gone, ask again."""
+        if inner.cancelled():
+            outer.cancel()
+            return
+        error = inner.exception()
+        if isinstance(error, BrokenProcessPool):
+            with suppress(RuntimeError):  # the run is being ended
+                self._retries.submit(self._settle_apart, outer, call)
+        elif error is not None:
+            outer.set_exception(error)
+        else:
+            outer.set_result(inner.result())
+
+    def _settle_apart(self, outer: Future, call: tuple) -> None:
+        try:
+            outer.set_result(self._ask_apart(*call))
+        except BaseException as error:  # whoever waits for the answer must get one
+            outer.set_exception(error)
+
+    def _ask_apart(self, task: str, number: int, image: ImageFile, *more: object) -> object:
+        if self._apart is None:
+            self._apart = self._pool()
+            try:
+                _started(self._apart, "answer").result()
+            except BrokenProcessPool:
+                raise RequestError(
+                    "worker processes end as soon as they start, perhaps for want of memory: try "
+                    "fewer --workers"
+                ) from None
+        try:
+            return _started(self._apart, task, number, image, *more).result()
+        except BrokenProcessPool:
+            self._apart = None
+            doing = "opened" if task == "decode" else "drawn"
+            raise PictureError(
+                f"{image.path}: the process in which it was {doing} was killed, twice, probably "
+                "for want of memory"
+            ) from None
+
+    def _pool(self) -> ProcessPoolExecutor:
+        try:
+            return ProcessPoolExecutor(1, self._context, _Worker.start, self._given)
+        except OSError as error:
+            raise RequestError(
+                f"worker processes can't be started ({error.strerror}): they need shared memory, "
+                "on Linux a /dev/shm that can be written to"
+            ) from error
+
+
+def _started(pool: ProcessPoolExecutor, *call: object) -> Future:
+    with starting():
+        future = pool.submit(_Worker.call, *call)
+    close_writer(pool)
+    return future
 
 
 def close_writer(pool: ProcessPoolExecutor) -> None:
@@ -125,8 +202,12 @@ class _Worker:
     def call(cls, task: str, *arguments: object) -> Decoded | Written:
         return getattr(cls.here, task)(*arguments)
 
+    def answer(self) -> None:
+        """That it is there."""
+
     def decode(self, number: int, image: ImageFile) -> Decoded:
-        decoded, opened, seen = look(self.overlay, image.path)
+        with _one_at_a_time(self.folder, image.path):
+            decoded, opened, seen = look(self.overlay, image.path)
         kept = sum(other.width * other.height for other, _ in self.open.values())
         if kept + opened.width * opened.height <= KEPT_PIXELS:
             self.open[number] = opened, seen
@@ -136,8 +217,19 @@ class _Worker:
         if number in self.open:
             opened, seen = self.open.pop(number)
         else:
-            _, opened, seen = look(self.overlay, image.path)
+            with _one_at_a_time(self.folder, image.path):
+                _, opened, seen = look(self.overlay, image.path)
         return write_maps(self.overlay, self.folder / image.name, opened, seen, maps)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path, path: str) -> Iterator[None]:
+    """Images of many pixels are opened by one worker after the other: each takes much memory."""
+    if pixels_of(path) < LARGE_PIXELS:
+        yield
+        return
+    with FileLock(folder / LARGE_LOCK):
+        yield
 
 
 def look(
@@ -149,6 +241,7 @@ def look(
         vitexplain.images.reading.PictureError: it can't be opened.
     """
     started = time.perf_counter()
+    state = state_of(path)
     stretch = overlay.transform.stretch
     if content is None:
         opened = open_image(path, stretch=stretch)
@@ -157,7 +250,11 @@ def look(
     seen = overlay.transform.seen(opened)
     region = overlay.transform.region(*opened.size)
     notice = opened.info["notice"]
-    return Decoded(np.asarray(seen), opened.size, region, _since(started), notice), opened, seen
+    return (
+        Decoded(np.asarray(seen), opened.size, region, _since(started), notice, state),
+        opened,
+        seen,
+    )
 
 
 def write_maps(

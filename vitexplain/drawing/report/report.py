@@ -10,6 +10,7 @@ import base64
 import hashlib
 import html
 import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -81,7 +82,7 @@ def _image(result: dict, side: int, colormap: str) -> tuple[str, str]:
                 "category": found["category"],
                 "faithfulness": found.get("faithfulness"),
                 "best": found.get("most_faithful", False),
-                "overlay": quote(found["overlay"]),
+                "overlay": quote(os.fsencode(found["overlay"])),
                 "place": place,
             }
         )
