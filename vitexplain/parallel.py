@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import TypeVar
@@ -49,6 +49,8 @@ def starting() -> Iterator[None]:
     `if __name__ == "__main__"` would ask again. A signal's mask is inherited, also by a process
     that is still importing and can't ignore signals yet.
     """
+    if HAS_SERVER:
+        resource_tracker.ensure_running()  # it would let the signal through again
     main = sys.modules["__main__"]
     hidden = {name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)}
     main.__spec__ = None

@@ -6,9 +6,13 @@ import pytest
 from PIL import Image, features
 
 from helpers import run_here
+from vitexplain.drawing.overlay import Overlay
 from vitexplain.images.finding import find_images
 from vitexplain.images.formats import OPENED, opened_formats
 from vitexplain.images.reading import PictureError, open_image
+from vitexplain.models.transform import InputTransform
+from vitexplain.runs.workers import look
+from vitexplain.settings import Style
 
 
 def test_programs_are_not_opened(tmp_path):
@@ -65,8 +69,9 @@ def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "c")
     images, _ = find_images([str(tmp_path)], False, tmp_path / "out")
     assert [image.name for image in images] == ["a.png"]
+    transform = InputTransform((32, 32), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(PictureError, match="a pipe or a device"):
-        open_image(tmp_path / "b.png")
+        look(Overlay(Style(), transform, {}), str(tmp_path / "b.png"))
 
 
 def test_avif_where_pillow_has_it(tmp_path):

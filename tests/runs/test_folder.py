@@ -86,16 +86,16 @@ def test_each_image_as_if_it_were_alone(mixed, tmp_path):
     report, told = run(
         tmp_path / "all", mixed, recursive=True, save_mask=True, batch_size=3, discard_ratio=0.0
     )
-    assert (report["pictures"], report["explained"], report["failed"]) == (9, 6, 3)
+    assert (report["pictures"], report["explained"], report["failed"]) == (9, 7, 2)
     results = results_of(tmp_path / "all")
-    assert sorted(results) == [
-        *("16bit.png", "1x1.png", "large.jpg", "palette.gif", "plain.png", "sub/plain.jpg")
-    ]
+    long = "n" * 240 + ".png"
+    assert sorted(results) == sorted(
+        ["16bit.png", "1x1.png", "large.jpg", "palette.gif", "plain.png", "sub/plain.jpg", long]
+    )
     reasons = {row["path"]: row["reason"] for row in errors_of(tmp_path / "all")}
     assert sorted(told) == sorted(reasons.values())
     assert "is not an image" in reasons[str(mixed / "text.png")]
     assert "it may be damaged" in reasons[str(mixed / "cut.jpg")]
-    assert "name too long" in reasons[str(mixed / ("n" * 240 + ".png"))]
     for name, result in results.items():
         alone = explain_image(
             BUNDLED(
@@ -271,15 +271,14 @@ def test_ctrl_c_says_how_far_it_came(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks for the workers with ps")
-def test_a_killed_worker_ends_the_run_in_one_line(tmp_path):
+def test_a_killed_worker_is_replaced(tmp_path):
     make_photos(tmp_path / "in", 60)
     process = start(tmp_path)
     forkserver = {child for pid in processes_of(process.pid) for child in processes_of(pid)}
     os.kill(max(forkserver), signal.SIGKILL)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert told.startswith("vit_explain: a worker process was killed") and told.count("\n") == 1
-    assert results_of(tmp_path / "out")
+    _, told = process.communicate(timeout=120)
+    assert (process.returncode, told) == (0, "")
+    assert sorted(results_of(tmp_path / "out")) == [f"{number:04}.png" for number in range(60)]
 
 
 def die_while_answering():

@@ -1,9 +1,13 @@
 import csv
 import json
+import re
+import shutil
 
 import pytest
 
+from vitexplain.errors import RequestError
 from vitexplain.images.finding import ImageFile
+from vitexplain.images.reading import state_of
 from vitexplain.runs.results import Results, read_results
 
 SETTINGS = {"discard_ratio": 0.9}
@@ -123,3 +127,66 @@ def test_half_files_of_a_killed_run_are_removed(output):
     (output / "sub" / "mine.part").touch()
     missing(output, [ImageFile("none.png", "sub/none.png")])
     assert sorted(path.name for path in part.parent.iterdir()) == ["mine.part"]
+
+
+DAMAGED = [
+    "5",
+    "null",
+    "[]",
+    "{}",
+    '{"name": "x"}',
+    '{"name": ["x"], "maps": [], "file": null}',
+    '{"name": "x", "maps": 3, "file": null}',
+    '{"name": "x", "maps": [{"overlay": 3}], "file": null}',
+    "[" * 100_000,
+    "nonsense",
+]
+
+
+def test_lines_that_are_no_results_are_passed_over_and_counted(output, images):
+    finish(output, images, 0, 2)
+    file = output / "results.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(b"\xff\xfe broken\n" + "\n".join(DAMAGED).encode() + b"\n" + whole)
+    told = []
+    with go_on(output, images, tell=told.append) as results:
+        assert [image.name for image in results.missing] == ["b,c.png"]
+    assert told == [
+        f"{file}: {len(DAMAGED) + 1} of its lines can't be used: these images are done again"
+    ]
+    assert file.read_bytes() == whole
+
+
+def test_a_file_that_was_cut_short_is_done_again(output, images):
+    finish(output, images, 0, 1, 2)
+    (output / "a.png.map.png").write_bytes(b"m")
+    assert missing(output, images) == ["a.png"]
+
+
+def test_an_image_that_changed_while_it_was_explained_is_done_again(output, images):
+    """Its state is that of its opening, not of its writing."""
+    before = state_of(images[0].path)
+    with go_on(output, images) as results:
+        (output.parent / "a.png").write_bytes(b"another picture")
+        results.add(images[0], result_of(output, images[0]), before)
+    assert missing(output, images) == ["a.png", "b,c.png", "d.png"]
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_said(output, images):
+    with go_on(output, images) as results:
+        results.add(images[0], result_of(output, images[0]))
+        results.check_folder()
+        shutil.rmtree(output)
+        with pytest.raises(RequestError, match="was deleted or replaced during the run"):
+            results.check_folder()
+        output.mkdir()
+        (output / "results.jsonl").touch()
+        with pytest.raises(RequestError, match="was deleted or replaced during the run"):
+            results.check_folder()
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "errors.csv", "run.json", ".lock"])
+def test_folders_in_the_way_are_named(name, output, images):
+    (output / name).mkdir()
+    with pytest.raises(RequestError, match=rf"{re.escape(name)} is a folder, .*: remove it"):
+        missing(output, images)

@@ -35,12 +35,6 @@ def read_image(source: Path | BinaryIO, name: str, *, stretch: bool = False) -> 
     """As `open_image`, also from an open file; errors refer to it as `name`."""
     name = printable(name)
     try:
-        if isinstance(source, Path) and source.exists() and not source.is_file():
-            raise (
-                IsADirectoryError
-                if source.is_dir()
-                else PictureError(f"{name} is no file: a pipe or a device can't be opened")
-            )
         with warnings.catch_warnings():
             # Pillow warns of a possible decompression bomb at half the size it refuses, and of
             # damaged metadata that does not matter here

@@ -243,6 +243,8 @@ def look(
     started = time.perf_counter()
     state = state_of(path)
     stretch = overlay.transform.stretch
+    if content is None and Path(path).exists() and not Path(path).is_file():
+        raise PictureError(f"{path} is no file: a folder, a pipe or a device can't be opened here")
     if content is None:
         opened = open_image(path, stretch=stretch)
     else:
