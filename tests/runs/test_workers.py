@@ -22,7 +22,10 @@ from vitexplain.runs import workers as module
 from vitexplain.runs.workers import Workers, _Worker
 from vitexplain.settings import Style
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or "PYTEST_XDIST_WORKER" in os.environ,
+    reason="forks, which must not be of a process with other threads",
+)
 HALF = (0.5, 0.5, 0.5)
 OVERLAY = Overlay(Style(), InputTransform((32, 32), HALF, HALF), {})
 
