@@ -20,6 +20,7 @@ from vitexplain.settings import MapOptions
 from vitexplain.words import share_of
 
 TOP = 5
+TIE = 0.01  # of faithfulness: a smaller lead is noise
 GPU_BATCH = 32
 CPU_BATCH = 8  # larger batches of small models were no faster
 CACHED_TOKENS = 2048  # of a batch: with more, activations of a small ViT fall out of the cache
@@ -204,8 +205,8 @@ class Explainer:
 def most_faithful(maps: Sequence[Map]) -> set[int]:
     """Places of the maps with the highest faithfulness of each category.
 
-    A map that is the same for every category competes in the first one's row. Where several are
-    the highest, none is.
+    A map that is the same for every category competes in the first one's row. Where the highest
+    leads by no more than TIE, none is marked: so little is noise of one image.
     """
     of_rows: dict[int, list[int]] = {}
     for place, row in enumerate(rows_of(maps)):
@@ -213,8 +214,8 @@ def most_faithful(maps: Sequence[Map]) -> set[int]:
     best = set()
     for places in of_rows.values():
         highest = max(maps[place].faithfulness for place in places)
-        first = [place for place in places if maps[place].faithfulness == highest]
-        best.update(first if len(first) == 1 or len(places) == 1 else ())
+        first = [place for place in places if maps[place].faithfulness >= highest - TIE]
+        best.update(first if len(first) == 1 else ())
     return best
 
 

@@ -257,11 +257,11 @@ def test_large_view(page):
     assert captions == [
         "input",
         "gradient attention rollout: category 1, 20.0 % · overlay",
-        "attention rollout: every category · overlay · faithfulness 0.250 · the most faithful",
+        "attention rollout: every category · overlay · faithfulness 0.25 · the most faithful",
     ]
     assert large.locator("figure.best").all() and large.locator("strong").count() == 1
-    link = large.locator("a").first.get_attribute("href")
-    assert link == "sub/c.png_243.png"
+    links = [link.get_attribute("href") for link in large.locator("a").all()]
+    assert links == ["white.png", "sub/c.png_243.png", "x.png"]
     alternatives = [image.get_attribute("alt") for image in large.locator(".image > img").all()]
     assert alternatives == [
         "input: c.png",
@@ -270,9 +270,13 @@ def test_large_view(page):
     ]
     rows = [row.split("\t") for row in large.locator("tr").all_inner_texts()]
     assert ["1 category 1", "20.0 %"] in rows
-    for fact in (["model", "bundled"], ["picture", "80 x 40 pixels"],
-                 ["attention rollout", "head fusion max, discard ratio 0.9"]):  # fmt: skip
+    for fact in (["model", "bundled"], ["image", "80 × 40 pixels"],
+                 ["methods", "gradient attention rollout, attention rollout"]):  # fmt: skip
         assert fact in rows
+    assert not large.get_by_text("decode, ms").is_visible()
+    large.locator("summary").click()
+    rows = [row.split("\t") for row in large.locator("details tr").all_inner_texts()]
+    assert ["attention rollout", "head fusion max, discard ratio 0.9"] in rows
     assert ["decode, ms", "1.2"] in rows
     page.keyboard.press("ArrowRight")
     assert large.locator("h2").inner_text() == "gone.png"
@@ -292,9 +296,139 @@ def test_harmful_names_are_only_text(page):
     page.locator(".card button").last.click()
     assert page.locator("#large h2").inner_text() == HARMFUL
     assert CLOSING in page.locator("#large figcaption").last.inner_text()
-    href = page.locator("#large a").first.get_attribute("href")
+    href = page.locator("#large figcaption a").get_attribute("href")
     assert href == "sub/%3Cimg%20src%3Dx%20onerror%3Dalert%281%29%3E.png_243.png"
     assert page.locator("script:not([type])").count() == 1
+
+
+def test_the_page_says_what_was_drawn_and_what_the_colours_mean(page):
+    made = page.locator("#made").inner_text()
+    assert made == "Maps by gradient attention rollout, attention rollout"
+    bar = page.locator("header .scale img")
+    bar.scroll_into_view_if_needed()
+    colours = pixels(bar)
+    ends = [cv2.applyColorMap(np.uint8([[v]]), cv2.COLORMAP_TURBO)[0, 0, ::-1] for v in (5, 250)]
+    for column, colour in ((3, ends[0]), (-4, ends[1])):
+        assert np.abs(colours[colours.shape[0] // 2, column] - colour).max() < 40
+    assert page.locator("header .scale").inner_text().split("\n") == [
+        "weakest", "strongest patch of each map",
+    ]  # fmt: skip
+
+
+def test_the_grid_shows_the_maps_of_the_chosen_method(page):
+    """c.png has two: the second, the more faithful one, is bright at the lower right."""
+    page.locator("#blend").fill("100")
+    card = page.locator(".card").nth(2)
+
+    def corners():
+        page.wait_for_timeout(300)
+        drawn = pixels(card.locator(".image"))
+        height, width = drawn.shape[:2]
+        return [drawn[y * height // 16, x * width // 16][0] for y, x in ((1, 1), (15, 15))]
+
+    assert [option.inner_text() for option in page.locator("#map option").all()] == [
+        "highest faithfulness", "gradient attention rollout", "attention rollout",
+    ]  # fmt: skip
+    first, last = corners()
+    assert first < 80 < 100 < last
+    page.locator("#map").select_option("gradient attention rollout")
+    first, last = corners()
+    assert last < 80 < 100 < first
+    assert card.locator(".which").inner_text() == "gradient attention rollout"
+
+
+def test_several_categories_can_be_switched_too(folder, open_page):
+    several = result(folder / "white.png", "a.png", 3, 0.5)
+    second = dict(several["maps"][0], category=several["top"][1], mask=mask_of(3, 3))
+    several["maps"].append(second)
+    write_report([several], folder / "several.html", "several")
+    page = open_page(folder / "several.html")
+    page.locator("#map").select_option("gradient attention rollout, category 2")
+    page.wait_for_timeout(300)
+    text = page.locator(".which").inner_text()
+    assert text == "gradient attention rollout, category 2: another, 1.0 %"
+
+
+def test_search_finds_categories(page):
+    page.locator("#search").fill("Category 2")
+    assert names(page) == ["B.png", "gone.png"]
+    page.locator("#search").fill("another")  # every image's second category
+    assert len(names(page)) == 6
+
+
+def test_outputs_without_probabilities(folder, open_page):
+    """Of a model of values: the outputs themselves, and the order by them."""
+    found = [result(folder / "white.png", f"{n}.png", 0, None) for n in range(3)]
+    for each, output in zip(found, (0.5, 12.345678, -2.0), strict=True):
+        each["top"][0]["output"] = output
+    found.append(result(folder / "white.png", "none.png", 0, None, top=[]))
+    found[3]["maps"][0]["category"] = None
+    write_report(found, folder / "values.html", "values")
+    page = open_page(folder / "values.html")
+    shares = page.locator(".share").all_inner_texts()
+    assert shares == ["output 0.5000", "output 12.35", "output -2.000", ""]
+    page.locator("#sort").select_option("most")
+    assert names(page) == ["1.png", "0.png", "none.png", "2.png"]
+    page.locator(".card button").first.click()
+    assert "category 0, output 12.35" in page.locator("#large figcaption").last.inner_text()
+
+
+def test_images_that_failed_are_listed(folder, results, open_page):
+    reasons = [("in/" + HARMFUL, "it is cut short"), ("b.png", CLOSING)]
+    write_report(results[:1], folder / "failed.html", "failed", failures=reasons)
+    page = open_page(folder / "failed.html")
+    page.locator("#failed summary").click()
+    rows = [tuple(row.split("\t")) for row in page.locator("#failed tr").all_inner_texts()]
+    assert rows == reasons
+    assert page.locator("#failed summary").inner_text() == "2 images could not be explained"
+
+
+def test_no_list_of_failures_where_there_are_none(page):
+    assert not page.locator("#failed").is_visible()
+    assert page.locator("#which").is_visible()
+
+
+def test_a_click_beside_the_large_view_closes_it(open_page, page_file):
+    page = open_page(page_file, viewport={"width": 1400, "height": 700})
+    page.locator(".card button").first.click()
+    page.locator("#large figure").first.click()
+    assert page.locator("#large").is_visible()
+    page.mouse.click(3, 350)
+    assert not page.locator("#large").is_visible()
+
+
+def test_focus_is_seen_whole_and_not_below_the_header(open_page, page_file):
+    page = open_page(page_file, viewport={"width": 500, "height": 460})
+    page.locator(".card button").first.focus()
+    for key in ("End", "Home", "ArrowDown", "ArrowUp"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(100)
+        card, header = (
+            page.evaluate(f"{what}.getBoundingClientRect().{edge}")
+            for what, edge in (("document.activeElement", "top"),
+                               ("document.querySelector('header')", "bottom"))
+        )  # fmt: skip
+        sticky = page.evaluate("getComputedStyle(document.querySelector('header')).position")
+        assert sticky == "static" or card >= header - 1, key
+    page.set_viewport_size({"width": 1000, "height": 460})
+    page.wait_for_timeout(100)
+    page.keyboard.press("End")
+    page.keyboard.press("Home")
+    page.wait_for_timeout(100)
+    ring = page.evaluate("getComputedStyle(document.activeElement).outlineOffset")
+    assert ring == "-3px"  # inside: the card clips what is outside
+    top = page.evaluate("document.activeElement.getBoundingClientRect().top")
+    assert top >= page.evaluate("document.querySelector('header').getBoundingClientRect().bottom")
+
+
+def test_paper_has_all_images(open_page, tmp_path, folder):
+    many = [result(folder / "white.png", f"{n}.png", 0, 0.5) for n in range(60)]
+    write_report(many, tmp_path / "many.html", "many")
+    page = open_page(tmp_path / "many.html")
+    page.wait_for_timeout(200)
+    assert page.locator(".card .image").count() < 60
+    page.pdf(path=tmp_path / "many.pdf", format="A4")
+    assert page.locator(".card .image").count() == 60
 
 
 def test_a_phone_needs_no_sideways_scrolling(open_page, page_file):

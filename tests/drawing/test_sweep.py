@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image, ImageDraw, ImageSequence
 
 import windowed
 from helpers import ROOT, make_vit
@@ -14,7 +14,7 @@ from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 from vitexplain.cli.sweep_option import parse_sweep
 from vitexplain.drawing.heatmap import draw_overlay
-from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height
+from vitexplain.drawing.sheet import GAP, _font, draw_sheet, fit, line_height
 from vitexplain.drawing.sweep import CELL, FRAME, draw_sweep, shrunk, write_gif
 from vitexplain.images.reading import open_image
 from vitexplain.images.region import Region
@@ -217,15 +217,25 @@ def test_sheet(images, texts, places):
     image = Image.new("RGB", (128, 64), "red")
     sheet = draw_sweep(image, rows, grey)
     columns, lines = (max(place[axis] for place in places) + 1 for axis in (0, 1))
-    assert sheet.width == GAP + columns * (CELL + GAP)
-    assert sheet.height == GAP + lines * (112 + 2 * line_height(CELL) + GAP)
+    heading = line_height(CELL) if len(rows) == 2 else 0  # beside the rows of a table
+    assert sheet.width == GAP + columns * (CELL + GAP) + heading
+    scale = line_height(CELL) + GAP
+    assert sheet.height == GAP + lines * (112 + 2 * line_height(CELL) + GAP) + scale
     assert drawn_at(sheet, 0, 0, 112).getcolors() == [(CELL * 112, (255, 0, 0))]
     cells = [cell for row in rows for cell in row]
     for cell, (column, row) in zip(cells, places, strict=True):
         expected = fit(grey(cell.mask), (CELL, CELL))
-        assert drawn_at(sheet, column, row, 112).tobytes() == expected.tobytes()
+        shifted = sheet.crop((heading, 0, *sheet.size))
+        assert drawn_at(shifted, column, row, 112).tobytes() == expected.tobytes()
     if len(rows) == 2:
         assert drawn_at(sheet, 0, 1, 112).getcolors() == [(CELL * 112, (255, 255, 255))]
+        for row, turned in enumerate(["head_fusion mean", "head_fusion max"]):
+            room = 112 + 2 * heading
+            band = Image.new("RGB", (room, heading), "white")
+            ImageDraw.Draw(band).text((room // 2, 0), turned, "black", _font(CELL), "ma")
+            top, left = GAP + row * (room + GAP), CELL + GAP + GAP // 2
+            beside = sheet.crop((left, top, left + heading, top + room))
+            assert beside.rotate(-90, expand=True).tobytes() == band.tobytes()
 
 
 def frames_of(path):

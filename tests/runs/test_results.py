@@ -30,7 +30,15 @@ def output(tmp_path):
 
 def result_of(output, image):
     (output / f"{image.name}.map.png").write_bytes(b"map")
-    return {"maps": [{"overlay": f"{image.name}.map.png"}]}
+    found = {"overlay": f"{image.name}.map.png", "grid": [2, 2], "mask": "AAAAAA=="}
+    return {
+        "size": [4, 4],
+        "region_seen": [0, 0, 4, 4],
+        "model": "small",
+        "top": [],
+        "maps": [{"method": {"name": "attention_rollout"}, "category": None, **found}],
+        "milliseconds": {},
+    }
 
 
 def go_on(output, images, settings=SETTINGS, tell=lambda _: None):

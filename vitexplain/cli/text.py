@@ -29,7 +29,9 @@ def comparison_text(report: dict) -> str:
     for found in report["maps"]:
         marked = ", the most faithful" if found["most_faithful"] else ""
         described = {**found["method"], "category": found["category"]}
-        lines.append(f"  {found['faithfulness']:6.3f}  {_method(described)}{marked}")
+        lines.append(f"  {found['faithfulness']:5.2f}  {_method(described)}{marked}")
+    if not any(found["most_faithful"] for found in report["maps"]):
+        lines.append("No map is clearly the most faithful: differences as small as these are noise")
     return "\n".join([*lines, *_wrote(report)])
 
 

@@ -5,20 +5,27 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitexplain.drawing.sheet import Cell, draw_sheet, fit, wrap
+from vitexplain.drawing.sheet import Cell, draw_sheet, fit, in_one_line, with_scale, wrap
 from vitexplain.explainer import Map, most_faithful, rows_of
 from vitexplain.methods.registry import METHODS
 
 CELL = 224
 COLUMNS = 5  # of the sheet of one category
-LINES = 4  # of a caption
+LINES = 3  # of a caption, the same for all: title, paper, faithfulness
 MARK = (0, 150, 60)
 
 
 def draw_compare(
-    image: Image.Image, maps: Sequence[Map], draw: Callable[[np.ndarray], Image.Image]
+    image: Image.Image,
+    maps: Sequence[Map],
+    draw: Callable[[np.ndarray], Image.Image],
+    colormap: str = "turbo",
 ) -> Image.Image:
-    """A sheet: the image, then every method's map of it; a row for each category, if several."""
+    """A sheet: the image, then every method's map of it; a row for each category, if several.
+
+    Args:
+        colormap: the one that `draw` uses, for the scale below.
+    """
     best = most_faithful(maps)
     table: dict[int, dict[str, int]] = {}  # row -> method -> place of its map
     for place, row in enumerate(rows_of(maps)):
@@ -33,7 +40,7 @@ def draw_compare(
     if len(cells) == 1:
         cells = wrap(cells[0], COLUMNS)
     height = fit(image, (CELL, CELL)).height
-    return draw_sheet(cells, (CELL, height), LINES)
+    return with_scale(draw_sheet(cells, (CELL, height), LINES), colormap)
 
 
 def _heading(maps: Sequence[Map]) -> str:
@@ -50,4 +57,5 @@ def _cell(found: Map, draw: Callable[[np.ndarray], Image.Image], best: bool) -> 
         width = max(2, round(max(overlay.size) / 40))
         ImageDraw.Draw(overlay).rectangle(edge, outline=MARK, width=width)
     marked = ", the most faithful" if best else ""
-    return f"{method.title}\n{method.paper}\nfaithfulness {found.faithfulness:.3f}{marked}", overlay
+    paper = in_one_line(method.paper, CELL)
+    return f"{method.title}\n{paper}\nfaithfulness {found.faithfulness:.2f}{marked}", overlay

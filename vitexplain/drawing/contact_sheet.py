@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ Cell = tuple[str, Path]  # caption, file of the overlay
 SUFFIXES = (".png", ".pdf")
 LARGEST, SMALLEST = 224, 96  # sides of a PNG's cells in pixels
 LARGE_UP_TO = 100  # images
-MOST = 10_000  # images of a PNG: at a third more, Pillow refuses to open it
+MOST = 500  # images of a PNG; of more, several are written
 DPI = 150
 PAGE = (1240, 1754)  # A4 at 150 dpi
 ACROSS, DOWN = 4, 5  # cells of a page
@@ -28,7 +29,7 @@ MISSING = (200, 200, 200)
 EMPTY = "a contact sheet needs at least one image"
 
 
-def write_contact_sheet(cells: Iterable[Cell], path: Path) -> list[Path]:
+def write_contact_sheet(cells: Iterable[Cell], path: Path) -> tuple[list[Path], list[Path]]:
     """All overlays in order, on one sheet (.png) or on A4 pages of 20 (.pdf).
 
     Overlays are read one at a time, and pages are made one at a time. The cells of a PDF are
@@ -36,21 +37,36 @@ def write_contact_sheet(cells: Iterable[Cell], path: Path) -> list[Path]:
 
     Args:
         cells: of (caption, file of the overlay).
-        path: the file to write.
+        path: the file to write; more than MOST cells become several PNG files, "NAME-1.png" and
+            so on, and those of an earlier run that are not written again are removed.
 
     Returns:
-        The files that could not be read; their cells are grey.
+        (The files that were written, the overlays that could not be read; their cells are grey.)
 
     Raises:
-        RequestError: if the path has another suffix, or there are no cells, or too many for a PNG.
+        RequestError: if the path has another suffix, or there are no cells.
     """
     check_contact_sheet(path)
     unread: list[Path] = []
     if path.suffix.lower() == ".pdf":
         write_whole(path, lambda file: _write_pdf(file, _pages(cells, unread)))
+        return [path], unread
+    cells = list(cells)
+    if len(cells) <= MOST:
+        parts = {path: cells}
     else:
-        write_png(path, _sheet(list(cells), unread), {"Software": "vit_explain"})
-    return unread
+        starts = enumerate(range(0, len(cells), MOST), start=1)
+        parts = {
+            path.with_stem(f"{path.stem}-{number}"): cells[start : start + MOST]
+            for number, start in starts
+        }
+    for file, part in parts.items():
+        write_png(file, _sheet(part, unread), {"Software": "vit_explain"})
+    for file in path.parent.iterdir():
+        of_a_sheet = re.fullmatch(rf"{re.escape(path.stem)}(-\d+)?", file.stem)
+        if of_a_sheet and file.suffix == path.suffix and file not in parts:
+            file.unlink()
+    return list(parts), unread
 
 
 def check_contact_sheet(path: Path) -> None:
@@ -63,15 +79,10 @@ def layout(count: int) -> tuple[int, int, int]:
     """(columns, rows, side of a cell) of a PNG of `count` images, about 4:3.
 
     Raises:
-        RequestError: if there are none, or too many.
+        RequestError: if there are none.
     """
     if not count:
         raise RequestError(EMPTY)
-    if count > MOST:
-        raise RequestError(
-            f"a contact sheet of {count} images is too large for a PNG (at most {MOST}): "
-            "give it a name that ends in .pdf"
-        )
     side = max(SMALLEST, round(LARGEST * min(1, LARGE_UP_TO / count) ** 0.25))
 
     def shape(columns: int) -> tuple[int, int]:

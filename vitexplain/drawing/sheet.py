@@ -11,6 +11,7 @@ from typing import TypeVar
 from PIL import Image, ImageDraw, ImageFont
 
 from vitexplain.drawing.fonts import font_with, needed
+from vitexplain.drawing.heatmap import color_bar
 from vitexplain.errors import RequestError
 
 Item = TypeVar("Item")
@@ -43,8 +44,10 @@ class Sheet:
         left, top = GAP + column * step_x, GAP + row * step_y
         font, line = _font(width), line_height(width)
         font, caption = lettering(caption, font)
-        for number, text in enumerate(wrapped(caption, font, width, self.lines)):
-            self._draw.text((left, top + number * line), text, "black", font)
+        texts = wrapped(caption, font, width, self.lines)
+        above = top + (self.lines - len(texts)) * line  # right above the image, however few
+        for number, text in enumerate(texts):
+            self._draw.text((left, above + number * line), text, "black", font)
         if image is not None:
             fitted = fit(image, self.cell)
             across = (width - fitted.width) // 2
@@ -72,6 +75,39 @@ def draw_sheet(
         for column, (caption, image) in enumerate(cells):
             sheet.put(row, column, caption, image)
     return sheet.image
+
+
+def with_scale(sheet: Image.Image, colormap: str, width: int = 224) -> Image.Image:
+    """The sheet, and below it the scale of its maps, in letters as large as in cells of `width`."""
+    font, line = _font(width), line_height(width)
+    whole = Image.new("RGB", (sheet.width, sheet.height + line + GAP), "white")
+    whole.paste(sheet)
+    draw, left, top = ImageDraw.Draw(whole), GAP, sheet.height
+    for part in ("weakest", color_bar(width // 2, line // 2, colormap), "strongest patch of each"):
+        if isinstance(part, str):
+            draw.text((left, top), part, "black", font)
+            left += round(font.getlength(part)) + GAP
+        else:
+            whole.paste(part, (left, top + line // 4))
+            left += part.width + GAP
+    return whole
+
+
+def with_headings(
+    sheet: Image.Image, headings: Sequence[str], cell: tuple[int, int], lines: int
+) -> Image.Image:
+    """The sheet, and left of each row its heading, upwards beside the images."""
+    font, line = _font(cell[0]), line_height(cell[0])
+    whole = Image.new("RGB", (sheet.width + line, sheet.height), "white")
+    whole.paste(sheet, (line, 0))
+    step = _steps(cell, lines)[1]
+    room = step - GAP
+    for row, heading in enumerate(headings):
+        text = wrapped(drawable(heading), font, room, 1)[0]
+        band = Image.new("RGB", (room, line), "white")
+        ImageDraw.Draw(band).text((room // 2, 0), text, "black", font, "ma")
+        whole.paste(band.rotate(90, expand=True), (GAP // 2, GAP + row * step))
+    return whole
 
 
 def sheet_size(
@@ -164,6 +200,11 @@ def _font(width: int) -> ImageFont.FreeTypeFont:
 def _steps(cell: tuple[int, int], lines: int) -> tuple[int, int]:
     """Distance from one cell to the next, to the right and down."""
     return cell[0] + GAP, cell[1] + lines * line_height(cell[0]) + GAP
+
+
+def in_one_line(text: str, width: int) -> str:
+    """As much of the text as one line above a cell of this width has room for."""
+    return wrapped(text, _font(width), width, 1)[0]
 
 
 def wrapped(caption: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:

@@ -9,7 +9,16 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from vitexplain.drawing.sheet import GAP, draw_sheet, fit, line_height, wrap
+from vitexplain.drawing.panels import side_by_side
+from vitexplain.drawing.sheet import (
+    GAP,
+    draw_sheet,
+    fit,
+    line_height,
+    with_headings,
+    with_scale,
+    wrap,
+)
 from vitexplain.explainer import Map
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
@@ -19,6 +28,7 @@ Draw = Callable[[np.ndarray], Image.Image]  # a map (h, w) -> its overlay
 
 CELL = 224
 COLUMNS = 6  # of the sheet of one parameter
+LINES = 2  # of a caption
 FRAME = 480  # largest width and height of an animation in pixels
 MILLISECONDS = 700  # per frame
 SAMPLES = 100_000  # pixels from which its palette is made
@@ -60,20 +70,37 @@ def shrunk(image: Image.Image, region: Region) -> tuple[Image.Image, Region]:
     return small, region.scaled(small.width / image.width, small.height / image.height)
 
 
-def draw_sweep(image: Image.Image, rows: Sequence[Sequence[SweepMap]], draw: Draw) -> Image.Image:
-    """A sheet: the image, then the overlays of all maps with their values as captions.
+def draw_sweep(
+    image: Image.Image,
+    rows: Sequence[Sequence[SweepMap]],
+    draw: Draw,
+    colormap: str = "turbo",
+) -> Image.Image:
+    """A sheet: the image, then the overlays of all maps.
 
-    The maps of a single parameter are wrapped.
+    The maps of a single parameter are wrapped, each with its value as caption. Those of two are a
+    table: the first one's values stand beside the rows, the other's above the columns.
+
+    Args:
+        colormap: the one that `draw` uses, for the scale below.
     """
-    first = ("input", image)
-    drawn = [[("\n".join(each.labels), draw(each.mask)) for each in row] for row in rows]
-    if len(rows) == 1:
-        drawn = wrap([first, *drawn[0]], COLUMNS)
-    else:
-        drawn = [[("", None) if below else first, *row] for below, row in enumerate(drawn)]
-    images = [overlay for row in drawn for _, overlay in row if overlay]
-    height = max(fit(overlay, (CELL, CELL)).height for overlay in images)
-    return draw_sheet(drawn, (CELL, height))
+    overlays = [[draw(each.mask) for each in row] for row in rows]
+    every = (image, *(overlay for row in overlays for overlay in row))
+    heights = [fit(each, (CELL, CELL)).height for each in every]
+    cell = CELL, max(heights)
+    if len(rows[0][0].labels) == 1:
+        captions = [each.caption for each in rows[0]]
+        cells = [("input", image), *zip(captions, overlays[0], strict=True)]
+        return with_scale(draw_sheet(wrap(cells, COLUMNS), cell, LINES), colormap)
+    first = draw_sheet([[("input", image)], *[[("", None)]] * (len(rows) - 1)], cell, LINES)
+    headings = [each.labels[1] for each in rows[0]]
+    table = [
+        zip(headings if number == 0 else [""] * len(row), row, strict=True)
+        for number, row in enumerate(overlays)
+    ]
+    sheet = draw_sheet([list(row) for row in table], cell, LINES)
+    sheet = with_headings(sheet, [row[0].labels[0] for row in rows], cell, LINES)
+    return with_scale(side_by_side([first, sheet], -GAP), colormap)
 
 
 def write_gif(

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vitexplain.drawing.contact_sheet import layout, write_contact_sheet
+from vitexplain.drawing.contact_sheet import write_contact_sheet
 from vitexplain.drawing.report.report import write_report
 from vitexplain.errors import one_line
 from vitexplain.images.finding import ImageFile, find_images
@@ -27,7 +27,7 @@ from vitexplain.methods.registry import METHODS
 from vitexplain.models.categories import short_name
 from vitexplain.parallel import in_order
 from vitexplain.runs.batches import explained
-from vitexplain.runs.items import Item, result_of
+from vitexplain.runs.items import Item, empty_notice, result_of
 from vitexplain.runs.results import ERRORS, RESULTS, Results, read_results
 from vitexplain.runs.session import Session, model_report, open_session
 from vitexplain.runs.workers import Decoded, Workers, Written, processors
@@ -57,8 +57,6 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
     started = time.monotonic()
     run = settings.run
     images, notices = find_images(run.image_path, run.recursive, Path(run.output_dir))
-    if run.contact_sheet == "png":
-        layout(len(images) * (settings.maps.top_k or 1))  # refuse too many now, not at the end
     session = open_session(settings)
     for notice in notices + ([session.loaded.notice] if session.loaded.notice else []):
         tell(notice)
@@ -67,7 +65,7 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
         if results.missing:
             _explain_missing(session, results, tell_beside_the_bar)
         results.check_folder()
-        files = _look_at_all(session, tell)
+        files = _look_at_all(session, results.failures, tell)
     files = {"errors": session.folder / ERRORS, **files} if results.failed else files
     counts = (len(images), before, results.done - before, results.failed)
     return run_report(session, started, counts, {"results": session.folder / RESULTS, **files})
@@ -101,7 +99,9 @@ def run_report(
     }
 
 
-def _look_at_all(session: Session, tell: Callable[[str], None]) -> dict[str, Path]:
+def _look_at_all(
+    session: Session, failures: Sequence[tuple[str, str]], tell: Callable[[str], None]
+) -> dict[str, Path]:
     """The report and the contact sheet of all results so far, if requested."""
     run, style = session.settings.run, session.settings.style
     if not (run.report or run.contact_sheet):
@@ -110,16 +110,18 @@ def _look_at_all(session: Session, tell: Callable[[str], None]) -> dict[str, Pat
     files: dict[str, Path] = {}
     if run.report and results:
         files["report"] = session.folder / "report.html"
-        title = f"What {session.loaded.name} looked at"
-        write_report(results, files["report"], title, style.alpha, style.colormap)
+        title = f"What the model {session.loaded.name} looked at"
+        write_report(results, files["report"], title, style.alpha, style.colormap, failures)
     if run.contact_sheet and results:
-        files["contact_sheet"] = session.folder / f"contact_sheet.{run.contact_sheet}"
+        path = session.folder / f"contact_sheet.{run.contact_sheet}"
         cells = [
             (_caption(result, found), session.folder / found["overlay"])
             for result in results
             for found in result["maps"]
         ]
-        for path in write_contact_sheet(cells, files["contact_sheet"]):
+        sheets, unread = write_contact_sheet(cells, path)
+        files |= {path.stem: path for path in sheets}
+        for path in unread:
             tell(f"{path} can't be read any more: it is grey on the contact sheet")
     return files
 
@@ -157,8 +159,8 @@ def _explain_missing(session: Session, results: Results, tell: Callable[[str], N
                     progress.set_postfix(failed=results.failed, refresh=False)
                 else:
                     results.add(item.image, result_of(item, session), item.decoded.state)
-                    if item.decoded.notice:
-                        notices.append((item.image.path, item.decoded.notice))
+                    about = item.decoded.notice, empty_notice(item.explained.maps)
+                    notices += [(item.image.path, notice) for notice in about if notice]
                 progress.update()
     except KeyboardInterrupt:
         told = f"{results.done} of {len(results.images)} images are done"

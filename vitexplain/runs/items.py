@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from vitexplain.drawing.heatmap import stretch
-from vitexplain.explainer import Explainer, ImageMaps, most_faithful
+from vitexplain.explainer import Explainer, ImageMaps, Map, most_faithful
 from vitexplain.images.finding import ImageFile
 from vitexplain.models.transform import InputTransform
 from vitexplain.runs.session import Session
@@ -73,3 +73,12 @@ def result_of(item: Item, session: Session) -> dict:
             "write": round(written.milliseconds, 1),
         },
     }
+
+
+def empty_notice(maps: Sequence[Map]) -> str:
+    """A sentence where no map of an image shows anything; else an empty one."""
+    if any(found.mask.any() for found in maps):
+        return ""
+    with_ratio = any("discard_ratio" in found.method for found in maps)
+    remedy = ": lower --discard_ratio" if with_ratio else ""
+    return f"no patch reaches what the classifier pools, the map is empty{remedy}"

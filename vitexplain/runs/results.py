@@ -19,6 +19,12 @@ from vitexplain.images.reading import state_of
 from vitexplain.images.writing import remove_parts, write_whole
 from vitexplain.words import to_json
 
+# what a line, and each of its maps, must have
+LINE = {
+    "path": str, "name": str, "size": list, "region_seen": list, "model": str, "top": list,
+    "maps": list, "milliseconds": dict, "file": (dict, type(None)),
+}  # fmt: skip
+MAP = {"method": dict, "category": (dict, type(None)), "overlay": str, "grid": list, "mask": str}
 RESULTS, ERRORS, RUN, LOCK = "results.jsonl", "errors.csv", "run.json", ".lock"
 
 
@@ -34,7 +40,8 @@ class Results:
 
     Attributes:
         missing: the images that are not finished, or have changed since.
-        done, failed: how many are finished, and how many failed in this run.
+        done: how many are finished.
+        failures: (path, reason) of each image that failed in this run.
 
     Raises:
         RequestError: on entering, if another run is writing into the folder.
@@ -49,7 +56,8 @@ class Results:
     ):
         self.folder, self.settings, self.images, self.tell = folder, settings, images, tell
         self.missing: list[ImageFile] = []
-        self.done = self.failed = 0
+        self.done = 0
+        self.failures: list[tuple[str, str]] = []
         self._lock = FileLock(folder / LOCK)
 
     def __enter__(self) -> "Results":
@@ -110,7 +118,12 @@ class Results:
     def fail(self, image: ImageFile, reason: str) -> None:
         """Add one line to errors.csv."""
         self._failed_row([image.path, reason])
-        self.failed += 1
+        self.failures.append((image.path, reason))
+
+    @property
+    def failed(self) -> int:
+        """How many images failed in this run."""
+        return len(self.failures)
 
     def _failed_row(self, row: list[str]) -> None:
         csv.writer(self._errors).writerow([_harmless(cell) for cell in row])
@@ -173,12 +186,15 @@ def read_results(file: Path, damaged: Callable[[str], None] = lambda _: None) ->
 
 
 def _is_result(line: object) -> bool:
-    """Whether it has what later steps read."""
-    if not (isinstance(line, dict) and isinstance(line.get("name"), str) and "file" in line):
-        return False
-    maps = line.get("maps")
-    return isinstance(maps, list) and all(
-        isinstance(found, dict) and isinstance(found.get("overlay"), str) for found in maps
+    """Whether it has what later runs, the report and the contact sheet read."""
+    return _has(line, LINE) and all(
+        _has(found, MAP) and _has(found["method"], {"name": str}) for found in line["maps"]
+    )
+
+
+def _has(value: object, fields: dict[str, type | tuple[type, ...]]) -> bool:
+    return isinstance(value, dict) and all(
+        name in value and isinstance(value[name], kind) for name, kind in fields.items()
     )
 
 

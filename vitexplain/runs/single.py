@@ -17,6 +17,7 @@ from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
 from vitexplain.explainer import Map, most_faithful
 from vitexplain.images.reading import open_image
 from vitexplain.images.writing import short_stem, write_png
+from vitexplain.runs.items import empty_notice
 from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.runs.sweep import sweep_maps
 from vitexplain.settings import Settings
@@ -54,7 +55,8 @@ def explain_sweep(settings: Settings) -> dict:
     small, draw = _small(session, opened)
     base = session.folder / f"{short_stem(path.stem)}_sweep_{'_'.join(sweep)}"
     files = {"sheet": base.with_name(f"{base.name}.png")}
-    write_png(files["sheet"], draw_sweep(small, rows, draw), session.overlay.texts)
+    sheet = draw_sweep(small, rows, draw, settings.style.colormap)
+    write_png(files["sheet"], sheet, session.overlay.texts)
     if len(sweep) == 1:
         files["animation"] = base.with_name(f"{base.name}.gif")
         write_gif(files["animation"], rows[0], draw, session.overlay.texts)
@@ -69,7 +71,8 @@ def explain_compare(settings: Settings) -> dict:
     (explained,) = session.explainer(opened.tensor[None])
     small, draw = _small(session, opened)
     files = {"sheet": session.folder / f"{short_stem(path.stem)}_compare.png"}
-    write_png(files["sheet"], draw_compare(small, explained.maps, draw), session.overlay.texts)
+    sheet = draw_compare(small, explained.maps, draw, settings.style.colormap)
+    write_png(files["sheet"], sheet, session.overlay.texts)
     best = most_faithful(explained.maps)
     return {
         **_report(session, explained.maps, files),
@@ -131,8 +134,5 @@ def _report(session: Session, maps: Sequence[Map], files: Mapping[str, Path]) ->
 def _notices(session: Session, maps: Sequence[Map]) -> list[str]:
     notices = [session.loaded.notice] if session.loaded.notice else []
     notices += session.explainer.left_out
-    if not any(found.mask.any() for found in maps):
-        with_ratio = any("discard_ratio" in found.method for found in maps)
-        remedy = ": lower --discard_ratio" if with_ratio else ""
-        notices.append(f"no patch reaches what the classifier pools, the map is empty{remedy}")
+    notices += filter(None, [empty_notice(maps)])
     return notices

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from vitexplain.drawing.heatmap import colored, enlarged, on_the_image
+from vitexplain.drawing.heatmap import color_bar, colored, enlarged, on_the_image
 from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
@@ -40,6 +40,7 @@ def write_report(
     title: str,
     alpha: float = 0.5,
     colormap: str = "turbo",
+    failures: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write the page to `path`, next to the files that the results name.
 
@@ -47,13 +48,20 @@ def write_report(
         results: lines of results.jsonl; an image that can't be opened any more has no thumbnail.
         alpha: initial position of the slider.
         colormap: name of an OpenCV colour map.
+        failures: (file, reason) of each image that could not be explained.
     """
     side = SIDE if len(results) <= MANY else SIDE_OF_MANY
+    run = {
+        "made": _made(results),
+        "scale": _webp(color_bar(256, 8, colormap)),
+        "failures": [(_text(file), _text(reason)) for file, reason in failures],
+    }
 
     def write(file: BinaryIO) -> None:
         head, tail = _frame(title, alpha)
         file.write(head.encode())
-        for number, (about, images) in enumerate(_ahead(results, side, colormap)):
+        file.write(f'<script type="application/json" id="run">{_json(run)}</script>\n'.encode())
+        for number, (about, images) in enumerate(_ahead(results, path.parent, side, colormap)):
             file.write(f'<script type="application/json" class="about">{about}</script>\n'
                        f'<script type="application/json" id="images-{number}">{images}</script>\n'
                        .encode())  # fmt: skip
@@ -62,15 +70,27 @@ def write_report(
     write_whole(path, write)
 
 
-def _ahead(results: Iterable[dict], side: int, colormap: str) -> Iterator[tuple[str, str]]:
+def _made(results: Sequence[dict]) -> str:
+    """By which methods: "Maps by gradient attention rollout, relevance"."""
+    methods = dict.fromkeys(
+        METHODS[found["method"]["name"]].title for result in results for found in result["maps"]
+    )
+    return f"Maps by {', '.join(methods)}"
+
+
+def _ahead(
+    results: Iterable[dict], folder: Path, side: int, colormap: str
+) -> Iterator[tuple[str, str]]:
     """The page's part of each result, in order; a few are made in parallel."""
     with ThreadPoolExecutor() as pool:
-        submitted = ((None, pool.submit(_image, result, side, colormap)) for result in results)
+        submitted = (
+            (None, pool.submit(_image, result, folder, side, colormap)) for result in results
+        )
         for _, future in in_order(submitted, ahead=16):
             yield future.result()
 
 
-def _image(result: dict, side: int, colormap: str) -> tuple[str, str]:
+def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, str]:
     """(description of an image, its thumbnail and heatmaps), both as JSON."""
     maps, heat = [], []
     for found in result["maps"]:
@@ -89,11 +109,13 @@ def _image(result: dict, side: int, colormap: str) -> tuple[str, str]:
         size = mask.shape[1] * PATCH, mask.shape[0] * PATCH
         heat.append(_webp(Image.fromarray(colored(enlarged(mask, size), colormap))))
     about = {
-        "name": result["name"].encode("utf-8", "backslashreplace").decode(),
+        "name": _text(result["name"]),
+        "file": _link(Path(result["path"]), folder),
         "size": result["size"],
         "top": result["top"],
         "maps": maps,
         "facts": _facts(result),
+        "details": _details(result),
     }
     return _json(about), _json({"thumbnail": _thumbnail(result["path"], side), "heat": heat})
 
@@ -108,12 +130,29 @@ def _placed(mask: np.ndarray, result: dict) -> tuple[list[float], np.ndarray]:
     return [round(100 * share, 3) for share in place], visible
 
 
+def _link(file: Path, folder: Path) -> str:
+    """The address of an image's own file, seen from the folder of the page."""
+    try:
+        relative = os.path.relpath(file.absolute(), folder.absolute())
+    except ValueError:  # on another drive of Windows
+        return file.absolute().as_uri()
+    return quote(os.fsencode(Path(relative).as_posix()))
+
+
 def _facts(result: dict) -> list[tuple[str, str]]:
     width, height = result["size"]
-    methods = {found["method"]["name"]: found["method"] for found in result["maps"]}
+    titles = dict.fromkeys(METHODS[found["method"]["name"]].title for found in result["maps"])
     return [
         ("model", result["model"]),
-        ("picture", f"{width} x {height} pixels"),
+        ("method" if len(titles) == 1 else "methods", ", ".join(titles)),
+        ("image", f"{width} × {height} pixels"),
+    ]
+
+
+def _details(result: dict) -> list[tuple[str, str]]:
+    """What few readers need: the methods' options, and how long each step took."""
+    methods = {found["method"]["name"]: found["method"] for found in result["maps"]}
+    return [
         *((METHODS[name].title, _options(method)) for name, method in methods.items()),
         *((f"{step}, ms", f"{value:.1f}") for step, value in result["milliseconds"].items()),
     ]
@@ -122,6 +161,11 @@ def _facts(result: dict) -> list[tuple[str, str]]:
 def _options(method: dict) -> str:
     options = [(name, value) for name, value in method.items() if name != "name"]
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in options) or "-"
+
+
+def _text(name: str) -> str:
+    """A file's name, which need not be valid Unicode, as text."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _thumbnail(path: str, side: int) -> str | None:
