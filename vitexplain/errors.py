@@ -1,6 +1,8 @@
 """A user's mistakes, as opposed to ours, and how commands report them."""
 
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +18,10 @@ REPORT = (
     "command, what --version says, and the output of pip list."
 )
 NO_MORE_THREADS = "can't start new thread"
+TOO_MANY = (
+    "the system allows no more threads or processes: end other programs, or raise the limit "
+    "(ulimit -u, pids.max)"
+)
 
 
 class RequestError(ValueError):
@@ -62,7 +68,7 @@ def run_command(
     name: str,
     function: Callable[[], int | None],
     *,
-    less_memory: str = "try a smaller image or model, or --device cpu",
+    less_memory: str = "try a lower --img_size, or a smaller model",
 ) -> int:
     """Do a command's work, and put what a user can do something about into one line on stderr.
 
@@ -84,17 +90,20 @@ def run_command(
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.errno == errno.EAGAIN:
+            return _fail(name, TOO_MANY)
         file = f"{error.filename}: " if error.filename else ""
         return _fail(name, f"{file}{error.strerror or error}")
     except RequestError as error:
         return _fail(name, error)
     except (MemoryError, RuntimeError) as error:
         if NO_MORE_THREADS in str(error):
-            return _fail(name, "no more threads can be started: try --workers 1, or end others")
+            return _fail(name, TOO_MANY)
         if not is_out_of_memory(error):
             error.add_note(REPORT)
             raise
-        return _fail(name, f"out of memory: {less_memory}")
+        on_gpu = ", or --device cpu" if re.search("CUDA|MPS|HIP", str(error)) else ""
+        return _fail(name, f"out of memory: {less_memory}{on_gpu}")
     except Exception as error:
         error.add_note(REPORT)
         raise

@@ -16,6 +16,7 @@ from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.categories import short_name
 from vitexplain.models.loading import LoadedModel
 from vitexplain.outputs import both_sides, probabilities
+from vitexplain.progress import Watch, silent
 from vitexplain.settings import MapOptions
 from vitexplain.words import share_of
 
@@ -144,9 +145,9 @@ class Explainer:
         index = self.loaded.category_index(options.category)
         return lambda x: [made.explain(x, [index] * len(x))]
 
-    def __call__(self, tensors: Tensor) -> list[ImageMaps]:
+    def __call__(self, tensors: Tensor, watch: Watch = silent) -> list[ImageMaps]:
         """The maps of B images (B, 3, H, W): for each method, for each category."""
-        found = [run(tensors) for run in self._runs]
+        found = [run(tensors) for run in watch(self._runs, "maps")]
         outputs = self._outputs(found[0][0].logits)
         explained = []
         for place, shares in enumerate(outputs):
@@ -159,7 +160,7 @@ class Explainer:
                 measure = partial(
                     faithfulness, self.loaded.model, tensors[place], labels=self.loaded.labels
                 )
-                maps = with_faithfulness(maps, measure, int(shares.argmax()))
+                maps = with_faithfulness(maps, measure, int(shares.argmax()), watch)
             explained.append(ImageMaps(self._top(shares), maps))
         return explained
 
@@ -220,7 +221,10 @@ def most_faithful(maps: Sequence[Map]) -> set[int]:
 
 
 def with_faithfulness(
-    maps: Sequence[Map], measure: Callable[[np.ndarray, int], float], top1: int
+    maps: Sequence[Map],
+    measure: Callable[[np.ndarray, int], float],
+    top1: int,
+    watch: Watch = silent,
 ) -> list[Map]:
     """The same maps, each measured.
 
@@ -234,7 +238,7 @@ def with_faithfulness(
             found,
             faithfulness=measure(found.mask, found.category.index if found.category else first),
         )
-        for found in maps
+        for found in watch(maps, "faithfulness")
     ]
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -29,7 +30,10 @@ def begin() -> BaseContext:
     if not HAS_SERVER:
         return multiprocessing.get_context("spawn")
     # they take seconds to import: once for all workers
-    forkserver.set_forkserver_preload(["vitexplain.runs.workers"])
+    modules = ["vitexplain.runs.workers"]
+    if threading.current_thread() is threading.main_thread():  # it ends with the *thread* that asks
+        modules.insert(0, "vitexplain._with_parent")
+    forkserver.set_forkserver_preload(modules)
     with _found_here(), starting():
         forkserver.ensure_running()
     return multiprocessing.get_context("forkserver")

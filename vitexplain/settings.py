@@ -96,6 +96,7 @@ class RunOptions:
         contact_sheet: "png", "pdf" or None.
         batch_size, workers: None for what suits the device and the processor.
         engine: one of choices.ENGINES.
+        lines: progress goes to standard error in lines where that is no terminal.
         command: the command line, for the metadata of what is written.
     """
 
@@ -111,6 +112,7 @@ class RunOptions:
     workers: int | None = None
     engine: str = "local"
     quiet: bool = False
+    lines: bool = False
     command: str = ""
 
 

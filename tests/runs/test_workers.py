@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +21,10 @@ from vitexplain.images.finding import ImageFile
 from vitexplain.images.reading import PictureError
 from vitexplain.models.transform import InputTransform
 from vitexplain.runs import workers as module
-from vitexplain.runs.workers import Workers, _Worker
+from vitexplain.runs.workers import Workers, _Worker, check_room
 from vitexplain.settings import Style
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or "PYTEST_XDIST_WORKER" in os.environ,
-    reason="forks, which must not be of a process with other threads",
-)
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 HALF = (0.5, 0.5, 0.5)
 OVERLAY = Overlay(Style(), InputTransform((32, 32), HALF, HALF), {})
 
@@ -42,7 +41,12 @@ def images(tmp_path):
 
 @pytest.fixture
 def forked(monkeypatch):
-    """Workers that are forks of this process, and so have what a test changes in it."""
+    """Workers that are forks of this process, and so have what a test changes in it.
+
+    A process with threads must not be forked: pytest-xdist's have some.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ or sys.platform != "linux":
+        pytest.skip("forks: run in a process of its own by test_what_forks")
     monkeypatch.setattr(module, "begin", lambda: multiprocessing.get_context("fork"))
     monkeypatch.setattr(module.os, "nice", lambda _: None)
 
@@ -111,6 +115,65 @@ def test_large_images_are_opened_one_at_a_time(images, forked, monkeypatch, tmp_
         for future in futures:
             future.result(timeout=60)
     assert log.read_text() == "begin\nend\n" * 6
+
+
+@LINUX
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="they run in this process")
+def test_what_forks():
+    alone = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider",
+               "-k", "images and not script", __file__]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "skipped" not in done.stdout, done.stdout[-300:]
+
+
+def test_too_few_threads_are_said_before_the_work_begins(monkeypatch):
+    """Else a pool waits for ever for the thread that could not be started."""
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) == 20:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    check_room(3)
+    assert len(started) == 20
+    assert not any(thread.is_alive() for thread in started)
+    started.clear()
+    with pytest.raises(RequestError, match=r"^4 workers need more threads and processes than"):
+        check_room(4)
+    assert not any(thread.is_alive() for thread in started)
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.7, 1.5])
+def test_a_run_that_is_ended_at_its_start_leaves_no_process(images, seconds, tmp_path):
+    paths = [image.path for image in images]
+    command = [sys.executable, str(ROOT / "vit_explain.py"), "--model", "bundled", "--image_path",
+               *paths, "--output_dir", str(tmp_path / "out")]  # fmt: skip
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    time.sleep(seconds)
+    run.terminate()
+    run.wait()
+    deadline = time.monotonic() + 0.8
+    while (left := in_session(run.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def in_session(session):
+    """Numbers of the processes of a session that have not ended."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, own = entry.read_text().rpartition(")")[2].split()[:4]
+            if int(own) == session and state != "Z":
+                found.append(entry.parent.name)
+    return found
 
 
 SCRIPT = """

@@ -61,6 +61,7 @@ def _main(arguments: list[str]) -> int:
     as_json, show = options.pop("json"), options.pop("show")
     options["method"] = tuple(dict.fromkeys(options["method"]))
     options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
+    options["lines"] = not (as_json or options["quiet"])  # a program reads JSON
     options["command"] = shlex.join(["vit_explain.py", *arguments])
     logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output
     warnings.filterwarnings("ignore", module=r"timm\.")

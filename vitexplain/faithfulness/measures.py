@@ -1,12 +1,10 @@
 """All measures that need no labels, for several methods on the same images."""
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from vitexplain.attention.readout import has_categories
 from vitexplain.attention.tokens import UnsupportedModel
@@ -19,6 +17,7 @@ from vitexplain.faithfulness.stability import stability
 from vitexplain.faithfulness.table import Measure
 from vitexplain.faithfulness.timing import cost
 from vitexplain.methods.registry import METHODS, Method
+from vitexplain.progress import Watch, bar
 
 ALL = METHODS | BASELINES
 REMOVED = (
@@ -64,6 +63,7 @@ class _Case:
     batch_size: int
     seed: int
     labels: str = "exclusive"
+    watch: Watch = bar
 
     def part(self, which: slice) -> "_Case":
         return replace(self, images=self.images[which], categories=self.categories[which])
@@ -81,6 +81,7 @@ def evaluate_images(
     batch_size: int = BATCH,
     seed: int = 0,
     labels: str = "exclusive",
+    watch: Watch = bar,
 ) -> Evaluation:
     """Measure methods on B images; see MEASURES.
 
@@ -95,6 +96,7 @@ def evaluate_images(
         batch_size: images per forward pass.
         seed: of shuffles, noise, and the order of equal values.
         labels: how the outputs become probabilities, "exclusive" or "independent".
+        watch: shows how far the work has come, see vitexplain.progress.
 
     Raises:
         RequestError: if an argument is out of range, or the model has no categories.
@@ -106,7 +108,7 @@ def evaluate_images(
     if categories is None:
         categories = top1(model, images, batch_size)
     check_categories(model, images, categories)
-    case = _Case(model, images, categories, batch_size, seed, labels)
+    case = _Case(model, images, categories, batch_size, seed, labels, watch)
     methods = ALL if methods is None else methods
     masks, left_out = _masks(methods, case)
     methods = {name: methods[name] for name in masks}
@@ -126,7 +128,7 @@ def _masks(
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(B, h, w) of each method that explains this model, and why the others don't."""
     masks, left_out = {}, {}
-    for name, method in _progress(methods.items(), "maps"):
+    for name, method in case.watch(methods.items(), "maps"):
         try:
             masks[name] = masks_of(
                 method, case.model, case.images, case.categories, case.batch_size
@@ -142,7 +144,7 @@ def _by_removal(
     """The values of REMOVED: insertion, deletion and the perturbation test."""
     parts: dict[str, list[dict]] = {name: [] for name in masks}
     size = case.batch_size
-    for start in _progress(range(0, len(case.images), size), "patches removed"):
+    for start in case.watch(range(0, len(case.images), size), "patches removed"):
         which = slice(start, start + size)
         part = case.part(which)
         removals = {fill: _removal(part, fill, steps) for fill in FILLS}
@@ -188,15 +190,11 @@ def _by_change(
     """Randomisation and stability: how the maps change with the weights, and with the image."""
     given = case.model, case.images, case.categories
     options = {"batch_size": case.batch_size, "seed": case.seed}
-    _, correlations = randomisation(*given, methods, only_last=True, **options)
+    _, correlations = randomisation(*given, methods, only_last=True, watch=case.watch, **options)
     return {
         name: {
             "sanity": correlations[name][:, -1],
             "stability": stability(method, *given, std, masks=masks[name], **options),
         }
-        for name, method in methods.items()
+        for name, method in case.watch(methods.items(), "stability")
     }
-
-
-def _progress(items: Iterable, title: str) -> tqdm:
-    return tqdm(items, title, disable=not sys.stderr.isatty())

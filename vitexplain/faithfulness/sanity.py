@@ -21,6 +21,7 @@ from vitexplain.attention.wrappers import WRAPPER
 from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
 from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
+from vitexplain.progress import Watch, silent
 
 # the layers after the last block, by the first part of their names; where tokens are averaged, the
 # norm follows that and is named fc_norm
@@ -72,6 +73,7 @@ def randomisation(
     only_last: bool = False,
     batch_size: int = BATCH,
     seed: int = 0,
+    watch: Watch = silent,
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Rank correlation of the whole model's maps with those of ever more random models.
 
@@ -82,6 +84,7 @@ def randomisation(
         methods: by name.
         only_last: compare only with the model that has all of its weights shuffled.
         seed: of the shuffles.
+        watch: shows how far the work has come, see vitexplain.progress.
 
     Returns:
         The names of the S stages, and for each method (B, S), the correlations.
@@ -104,7 +107,7 @@ def randomisation(
     for step in steps:
         for stage in step:
             shuffle_(stages[stage], generator)
-        for name in methods:
+        for name in watch(methods, "randomisation"):
             correlations[name].append(rank_correlation(whole[name], masks(name, changed)))
     names = [step[-1] for step in steps]
     return names, {name: np.stack(values, axis=1) for name, values in correlations.items()}

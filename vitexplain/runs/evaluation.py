@@ -17,6 +17,7 @@ from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.writing import write_png, write_whole
 from vitexplain.methods.registry import METHODS
+from vitexplain.progress import watch_of
 from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.settings import Settings
 from vitexplain.versions import versions
@@ -58,6 +59,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         methods | BASELINES,
         categories,
         labels=session.loaded.labels,
+        watch=watch_of(settings.run),
     )
     for name, reason in found.left_out.items():
         tell(f"without {ALL[name].title}: {reason}")
@@ -103,7 +105,7 @@ def _images(settings: Settings, tell: Callable[[str], None]) -> list[ImageFile]:
 def _tensors(session: Session, images: list[ImageFile]) -> tuple[list[Tensor], list[str]]:
     """(3, H, W) of each readable image, and the reasons for the others."""
     tensors, failures = [], []
-    for image in images:
+    for image in watch_of(session.settings.run)(images, "images opened"):
         try:
             tensors.append(
                 session.overlay.transform(

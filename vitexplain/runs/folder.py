@@ -26,6 +26,7 @@ from vitexplain.images.reading import PictureError
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.categories import short_name
 from vitexplain.parallel import in_order
+from vitexplain.progress import Bar
 from vitexplain.runs.batches import explained
 from vitexplain.runs.items import Item, empty_notice, result_of
 from vitexplain.runs.results import ERRORS, RESULTS, Results, read_results
@@ -138,7 +139,7 @@ def _caption(result: dict, found: dict) -> str:
 
 def _explain_missing(session: Session, results: Results, tell: Callable[[str], None]) -> None:
     run = session.settings.run
-    progress = tqdm(
+    progress = Bar(
         total=len(results.images),
         initial=results.done,
         unit="image",

@@ -8,7 +8,6 @@ reaches Parquet once.
 import io
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -21,6 +20,7 @@ from vitexplain.errors import MissingPackage
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
 from vitexplain.parallel import python_path
+from vitexplain.progress import on_terminal
 from vitexplain.runs.folder import run_report
 from vitexplain.runs.items import Item, explain_items, result_of
 from vitexplain.runs.session import open_session
@@ -66,7 +66,7 @@ def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
     workers = settings.run.workers or 1
     _start(workers)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = sys.stderr.isatty() and not settings.run.quiet
+    context.enable_progress_bars = on_terminal() and not settings.run.quiet
     cuda = session.device["name"].startswith("cuda")
     rows = ray.data.read_binary_files(
         list(names) or list(settings.run.image_path), include_paths=True

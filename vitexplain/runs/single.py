@@ -17,6 +17,7 @@ from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
 from vitexplain.explainer import Map, most_faithful
 from vitexplain.images.reading import open_image
 from vitexplain.images.writing import short_stem, write_png
+from vitexplain.progress import watch_of
 from vitexplain.runs.items import empty_notice
 from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.runs.sweep import sweep_maps
@@ -68,7 +69,7 @@ def explain_sweep(settings: Settings) -> dict:
 def explain_compare(settings: Settings) -> dict:
     """All methods' maps of one image on a sheet, the most faithful one marked."""
     session, path, opened = _opened(settings)
-    (explained,) = session.explainer(opened.tensor[None])
+    (explained,) = session.explainer(opened.tensor[None], watch_of(settings.run))
     small, draw = _small(session, opened)
     files = {"sheet": session.folder / f"{short_stem(path.stem)}_compare.png"}
     sheet = draw_compare(small, explained.maps, draw, settings.style.colormap)

@@ -77,6 +77,7 @@ class Workers:
     """
 
     def __init__(self, count: int, overlay: Overlay, folder: Path):
+        check_room(count)
         self._context, self._given = begin(), (overlay, folder)
         self._pools = [self._pool() for _ in range(count)]
         self._apart: ProcessPoolExecutor | None = None
@@ -178,6 +179,29 @@ def close_writer(pool: ProcessPoolExecutor) -> None:
     writer = getattr(getattr(pool, "_result_queue", None), "_writer", None)
     if writer is not None:  # an implementation detail of CPython
         writer.close()
+
+
+def check_room(count: int) -> None:
+    """Raise RequestError if so many workers, and the threads that serve them, can't be started.
+
+    A thread that can't be started once the work has begun leaves a pool waiting for ever.
+    """
+    enough = threading.Event()
+    # for each worker two threads here, and there its process, with a thread that watches this one
+    threads = [threading.Thread(target=enough.wait, daemon=True) for _ in range(4 * count + 8)]
+    try:
+        for thread in threads:
+            thread.start()
+    except RuntimeError:
+        raise RequestError(
+            f"{count} workers need more threads and processes than the system allows: lower "
+            "--workers, end other programs, or raise the limit (ulimit -u, pids.max)"
+        ) from None
+    finally:
+        enough.set()
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
 
 
 class _Worker:

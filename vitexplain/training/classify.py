@@ -8,6 +8,8 @@ import torch
 
 from vitexplain.device import in_batches
 from vitexplain.models.loading import LoadedModel
+from vitexplain.outputs import probabilities as probabilities_of
+from vitexplain.progress import bar_or_lines
 from vitexplain.training.accuracy import calibration_error, top_k
 from vitexplain.training.data import DataError, LabelledImages, category_of
 
@@ -18,18 +20,21 @@ def classify(
     """Names of the M images that can be read, their labels (M,), and probabilities (M, K).
 
     Raises:
-        DataError: if none can be read.
+        DataError: if none can be read, or the outputs are no probabilities.
         CategoryError: if a folder is not named by a category of the model.
     """
+    if loaded.labels == "none":
+        raise DataError("the model's outputs are values, no probabilities of categories")
     labels_of = {c: label_of(loaded, c) for c in sorted({category_of(name) for name in names})}
     good, probabilities = [], []
     device = next(loaded.model.parameters()).device
 
     @torch.inference_mode()
     def run(tensors: list[torch.Tensor]) -> np.ndarray:
-        return loaded.model(torch.stack(tensors).to(device)).softmax(dim=1).cpu().numpy()
+        logits = loaded.model(torch.stack(tensors).to(device))
+        return probabilities_of(logits, loaded.labels).cpu().numpy()
 
-    for start in range(0, len(names), batch_size):
+    for start in bar_or_lines(range(0, len(names), batch_size), "batches of images"):
         batch = list(data.good(names[start : start + batch_size]))
         tensors = [loaded.transform(image) for _, image in batch]
         probabilities += in_batches(run, tensors, batch_size, partial(print, file=sys.stderr))

@@ -4,19 +4,24 @@ A folder's name is the category: an index of the model's output ("0243"), or a n
 """
 
 import io
+import lzma
+import os
 import random
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitexplain.errors import RequestError
+from vitexplain.errors import RequestError, one_line
 from vitexplain.images.reading import PictureError, read_image
+from vitexplain.progress import bar_or_lines
 
+LARGEST = 256 << 20  # bytes of a file in an archive
 HELD_OUT = 1  # photographs whose category index is this modulo 5 are for evaluation only
 
 
@@ -37,12 +42,15 @@ class LabelledImages:
             self._archive = None
             files = (f for f in self.path.glob("*/*") if f.is_file())
             names = [file.relative_to(self.path).as_posix() for file in files]
-        elif zipfile.is_zipfile(self.path):
-            self._archive = zipfile.ZipFile(self.path)
+        elif self.path.is_file():
+            self._archive, self._process = _opened(self.path), os.getpid()
             names = [name for name in self._archive.namelist() if name.count("/") == 1]
         else:
             raise DataError(f"{path} is neither a folder nor a zip file")
-        self.names = sorted(n for n in names if not n.endswith("/") and "/." not in n)
+        self.names = sorted(
+            {n for n in names if _is_category(category_of(n)) and not n.endswith("/")}
+            - {n for n in names if "/." in n}
+        )
         if not self.names:
             raise DataError(f"{path} holds no images in folders named by category")
 
@@ -54,9 +62,34 @@ class LabelledImages:
         """
         if self._archive is None:
             return read_image(self.path / name, name)
-        return read_image(io.BytesIO(self._archive.read(name)), name)
+        return read_image(io.BytesIO(self._member(name)), name)
 
-    def good(self, names: list[str]) -> Iterator[tuple[str, Image.Image]]:
+    def _member(self, name: str) -> bytes:
+        """A file of the archive, whatever its header says of its size.
+
+        Raises:
+            PictureError: if it is damaged, encrypted or too large.
+        """
+        try:
+            if self._process != os.getpid():  # forks would share one place in the file
+                self._archive, self._process = _opened(self.path), os.getpid()
+            with self._archive.open(name) as file:
+                content = file.read(LARGEST + 1)
+        except RuntimeError as error:
+            raise PictureError(f"{name} in {self.path}: {one_line(error)}") from None
+        except (zipfile.BadZipFile, NotImplementedError, zlib.error, lzma.LZMAError, EOFError,
+                OSError) as error:  # fmt: skip
+            raise PictureError(
+                f"{name} in {self.path} is damaged ({one_line(error) or 'it ends too early'})"
+            ) from None
+        if len(content) > LARGEST:
+            raise PictureError(
+                f"{name} in {self.path} has more than {LARGEST >> 20} MiB: no image that "
+                "training could use"
+            )
+        return content
+
+    def good(self, names: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         """Each image that can be read; the others are named on stderr and skipped."""
         for name in names:
             try:
@@ -68,8 +101,8 @@ class LabelledImages:
         """Every category that has a folder, with or without images in it."""
         if self._archive is None:
             return {f.name for f in self.path.iterdir() if f.is_dir() and f.name[0] != "."}
-        folders = (name.split("/") for name in self._archive.namelist() if "/" in name)
-        return {parts[0] for parts in folders}
+        folders = {category_of(name) for name in self._archive.namelist() if "/" in name}
+        return set(filter(_is_category, folders))
 
     def side_file(self, name: str) -> str | None:
         """The text of a file next to the folders, such as boxes.csv; None if there is none."""
@@ -78,7 +111,21 @@ class LabelledImages:
             return file.read_text(encoding="utf-8") if file.is_file() else None
         if name not in self._archive.namelist():
             return None
-        return self._archive.read(name).decode("utf-8")
+        return self._member(name).decode("utf-8")
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise DataError(
+            f"{path} is neither a folder nor a zip file that can be read ({one_line(error)})"
+        ) from None
+
+
+def _is_category(name: str) -> bool:
+    """Not what leads out of the archive, nor what systems put into it."""
+    return not name.startswith(".") and name not in ("", "__MACOSX")
 
 
 def category_of(name: str) -> str:
@@ -118,7 +165,7 @@ def usable_names(images: LabelledImages) -> list[str]:
     Raises:
         DataError: if there are fewer than two categories, or one has no image that can be read.
     """
-    names = [name for name, _ in images.good(images.names)]
+    names = [name for name, _ in images.good(bar_or_lines(images.names, "images checked"))]
     found = {category_of(name) for name in names}
     empty = sorted(images.categories() - found)
     if empty:

@@ -21,6 +21,7 @@ from vitexplain.faithfulness.table import bootstrap_interval
 from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder
 from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.progress import bar_or_lines
 from vitexplain.training.accuracy import Share, confusion
 from vitexplain.training.classify import accuracy, classify, confident
 from vitexplain.training.data import DataError, LabelledImages, category_of, is_held_out
@@ -137,7 +138,8 @@ def _on_boxes(
 ) -> dict:
     """Figures of every method, and of a centre Gaussian, on at most `count` images with boxes."""
     chosen = thinned([name for name in labels if name in boxes], count)
-    found = in_boxes(maps, loaded, data, {name: labels[name] for name in chosen}, boxes)
+    chosen = {name: labels[name] for name in chosen}
+    found = in_boxes(maps, loaded, data, chosen, boxes, bar_or_lines)
     return {method: _box_figures(**columns) for method, columns in found.items()}
 
 
@@ -166,7 +168,7 @@ def _on_mosaics(
     of_cells = [[sure[i] for i in group] for group in chosen]
     shares: dict[str, list[float]] = {}
     shown = []
-    found = on_mosaics(maps, loaded, data, of_cells)
+    found = on_mosaics(maps, loaded, data, bar_or_lines(of_cells, f"mosaics of {cells}"))
     for number, (group, (canvas, masks)) in enumerate(zip(of_cells, found, strict=True)):
         for method, of_each in masks.items():
             shares.setdefault(method, []).extend(

@@ -15,6 +15,7 @@ from vitexplain.images.region import Region
 from vitexplain.methods.registry import METHODS, Method
 from vitexplain.models.loading import LoadedModel
 from vitexplain.models.transform import InputTransform
+from vitexplain.progress import Watch, silent
 from vitexplain.training.data import LabelledImages
 
 # of a CNN; a Vision Transformer's Grad-CAM is METHODS["gradcam"]
@@ -75,6 +76,7 @@ def in_boxes(
     data: LabelledImages,
     labels: Mapping[str, int],
     boxes: Mapping[str, Region],
+    watch: Watch = silent,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Method -> "pointing", "energy" -> its value for each image; see `in_box`.
 
@@ -84,9 +86,10 @@ def in_boxes(
     Args:
         labels: name of image -> the category to explain, whose object is in the box.
         boxes: of each of these images, in its pixels.
+        watch: shows how far the work has come, see vitexplain.progress.
     """
     values: dict[str, list[tuple[bool, float]]] = {name: [] for name in (*maps, "centre_blob")}
-    for name, label in labels.items():
+    for name, label in watch(labels.items(), "images with boxes"):
         image = data.read(name)
         tensor = loaded.transform(image)[None]
         masks = {method: explain(tensor, [label])[0] for method, explain in maps.items()}

@@ -11,6 +11,7 @@ import csv
 import json
 import random
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,7 @@ from vitexplain.errors import run_command
 from vitexplain.images.writing import writable_folder, write_whole
 from vitexplain.models.bundled import bundled_folder
 from vitexplain.models.loading import load_model, set_input_size
+from vitexplain.progress import bar_or_lines
 from vitexplain.training.curves import draw_curves
 from vitexplain.training.data import (
     DataError,
@@ -106,6 +108,7 @@ class Training:
 
     def run(self) -> None:
         self._resume()
+        started, first = time.monotonic(), self.progress.epoch
         while self.progress.epoch < self.options.epochs:
             # all randomness of an epoch follows from its number, so that a run that was killed
             # ends with the weights of one that was not
@@ -114,6 +117,10 @@ class Training:
             self._log(train_loss, *self._validate())
             self.progress.epoch += 1
             self._save()
+            done, left = self.progress.epoch - first, self.options.epochs - self.progress.epoch
+            if left:
+                seconds = (time.monotonic() - started) / done * left
+                print(f"epochs left: {left}, about {tqdm.format_interval(seconds)}", flush=True)
         print(f"Explain with: python vit_explain.py --checkpoint {self.output}")
 
     def _transform(self, training: bool):
@@ -153,7 +160,7 @@ class Training:
             )
             criterion = SoftTargetCrossEntropy()
         title = f"epoch {self.progress.epoch + 1}/{options.epochs}"
-        for images, labels in tqdm(self._batches(), title, disable=not sys.stderr.isatty()):
+        for images, labels in bar_or_lines(self._batches(), title):
             images, labels = images.to(self.device), labels.to(self.device)
             if mixup:
                 images, labels = mixup(images, labels)
