@@ -23,28 +23,42 @@ def said(monkeypatch, watch, stream, count=3):
     return stream.getvalue()
 
 
-def test_lines_at_the_start_and_at_the_end(monkeypatch):
-    first, last = said(monkeypatch, bar_or_lines, io.StringIO()).splitlines()
-    assert re.fullmatch(r"maps: 0 of 3, 00:00 passed, \? left", first)
-    assert re.fullmatch(r"maps: 3 of 3, 00:0\d passed, 00:00 left", last)
-
-
-def test_a_line_every_so_often(monkeypatch):
-    monkeypatch.setattr(progress, "SECONDS", 0.05)
+def slowly(monkeypatch, count, first, seconds):
+    monkeypatch.setattr(progress, "FIRST", first)
+    monkeypatch.setattr(progress, "SECONDS", seconds)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    for _ in bar_or_lines(range(40), "maps"):
+    for _ in bar_or_lines(range(count), "maps"):
         time.sleep(0.01)
-    lines = sys.stderr.getvalue().splitlines()
-    assert 4 <= len(lines) <= 11
-    assert [int(line.split()[1]) for line in lines] == sorted(
-        int(line.split()[1]) for line in lines
-    )
+    return sys.stderr.getvalue().splitlines()
 
 
-def test_the_first_line_comes_before_the_first_item(monkeypatch):
+def test_a_line_now_and_then_and_at_the_end(monkeypatch):
+    lines = slowly(monkeypatch, 40, 0.02, 0.05)
+    done = [int(re.fullmatch(r"maps: (\d+) of 40, 00:00 passed, 00:00 left", line)[1])
+            for line in lines]  # fmt: skip
+    assert 4 <= len(done) <= 11
+    assert done == sorted(done) and done[0] <= 3 and done[-1] == 40
+
+
+def test_the_time_that_is_left(monkeypatch):
+    clock = iter([0.0, 30.0, 60.0, 90.0, 120.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    next(iter(bar_or_lines(iter([1]), "maps")))
-    assert sys.stderr.getvalue().startswith("maps: 0 of ?")
+    list(bar_or_lines(range(4), "maps"))
+    first, *_, last = sys.stderr.getvalue().splitlines()
+    assert first == "maps: 1 of 4, 00:30 passed, 01:30 left"
+    assert last == "maps: 4 of 4, 02:00 passed, 00:00 left"
+
+
+def test_what_is_done_at_once_or_fails_at_once_says_nothing(monkeypatch):
+    assert said(monkeypatch, bar_or_lines, io.StringIO()) == ""
+
+
+def test_a_number_of_items_that_is_not_known(monkeypatch):
+    monkeypatch.setattr(progress, "FIRST", 0)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    list(bar_or_lines(iter([1]), "maps"))
+    assert sys.stderr.getvalue() == "maps: 1 of ?, 00:00 passed, ? left\n"
 
 
 def test_a_bar_on_a_terminal(monkeypatch):

@@ -223,6 +223,7 @@ def explain(
     device: str = "auto",
     labels: str | None = None,
     class_names: str | Path | Sequence[str] | None = None,
+    stretch: bool | None = None,
     **options: object,
 ) -> Explanation | list[Explanation]:
     """Show what a Vision Transformer looked at in an image.
@@ -238,6 +239,8 @@ def explain(
         method: a name of METHODS; by default attention rollout, with a category gradient rollout.
         device: where a model that is named runs: "auto", "cpu", "cuda", "cuda:N" or "mps".
         labels, class_names: see load_model.
+        stretch: make the darkest values of the image black, the brightest white; None for what
+            load_model was told.
         **options: of the method, such as head_fusion, discard_ratio, start_block.
 
     Returns:
@@ -255,12 +258,13 @@ def explain(
     loaded = _loaded(model, device, class_names, labels)
     several, images = _as_list(image)
     explainer = Explainer(asked, loaded)
-    given = {"category": category, **({} if method is None else {"method": method}), **options}
-    call = ", ".join(f"{name}={value!r}" for name, value in given.items())
-    overlay = Overlay(Style(), loaded.transform, texts_for(loaded, f"explain(image, {call})"))
+    stretch = loaded.transform.stretch if stretch is None else stretch
+    given = {"category": category, "method": method, "stretch": stretch or None} | options
+    said = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    texts = texts_for(loaded, f"explain({', '.join(['image', *said])})")
+    overlay = Overlay(Style(), loaded.transform, texts)
 
     def run(batch: Sequence[ImageLike]) -> list[Explanation]:
-        stretch = loaded.transform.stretch
         images = [as_image(each, stretch=stretch) for each in batch]
         for image in images:
             if image.info.get("notice"):

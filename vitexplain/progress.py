@@ -1,7 +1,8 @@
 """How far long work has come, on standard error: a bar on a terminal, elsewhere lines."""
 
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Protocol, TypeVar
 
 from tqdm import tqdm
@@ -9,8 +10,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 Watch = Callable[[Iterable[Item], str], Iterable[Item]]  # items, title -> the same items
 
-SECONDS = 10  # from one line to the next
-LINE = "{desc}: {n_fmt} of {total_fmt}, {elapsed} passed, {remaining} left"
+FIRST, SECONDS = 1, 10  # until the first line, and from one to the next
 
 
 class Bar(tqdm):
@@ -25,12 +25,28 @@ def bar(items: Iterable[Item], title: str) -> Iterable[Item]:
 
 
 def bar_or_lines(items: Iterable[Item], title: str) -> Iterable[Item]:
-    """The same items, with a bar; where there is no terminal, with a line every SECONDS."""
+    """The same items, with a bar; where there is no terminal, with a line now and then."""
     if not _writable():
         return items
-    if on_terminal():
-        return bar(items, title)
-    return Bar(items, title, file=_Lines(), mininterval=SECONDS, miniters=1, bar_format=LINE)
+    return bar(items, title) if on_terminal() else _with_lines(items, title)
+
+
+def _with_lines(items: Iterable[Item], title: str) -> Iterator[Item]:
+    """None in the first second: what fails at once says nothing else."""
+    total = len(items) if isinstance(items, Sized) else None
+    started, wait = time.monotonic(), FIRST
+    for done, item in enumerate(items, start=1):
+        yield item
+        passed = time.monotonic() - started
+        if passed < wait and not (wait > FIRST and done == total):
+            continue
+        wait = passed + SECONDS
+        left = "?" if total is None else _time(passed / done * (total - done))
+        line = f"{title}: {done} of {total or '?'}, {_time(passed)} passed, {left} left"
+        print(line, file=sys.stderr, flush=True)
+
+
+_time = tqdm.format_interval
 
 
 def silent(items: Iterable[Item], _title: str) -> Iterable[Item]:
@@ -60,14 +76,3 @@ def on_terminal() -> bool:
 def _writable() -> bool:
     """Whether there is a standard error: it can be missing (pythonw) or closed (cron)."""
     return sys.stderr is not None and not sys.stderr.closed
-
-
-class _Lines:
-    """A stream for tqdm, which begins each of its texts at the start of the same line."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            print(text.strip(), file=sys.stderr, flush=True)
-
-    def flush(self) -> None:
-        pass

@@ -144,12 +144,13 @@ def _by_removal(
     """The values of REMOVED: insertion, deletion and the perturbation test."""
     parts: dict[str, list[dict]] = {name: [] for name in masks}
     size = case.batch_size
-    for start in case.watch(range(0, len(case.images), size), "patches removed"):
+    work = [(start, name) for start in range(0, len(case.images), size) for name in masks]
+    removals: dict[str, Removal] = {}
+    for start, name in case.watch(work, "patches removed"):
         which = slice(start, start + size)
-        part = case.part(which)
-        removals = {fill: _removal(part, fill, steps) for fill in FILLS}
-        for name in masks:
-            parts[name].append(_areas(removals, masks[name][which]))
+        if name == next(iter(masks)):  # whole and empty images are the same for all methods
+            removals = {fill: _removal(case.part(which), fill, steps) for fill in FILLS}
+        parts[name].append(_areas(removals, masks[name][which]))
     return {
         name: {key: np.concatenate([part[key] for part in several]) for key in several[0]}
         for name, several in parts.items()

@@ -105,7 +105,7 @@ def _images(settings: Settings, tell: Callable[[str], None]) -> list[ImageFile]:
 def _tensors(session: Session, images: list[ImageFile]) -> tuple[list[Tensor], list[str]]:
     """(3, H, W) of each readable image, and the reasons for the others."""
     tensors, failures = [], []
-    for image in watch_of(session.settings.run)(images, "images opened"):
+    for image in images:
         try:
             tensors.append(
                 session.overlay.transform(
