@@ -297,7 +297,7 @@ def as_image(image: ImageLike, *, stretch: bool = False) -> Image.Image:
     if isinstance(image, str | Path):
         return open_image(image, stretch=stretch)
     if isinstance(image, Image.Image):
-        return to_rgb(upright(image), stretch=stretch)
+        return to_rgb(upright(image.copy()), stretch=stretch)
     if isinstance(image, Tensor):
         array = image.detach().cpu()
         array = (array.float() if array.is_floating_point() else array).numpy()

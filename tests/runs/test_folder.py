@@ -328,6 +328,22 @@ def test_only_a_few_images_are_on_their_way(monkeypatch):
     assert answered == asked == written == list(range(50))
 
 
+def test_very_large_images_come_last(monkeypatch):
+    asked = []
+
+    class Fake:
+        def decode(self, number, _image, *, large=False):
+            asked.append((number, large))
+            future = Future()
+            future.set_result(None if number in (0, 3) and not large else number)
+            return future
+
+    images = [ImageFile(f"{number}", f"{number}") for number in range(6)]
+    decoded = [item.number for item in folder._decoded(Fake(), images, 2)]
+    assert decoded == [1, 2, 4, 5, 0, 3]
+    assert asked == [*((number, False) for number in range(6)), (0, True), (3, True)]
+
+
 @pytest.fixture
 def session(tmp_path):
     # nothing is discarded: at the threshold, rounding decides what goes
@@ -418,7 +434,7 @@ def test_large_images_are_opened_again_instead_of_kept(mixed, tmp_path, monkeypa
     mask = np.eye(14, dtype=np.float32)
     for name, times in (("large.jpg", 2), ("plain.png", 1)):
         image = ImageFile(str(mixed / name), name)
-        decoded = worker.decode(0, image)
+        decoded = worker.decode(0, image, False)
         worker.write(0, image, [Map(mask, None, {"name": "gradcam"})])
         assert decoded.size == Image.open(mixed / name).size
         assert opened.count(image.path) == times

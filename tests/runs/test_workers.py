@@ -56,10 +56,10 @@ def test_the_image_that_kills_processes_is_the_only_one_that_fails(
 ):
     decode = _Worker.decode
 
-    def deadly(worker, number, image):
+    def deadly(worker, number, image, large):
         if number == 5:
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode(worker, number, image)
+        return decode(worker, number, image, large)
 
     monkeypatch.setattr(_Worker, "decode", deadly)
     with Workers(2, OVERLAY, tmp_path) as workers:
@@ -76,11 +76,11 @@ def test_the_image_that_kills_processes_is_the_only_one_that_fails(
 def test_a_process_that_dies_once_costs_nothing(images, forked, monkeypatch, tmp_path):
     decode, trace = _Worker.decode, tmp_path / "died"
 
-    def dies_once(worker, number, image):
+    def dies_once(worker, number, image, large):
         if number == 3 and not trace.exists():
             trace.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return decode(worker, number, image)
+        return decode(worker, number, image, large)
 
     monkeypatch.setattr(_Worker, "decode", dies_once)
     with Workers(1, OVERLAY, tmp_path) as workers:
@@ -111,9 +111,12 @@ def test_large_images_are_opened_one_at_a_time(images, forked, monkeypatch, tmp_
 
     monkeypatch.setattr(module, "look", logged)
     with Workers(3, OVERLAY, tmp_path) as workers:
-        futures = [workers.decode(number, image) for number, image in enumerate(images[:6])]
+        assert [workers.decode(0, image).result(timeout=60) for image in images[:2]] == [None] * 2
+        futures = [
+            workers.decode(number, image, large=True) for number, image in enumerate(images[:6])
+        ]
         for future in futures:
-            future.result(timeout=60)
+            assert future.result(timeout=60).size == (40, 40)
     assert log.read_text() == "begin\nend\n" * 6
 
 

@@ -11,6 +11,7 @@ from vitexplain.errors import RequestError
 from vitexplain.images.region import Region
 
 COLORMAPS = tuple(sorted(name[9:].lower() for name in dir(cv2) if name.startswith("COLORMAP_")))
+BAND = 1 << 18  # pixels that are coloured at a time
 OUTSIDE = 0.35  # brightness of what the model did not see
 
 
@@ -36,19 +37,27 @@ def draw_overlay(
         RequestError: if alpha or the colour map is not allowed.
     """
     check_style(alpha, colormap)
-    pixels = np.asarray(image)  # (H, W, 3)
-    height, width = pixels.shape[:2]
+    width, height = image.size
     mask, region = on_the_image(mask, Region(*(region or (0, 0, width, height))), width, height)
     left, top, right, bottom = _whole_pixels(region, width, height)
-    seen = pixels[top:bottom, left:right]
-    heat = _heatmap(mask, region, (left, top, right, bottom), colormap)
-    drawn = cv2.addWeighted(seen, 1 - alpha, heat, alpha, 0)
-    if drawn.shape == pixels.shape:
-        return Image.fromarray(drawn)
-    canvas = cv2.convertScaleAbs(pixels, alpha=OUTSIDE)
-    canvas[top:bottom, left:right] = drawn
-    line = max(1, round(min(height, width) / 300))
-    cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), (255, 255, 255), line)
+    levels = _levels(mask, region, (left, top, right, bottom))
+    whole = levels.shape == (height, width)
+    if whole:
+        canvas = np.empty((height, width, 3), np.uint8)
+    else:
+        pixels = np.asarray(image)
+        canvas = cv2.convertScaleAbs(pixels, alpha=OUTSIDE)
+    rows = max(1, BAND // levels.shape[1])
+    for start in range(0, len(levels), rows):
+        heat = colored(levels[start : start + rows], colormap)
+        above, below = top + start, top + start + len(heat)
+        # a large photograph is not copied whole
+        seen = np.asarray(image.crop((0, above, width, below))) if whole else pixels[above:below]
+        blended = cv2.addWeighted(seen[:, left:right], 1 - alpha, heat, alpha, 0)
+        canvas[above:below, left:right] = blended
+    if not whole:
+        line = max(1, round(min(height, width) / 300))
+        cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), (255, 255, 255), line)
     return Image.fromarray(canvas)
 
 
@@ -109,8 +118,8 @@ def _touching(patches: int, start: float, end: float, side: int):
     return first, last, start + first * step, start + last * step
 
 
-def _heatmap(mask: np.ndarray, region: Region, visible: Sequence[int], colormap: str) -> np.ndarray:
-    """The `visible` part of the map enlarged to its `region` and coloured, (H, W, 3) uint8 RGB."""
+def _levels(mask: np.ndarray, region: Region, visible: Sequence[int]) -> np.ndarray:
+    """The `visible` part of the map enlarged to its `region`, (H, W) uint8."""
     left, top, right, bottom = (round(edge) for edge in region)
     size = max(right - left, 1), max(bottom - top, 1)
     levels = enlarged(mask, size)
@@ -119,7 +128,7 @@ def _heatmap(mask: np.ndarray, region: Region, visible: Sequence[int], colormap:
     down = np.clip(np.arange(visible[1], visible[3]) - top, 0, size[1] - 1)
     if (len(across), len(down)) != size:
         levels = levels[down[:, None], across]
-    return colored(levels, colormap)
+    return levels
 
 
 def _whole_pixels(region: Region, width: int, height: int) -> tuple[int, int, int, int]:

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from vitexplain.errors import RequestError, one_line, printable
 from vitexplain.images.colour import to_srgb
@@ -68,6 +68,8 @@ def read_image(source: Path | BinaryIO, name: str, *, stretch: bool = False) -> 
 def to_rgb(image: Image.Image, depth: Depth | None = None, *, stretch: bool = False) -> Image.Image:
     """Any Pillow mode -> RGB in sRGB, transparent parts on white; notices in `info["notice"]`.
 
+    An image that is RGB already is not copied: its `info` is replaced.
+
     Args:
         depth: what its file says of its values.
         stretch: make its darkest values black and its brightest white.
@@ -87,7 +89,8 @@ def to_rgb(image: Image.Image, depth: Depth | None = None, *, stretch: bool = Fa
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     if stretch and not deep:
         image = stretch_colours(image)
     image.info = {"notice": "; ".join(filter(None, notices))}
@@ -117,6 +120,8 @@ def state_of(path: str) -> dict | None:
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; damaged EXIF is ignored."""
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
     except Exception:  # damaged EXIF: the image itself may still be fine
         return image

@@ -183,14 +183,25 @@ def _tell_together(notices: Sequence[tuple[str, str]], tell: Callable[[str], Non
 
 
 def _decoded(workers: Workers, images: Sequence[ImageFile], ahead: int) -> Iterator[Item]:
-    """Yield the images in order, opened or failed, while up to `ahead` are being opened."""
+    """Yield the images in order, opened or failed, while up to `ahead` are being opened.
+
+    Those of very many pixels come last, as they are opened one at a time: all others are done
+    before the first of them.
+    """
     items = (Item(number, image) for number, image in enumerate(images))
     submitted = ((item, workers.decode(item.number, item.image)) for item in items)
+    large = []
     for item, future in in_order(submitted, ahead):
+        if _opened(item, future).decoded is None and not item.failure:
+            large.append(item)
+        else:
+            yield item
+    submitted = ((item, workers.decode(item.number, item.image, large=True)) for item in large)
+    for item, future in in_order(submitted, 1):
         yield _opened(item, future)
 
 
-def _opened(item: Item, future: Future[Decoded]) -> Item:
+def _opened(item: Item, future: Future[Decoded | None]) -> Item:
     try:
         item.decoded = future.result()
     except (PictureError, OSError) as error:

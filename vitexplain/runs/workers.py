@@ -3,6 +3,7 @@
 The process that opened an image also draws it, so that no image travels between processes.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -94,9 +95,11 @@ class Workers:
             for pool in pools:
                 threads.submit(pool.shutdown, cancel_futures=True)
 
-    def decode(self, number: int, image: ImageFile) -> Future[Decoded]:
-        """Open image `number` of the run."""
-        return self._submit(number, "decode", number, image)
+    def decode(
+        self, number: int, image: ImageFile, *, large: bool = False
+    ) -> Future[Decoded | None]:
+        """Open image `number` of the run; None, and nothing opened, if that is larger than said."""
+        return self._submit(number, "decode", number, image, large)
 
     def write(self, number: int, image: ImageFile, maps: Sequence[Map]) -> Future[Written]:
         """Draw and write the maps of a decoded image."""
@@ -229,31 +232,45 @@ class _Worker:
     def answer(self) -> None:
         """That it is there."""
 
-    def decode(self, number: int, image: ImageFile) -> Decoded:
-        with _one_at_a_time(self.folder, image.path):
+    def decode(self, number: int, image: ImageFile, large: bool) -> Decoded | None:
+        if not large and pixels_of(image.path) >= LARGE_PIXELS:
+            return None
+        with _one_at_a_time(self.folder, large):
             decoded, opened, seen = look(self.overlay, image.path)
-        kept = sum(other.width * other.height for other, _ in self.open.values())
-        if kept + opened.width * opened.height <= KEPT_PIXELS:
-            self.open[number] = opened, seen
+            kept = sum(other.width * other.height for other, _ in self.open.values())
+            if kept + opened.width * opened.height <= KEPT_PIXELS:
+                self.open[number] = opened, seen
+            del opened  # before another process opens one as large
         return decoded
 
     def write(self, number: int, image: ImageFile, maps: Sequence[Map]) -> Written:
-        if number in self.open:
-            opened, seen = self.open.pop(number)
-        else:
-            with _one_at_a_time(self.folder, image.path):
+        with _one_at_a_time(self.folder, pixels_of(image.path) >= LARGE_PIXELS):
+            if number in self.open:
+                opened, seen = self.open.pop(number)
+            else:
                 _, opened, seen = look(self.overlay, image.path)
-        return write_maps(self.overlay, self.folder / image.name, opened, seen, maps)
+            written = write_maps(self.overlay, self.folder / image.name, opened, seen, maps)
+            del opened
+        return written
 
 
 @contextmanager
-def _one_at_a_time(folder: Path, path: str) -> Iterator[None]:
+def _one_at_a_time(folder: Path, large: bool) -> Iterator[None]:
     """Images of many pixels are opened by one worker after the other: each takes much memory."""
-    if pixels_of(path) < LARGE_PIXELS:
+    if not large:
         yield
         return
     with FileLock(folder / LARGE_LOCK):
-        yield
+        try:
+            yield
+        finally:
+            _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """To the system, what images have freed: Linux's C library would keep it for this process."""
+    with suppress(OSError, AttributeError):  # another library, or another system
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def look(
