@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
 
 import vitexplain
 from helpers import make_vit
@@ -163,6 +164,29 @@ def test_overlay_and_files_are_the_commands(bundled, both, tmp_path):
 
 
 @pytest.mark.slow
+def test_probabilities_are_not_taken_for_logits():
+    """A softmax of a softmax would make nearly equal shares of them."""
+    model = nn.Sequential(make_vit(), nn.Softmax(dim=-1)).eval()
+    image = np.random.default_rng(0).random((32, 32, 3))
+    with pytest.raises(RequestError, match="its outputs are probabilities already: pass it with"):
+        explain(image, category="top", model=model)
+    log = nn.Sequential(make_vit(), nn.LogSoftmax(dim=-1)).eval()
+    found, plain = (explain(image, category="top", model=m) for m in (log, make_vit()))
+    assert found.top[0].probability == pytest.approx(plain.top[0].probability, abs=1e-6)
+
+
+def test_stretching_is_asked_for_by_call_or_by_model(bundled):
+    rng = np.random.default_rng(0)
+    dark = rng.integers(0, 4096, (64, 64)).astype(np.uint16)
+    given = explain(dark, category="top", model=bundled, stretch=True)
+    low, high = np.percentile(dark, (0.1, 99.9))
+    seen = np.uint8(np.round(((dark - low) / (high - low)).clip(0, 1) * 255))
+    by_hand = explain(seen, category="top", model=bundled)
+    assert np.array_equal(given.map, by_hand.map)
+    with pytest.warns(UserWarning, match="of 65535: the model sees it dark"):
+        explain(dark, model=bundled)
+
+
 def test_faithfulness_is_measured_on_the_category(bundled, both, tensor):
     found = explain(both, "bull mastiff", model=bundled)
     assert found.faithfulness() == faithfulness(bundled.model, tensor[0], found.map, 243)

@@ -15,7 +15,7 @@ from vitexplain.methods.base import Explanation
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.categories import short_name
 from vitexplain.models.loading import LoadedModel
-from vitexplain.outputs import both_sides, probabilities
+from vitexplain.outputs import are_probabilities, both_sides, probabilities
 from vitexplain.progress import Watch, silent
 from vitexplain.settings import MapOptions
 from vitexplain.words import share_of
@@ -181,6 +181,12 @@ class Explainer:
             )
         if self.loaded.labels == "none":
             return both_sides(logits)
+        if are_probabilities(logits):
+            raise UnsupportedModel(
+                self.loaded.model,
+                "its outputs are probabilities already: pass it without the softmax at its end, as "
+                "maps are of logits",
+            )
         return probabilities(logits, self.loaded.labels)
 
     def _map(self, method: dict, found: Explanation, place: int, outputs: Tensor) -> Map:

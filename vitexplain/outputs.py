@@ -31,3 +31,10 @@ def probabilities(logits: Tensor, labels: str = "exclusive") -> Tensor:
     if labels == "independent" or logits.shape[1] == 1:
         return both_sides(logits).sigmoid()
     return logits.softmax(dim=1)
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether outputs (B, K) are no logits, but what a softmax has made of them."""
+    if outputs.shape[1] < 2 or not bool((outputs >= 0).all()):
+        return False
+    return bool(((outputs.sum(dim=1) - 1).abs() < 1e-3).all())

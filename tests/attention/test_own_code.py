@@ -73,6 +73,22 @@ def with_attention(kind):
     return model
 
 
+class Skipping(VisionTransformer):
+    """Its head reads the middle block beside the last one."""
+
+    def forward(self, x):
+        x = self._pos_embed(self.patch_embed(x))
+        middle = x = self.blocks[1](self.blocks[0](x))
+        return self.head(self.norm(self.blocks[2](x) + middle)[:, 0])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_earlier_blocks_give_to_the_head_is_not_left_out(name, images):
+    model = make_vit(Skipping)
+    with pytest.raises(UnsupportedModel, match="reads other things beside the last block's tokens"):
+        METHODS[name].make(model).explain(images)
+
+
 @pytest.mark.parametrize("name", OF_ATTENTION)
 def test_attention_of_ones_own_is_seen_where_it_passes(name, images):
     expected = METHODS[name].make(make_vit()).batch(images)

@@ -448,6 +448,51 @@ def test_damaged_files_are_one_line(content, suffix, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.pth", b"", "it is empty"),
+        ("a.pth", b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+        ("a.safetensors", b"\n<!DOCTYPE html><html>", "it is a web page: download the file"),
+        ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(99), "of Keras or HDF5"),
+        ("a.onnx", b"\x08\x07\x12\x07pytorch", "of ONNX"),
+        ("a.npz", b"PK\x03\x04" + bytes(99), r"load_pretrained\(path\)"),
+    ],
+)
+def test_files_of_other_kinds_are_named(name, content, reason, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=rf"checkpoint .*{name} can't be read: .*{reason}"):
+        load_model(NAME, tmp_path / name)
+
+
+def quantised(vit):
+    return torch.ao.quantization.quantize_dynamic(vit, {nn.Linear}).state_dict()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda v: v.to(torch.complex64), r"head\.bias holds complex numbers"),
+        (lambda v: v.to_sparse(), r"head\.bias holds a sparse tensor"),
+        (lambda v: v.to("meta"), r"head\.bias holds no values, but a shape alone"),
+    ],
+)
+def test_weights_that_are_no_ordinary_numbers(change, reason, vit, save):
+    state = vit.state_dict()
+    with pytest.raises(ModelError, match=reason):
+        load_model(NAME, save({**state, "head.bias": change(state["head.bias"])}))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_weights_are_refused(vit, save, recwarn):
+    path = save(quantised(vit))
+    recwarn.clear()
+    with pytest.raises(ModelError, match="holds quantised weights, which have no gradients"):
+        load_model(NAME, path)
+    assert not recwarn.list
+
+
 def test_safetensors_with_offsets_beyond_the_file(tmp_path, vit):
     path = tmp_path / "a.safetensors"
     save_file(vit.state_dict(), path)
@@ -476,7 +521,9 @@ def test_names_in_the_file_are_the_categories(beside, vit, save):
         "abcdefg"
     )
     fewer = {"model": vit.state_dict(), "classes": ["a", "b"]}
-    assert load_model(NAME, save(fewer)).categories[0] == "category 0"
+    loaded = load_model(NAME, save(fewer))
+    assert loaded.categories[0] == "category 0"
+    assert "its classes names 2 categories, not 7: passed over" in loaded.notice
 
 
 def test_arguments_of_the_model(vit, save):

@@ -23,6 +23,7 @@ from vitexplain.errors import RequestError, one_line
 
 OWN = ("forward", "forward_features", "forward_head", "pool")
 PER_TOKEN = (nn.LayerNorm, nn.RMSNorm, nn.Identity)
+MORE = "its head reads other things beside the last block's tokens"
 DIRECTIONS = 2  # of the outputs, whose gradients are compared
 # of a gradient's length: what two roundings may differ by
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -126,6 +127,7 @@ class _Probe:
         self.tokens: list[Tensor] = []  # after the last block, and after the norm
         self.pooled: list[Tensor] = []  # the attention pool's output
         self.pool_reads = 0
+        self.images: Tensor | None = None
         last.register_forward_hook(self._see)
         for name, layer in model.named_children():
             if name == "norm":
@@ -135,6 +137,7 @@ class _Probe:
 
     def run(self, images: Tensor) -> Tensor:
         """The outputs (B, K)."""
+        self.images = images
         try:
             outputs = self.model(images)
         except RequestError:
@@ -163,7 +166,7 @@ class _Probe:
             raise Unreadable("its outputs don't depend on its blocks' tokens")
         (place,) = [i for i, is_read in enumerate(read) if is_read][:1]
         if sum(read) > 1 or place == 0:
-            raise Unreadable("its head reads other things beside the last block's tokens")
+            raise Unreadable(MORE)
         if place > len(self.tokens):
             return Reading(None, pooled=self.pool_reads)
         both = torch.stack([of[place].flatten(1, -2) for of in gradients], dim=-1)  # (2, N, C, D)
@@ -174,20 +177,30 @@ class _Probe:
     def _see(self, _block, _inputs, output):
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):
             raise Unreadable("its last block returns no tensor of tokens")
-        self.tokens.append(_start(output))
+        self.tokens.append(output.detach().requires_grad_())
         return self.tokens[-1]
 
     def _see_norm(self, _norm, _inputs, output):
         # before the last block, or of a mean already, it is not the norm of these tokens
         if self.tokens and isinstance(output, Tensor) and output.shape == self.tokens[0].shape:
-            self.tokens.append(_start(output))
+            self.tokens.append(self._start(output))
             return self.tokens[-1]
         return None
 
     def _see_pool(self, _pool, inputs, output):
         self.pool_reads = inputs[0].shape[1]
-        self.pooled.append(_start(output))
+        self.pooled.append(self._start(output))
         return self.pooled[-1]
+
+    def _start(self, output: Tensor) -> Tensor:
+        """A new start of autograd, for what follows from the last block's tokens alone."""
+        weights = torch.linspace(0.5, 1.5, output.numel()).reshape(output.shape).to(output)
+        (others,) = torch.autograd.grad(
+            (output * weights).sum(), self.images, retain_graph=True, allow_unused=True
+        )
+        if others is not None and bool(others.any()):
+            raise Unreadable(MORE)
+        return output.detach().requires_grad_()
 
 
 def check_outputs(outputs: object) -> None:
@@ -243,7 +256,3 @@ def means_of(gradients: Tensor, tolerance: float) -> list[Tensor]:
         means.append(weights / weights.sum())
         left &= ~members
     return means
-
-
-def _start(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_()

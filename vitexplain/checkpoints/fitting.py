@@ -69,6 +69,7 @@ def fit(
         CheckpointError: if the file does not hold all weights of the architecture.
     """
     found = find_weights(read_file(path), path)
+    _check_numbers(found.state, path)
     state, remarks = timms_names(found.trunk, found.prefix), _where(found)
     if architecture is None:
         architecture = recognise(state, path)
@@ -88,6 +89,20 @@ def fit(
     if data:
         remarks.append("images as torchvision prepares them")
     return Fitted(model, architecture, _sentence(path, remarks), found.extras, data)
+
+
+def _check_numbers(state: State, path: Path) -> None:
+    """Raise CheckpointError unless all weights are ordinary numbers."""
+    for name, value in state.items():
+        if name.endswith(".zero_point") or value.is_quantized:
+            raise CheckpointError(
+                f"checkpoint {path} holds quantised weights, which have no gradients: pass those "
+                "from before the quantisation"
+            )
+        kind = "complex numbers" if value.is_complex() else "a sparse tensor"
+        kind = "no values, but a shape alone (a meta tensor)" if value.is_meta else kind
+        if value.is_meta or value.is_complex() or value.layout != torch.strided:
+            raise CheckpointError(f"checkpoint {path}: {name} holds {kind}")
 
 
 class _Plan:

@@ -8,6 +8,7 @@ whose modules are never imported. Whatever names a module that could do somethin
 
 import re
 import sys
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -42,6 +43,17 @@ PLAIN = {
 BUILTINS = (bool, bytearray, complex, dict, float, frozenset, int, list, range, set, slice, str,
             tuple, object)  # fmt: skip
 WHOLE = ("torch.nn.modules.", "timm.", "torchvision.models.", "transformers.models.", "torch.jit")
+# the beginnings of files that people pass for weights
+OTHERS = {
+    (b"version https://git-lfs",): "is a pointer of Git LFS, not the file itself: git lfs pull",
+    (b"<!DOCTYPE", b"<!doctype", b"<html", b"<HTML"): "is a web page: download the file itself",
+    (b"\x89HDF",): f"is of Keras or HDF5: copy its weights into timm's model; {SAVE}",
+}
+OTHERS_BY_NAME = {
+    (".onnx",): f"is of ONNX, which keeps no names of weights that fit timm's: {SAVE}",
+    (".npz",): f"is of numpy: for Google's, call the model's load_pretrained(path); then {SAVE}",
+    (".tflite", ".pb", ".mlmodel", ".engine"): f"is compiled for another program: {SAVE}",
+}
 MOST = 200  # classes that a file may name
 LONGEST = 240  # characters of torch's own words within a message
 
@@ -73,6 +85,9 @@ def read_file(path: Path) -> dict:
         raise CheckpointError(f"no checkpoint at {path}")
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is no file")
+    other = _other_format(path)
+    if other:
+        raise CheckpointError(f"checkpoint {path} can't be read: it {other}")
     try:
         found = _safetensors(path) if _is_safetensors(path) else _pickled(path)
     except (CheckpointError, MemoryError):
@@ -84,6 +99,19 @@ def read_file(path: Path) -> dict:
     if isinstance(found, StandIn) or not isinstance(found, dict):
         raise CheckpointError(f"checkpoint {path} holds no tensors by name: {SAVE}")
     return dict(found)
+
+
+def _other_format(path: Path) -> str:
+    """What a file is that is none of torch's, and what helps, as the end of a sentence."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if not start:
+        return "is empty: it was not written, or not downloaded, to its end"
+    for beginnings, told in OTHERS.items():
+        if start.startswith(beginnings):
+            return told
+    suffix = path.suffix.lower()
+    return next((told for suffixes, told in OTHERS_BY_NAME.items() if suffix in suffixes), "")
 
 
 def _reason(error: Exception) -> str:
@@ -122,7 +150,11 @@ def _pickled(path: Path) -> object:
     kind: Callable = StandIn
     while True:
         try:
-            with torch.serialization.safe_globals([*_data(), *((v, k) for k, v in named.items())]):
+            with (
+                torch.serialization.safe_globals([*_data(), *((v, k) for k, v in named.items())]),
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")  # of storages that torch will read differently
                 return torch.load(path, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
             text = str(error)

@@ -89,6 +89,7 @@ def to_rgb(image: Image.Image, depth: Depth | None = None, *, stretch: bool = Fa
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
+    image.load()
     if image.mode != "RGB":
         image = image.convert("RGB")
     if stretch and not deep:

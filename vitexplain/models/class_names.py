@@ -13,6 +13,10 @@ from pathlib import Path
 
 from vitexplain.errors import RequestError, one_line
 
+# where files of weights keep names beside them, and in which of their entries
+KEYS = ("class_to_idx", "idx_to_class", "id2label", "label2id", "label_names", "class_names",
+        "classes", "categories")  # fmt: skip
+WITHIN = ("hyper_parameters", "hparams", "config", "args", "meta", "datamodule_hyper_parameters")
 INDEX = {"index", "id", "idx", "label", "class_id", "class_index", "category_id", "target"}
 NAME = {"name", "class", "class_name", "label_name", "category", "label", "description", "title"}
 WORDNET = re.compile(r"n\d{8}")
@@ -57,6 +61,32 @@ def names_of_data(data: object) -> list[str]:
     if isinstance(data, Sequence) and not isinstance(data, str):
         return [_name(each) for each in data]
     raise ClassNamesError("it must hold one name a line, or a JSON list of names")
+
+
+def names_beside(extras: Mapping, count: int) -> tuple[list[str], str]:
+    """The names of `count` categories that a file keeps beside its weights, and a remark.
+
+    Args:
+        extras: what the file holds beside tensors.
+
+    Returns:
+        ([], "") if it holds none; ([], a remark) if what it holds is of another number.
+    """
+    remark = ""
+    for place in (extras, *(extras.get(name) for name in WITHIN)):
+        for key in KEYS:
+            value = place.get(key) if isinstance(place, Mapping) else None
+            if not isinstance(value, Mapping | list | tuple):
+                continue
+            try:
+                names = names_of_data(value)
+            except ClassNamesError:
+                continue
+            if len(names) == count:
+                return names, ""
+            if names and count:
+                remark = f"its {key} names {len(names)} categories, not {count}: passed over"
+    return [], remark
 
 
 def _decoded(path: str | Path) -> str:

@@ -24,7 +24,6 @@ from vitexplain.attention.families import GLOBAL, WINDOWED, check_supported
 from vitexplain.attention.readout import channels_of
 from vitexplain.checkpoints.fitting import fit
 from vitexplain.checkpoints.instances import converted
-from vitexplain.checkpoints.names import names_in
 from vitexplain.checkpoints.nesting import find_weights
 from vitexplain.checkpoints.reading import read_file
 from vitexplain.checkpoints.transformers_folders import (
@@ -37,6 +36,7 @@ from vitexplain.errors import ModelError, RequestError, one_line
 from vitexplain.models.answers import name_outputs
 from vitexplain.models.bundled import build_network, bundled_folder, read_config
 from vitexplain.models.categories import find_category
+from vitexplain.models.class_names import names_beside
 from vitexplain.models.hub import WeightsUnavailable, transformers_snapshot, weights_at_hand
 from vitexplain.models.transform import InputTransform
 
@@ -386,7 +386,9 @@ def _from_file(request: _Request) -> _Network:
         network.data["input_size"] = (channels_of(fitted.model), *size)
     network.data |= fitted.data
     network.notice = fitted.notice
-    names = names_in(fitted.extras, fitted.model.num_classes)
+    names, remark = names_beside(fitted.extras, fitted.model.num_classes)
+    if remark:
+        network.notice = "; ".join(filter(None, (network.notice, f"{path.name}: {remark}")))
     if names:
         network.names = {"label_names": names}
     return network
