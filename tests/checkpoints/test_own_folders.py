@@ -92,3 +92,43 @@ def test_damaged_configurations_are_one_line_and_ask_no_network(kind, tmp_path, 
 def test_a_model_in_memory_takes_no_checkpoint():
     with pytest.raises(RequestError, match="pass it alone"):
         load_model(make_vit(), checkpoint="a.pth")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=2, in_chans=1).eval()
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        ({"pretrained": True}, "that would load weights from elsewhere"),
+        ({"checkpoint_path": "/etc/passwd"}, "that would load weights from elsewhere"),
+        ({"pretrained_cfg": {"hf_hub_id": "a/b"}}, "that would load weights from elsewhere"),
+        ({"embed_layer": {"backbone": {"name": "hf-hub:a/b"}}}, "weights from elsewhere"),
+        ({"depth": 10**9}, "depth=1000000000: it is too large"),
+    ],
+)
+def test_arguments_that_lead_elsewhere_or_nowhere(args, reason, folder, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("asked the network"))
+    (folder / "config.json").write_text(json.dumps({**GREY, "model_args": args}))
+    with pytest.raises(RequestError, match=reason):
+        load_model(checkpoint=folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (json.dumps({**GREY, "interpolation": "cubic"}), "interpolation must be one of nearest"),
+        ('{"architecture":' + "[" * 100_000, "no readable config"),
+        ("[]", "holds no settings by name"),
+    ],
+)
+def test_what_is_wrong_with_a_configuration_is_said(text, reason, folder):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(RequestError, match=reason) as caught:
+        load_model(checkpoint=folder)
+    assert len(str(caught.value)) < 400

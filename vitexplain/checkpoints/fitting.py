@@ -5,7 +5,7 @@ The model has the file's own size and patch grid: other sizes are resampled afte
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,10 @@ MADE = ("relative_position_index", "relative_coords_table", "attn_mask", "num_ba
         "mask_token", "rope.", "pos_drop", "k_bias")  # fmt: skip
 TRUNK = ("blocks.", "layers.", "patch_embed.", "pos_embed", "cls_token", "dist_token", "reg_token",
          "norm.", "fc_norm.", "norm_pre.", "attn_pool.", "rel_pos")  # fmt: skip
+# arguments of timm that read files or ask the hub
+ELSEWHERE = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay",
+             "pretrained_strict", "cache_dir", "scriptable")  # fmt: skip
+LARGEST = 65_536  # of whole numbers: more blocks or channels are a damaged file
 WINDOWED = (SwinTransformer, SwinTransformerV2)
 
 
@@ -91,6 +95,26 @@ def fit(
     return Fitted(model, architecture, _sentence(path, remarks), found.extras, data)
 
 
+def _check_args(args: Mapping[str, object], architecture: str) -> None:
+    """Raise CheckpointError if arguments would load other files, or would never end."""
+    for name, value in _flat(args):
+        if name in ELSEWHERE or (isinstance(value, str) and value.startswith("hf-hub:")):
+            raise CheckpointError(f"{architecture} can't be made with {name}={value!r}: that would "
+                                  "load weights from elsewhere")  # fmt: skip
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise CheckpointError(
+                f"{architecture} can't be made with {name}={value}: it is too large"
+            )
+
+
+def _flat(args: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    """All names and values, also those within mappings."""
+    for name, value in args.items():
+        yield str(name), value
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+
+
 def _check_numbers(state: State, path: Path) -> None:
     """Raise CheckpointError unless all weights are ordinary numbers."""
     for name, value in state.items():
@@ -109,6 +133,7 @@ class _Plan:
     """What to make: an architecture with arguments, first without memory."""
 
     def __init__(self, path: Path, architecture: str, args: dict, state: State):
+        _check_args(args, architecture)
         self.path, self.architecture, self.args, self.state = path, architecture, args, state
         self.model = self._sketch()
         self.weights: State = {}

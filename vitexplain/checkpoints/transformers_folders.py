@@ -59,7 +59,7 @@ def is_transformers_folder(folder: Path) -> bool:
     """Whether a folder's config.json is one of transformers'."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "model_type" in config
 

@@ -43,6 +43,7 @@ from vitexplain.models.transform import InputTransform
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
 MOST_PATCHES = 16_384  # one block's attention matrix then takes 1 GiB
 # what timm's configurations say of images
+NEEDED = ("architecture", "class", "args", "categories", "transform")  # of a folder's config
 DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size")
 LONGEST = 240  # characters of timm's or the hub's own words within a message
 
@@ -299,7 +300,8 @@ def _from_folder(folder: Path, name: str) -> _Network:
     except (ModelError, MemoryError):
         raise
     except Exception as error:  # whatever a damaged configuration leads to
-        reason = f"config.json lacks {error}" if isinstance(error, KeyError) else error
+        lacks = isinstance(error, KeyError) and error.args[0] in (*NEEDED, *DATA)
+        reason = f"config.json lacks {error}" if lacks else error
         raise ModelError(f"{folder} can't be loaded: {one_line(reason, LONGEST)}") from error
 
 
@@ -321,6 +323,7 @@ def _timms_folder(folder: Path, config: Mapping, name: str) -> _Network:
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size:
         network.data["input_size"] = (channels_of(model), *size)
+    network.data = _checked_data(network.data)
     return network
 
 

@@ -14,6 +14,8 @@ from vitexplain.choices import CROPS
 from vitexplain.errors import RequestError
 from vitexplain.images.region import Region
 
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
 
 class InputTransform:
     """PIL image -> (3, H, W) float tensor, or (1, H, W), as the model expects it.
@@ -50,6 +52,10 @@ class InputTransform:
             crop_pct, crop_mode = 1.0, "border"
         self.stretch = stretch
         self.size, self.grey = size, len(tuple(mean)) == 1
+        if interpolation not in INTERPOLATIONS:
+            raise RequestError(
+                f"interpolation must be one of {', '.join(INTERPOLATIONS)}, not {interpolation!r}"
+            )
         self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
         self.crop_pct, self.crop_mode = crop_pct, crop_mode
         *self._geometry, self._to_tensor, self._normalize = create_transform(
