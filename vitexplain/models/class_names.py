@@ -105,7 +105,7 @@ def _literal(text: str) -> object:
     """JSON, or a Python literal as in the file of ImageNet's names that is passed around."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as as_json:
+    except ValueError as as_json:
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
