@@ -82,7 +82,11 @@ class Explanation:
 
     @property
     def map(self) -> np.ndarray:
-        """(h, w) float32 on the patch grid, the largest value 1."""
+        """(h, w) float32 on the patch grid, the largest value 1.
+
+        Set against others it is signed, the largest absolute value 1: what is positive speaks for
+        the category, what is negative for the others.
+        """
         return self.result.mask
 
     @property
@@ -98,6 +102,11 @@ class Explanation:
     def category(self) -> Category | None:
         """The category explained; None for a method whose map is the same for all of them."""
         return self.result.category
+
+    @property
+    def rivals(self) -> tuple[Category, ...]:
+        """What the category was set against."""
+        return self.result.rivals
 
     @property
     def method(self) -> dict:
@@ -116,7 +125,7 @@ class Explanation:
         """
         opened = self.opened
         return self._styled(alpha, colormap).draw(
-            opened.image, opened.seen, self.map, opened.region
+            opened.image, opened.seen, self.result, opened.region
         )
 
     def save(
@@ -166,7 +175,8 @@ class Explanation:
         """How faithful the map is to the model, -1 to 1; about forty forward passes.
 
         Area under insertion minus area under deletion, of the category explained, or else of the
-        most likely one (see vitexplain.faithfulness.score).
+        most likely one (see vitexplain.faithfulness.score); of a category that was set against
+        others, of its share p_a / (p_a + p_b) of their probabilities.
 
         Raises:
             RequestError: if the model has no categories.
@@ -175,7 +185,12 @@ class Explanation:
             raise RequestError("faithfulness is measured by a category: the model has none")
         category = self.category or self.top[0]
         return faithfulness(
-            self.model.model, self.opened.tensor, self.map, category.index, self.model.labels
+            self.model.model,
+            self.opened.tensor,
+            self.map,
+            category.index,
+            self.model.labels,
+            [each.index for each in self.rivals],
         )
 
     def _styled(self, alpha: float | None, colormap: str | None) -> Overlay:
@@ -224,6 +239,7 @@ def explain(
     labels: str | None = None,
     class_names: str | Path | Sequence[str] | None = None,
     stretch: bool | None = None,
+    against: int | str | Sequence[int | str] | None = None,
     **options: object,
 ) -> Explanation | list[Explanation]:
     """Show what a Vision Transformer looked at in an image.
@@ -241,6 +257,8 @@ def explain(
         labels, class_names: see load_model.
         stretch: make the darkest values of the image black, the brightest white; None for what
             load_model was told.
+        against: index or name of another category, or several: why `category` and not these. "auto"
+            takes the nearest, by their logits (Zhang et al. 2025, see vitexplain.targets).
         **options: of the method, such as head_fusion, discard_ratio, start_block.
 
     Returns:
@@ -254,12 +272,13 @@ def explain(
         >>> found.map.shape
         (14, 14)
     """
-    asked = _map_options(category, method, options)
+    asked = _map_options(category, method, against, options)
     loaded = _loaded(model, device, class_names, labels)
     several, images = _as_list(image)
     explainer = Explainer(asked, loaded)
     stretch = loaded.transform.stretch if stretch is None else stretch
     given = {"category": category, "method": method, "stretch": stretch or None} | options
+    given["against"] = against
     said = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     texts = texts_for(loaded, f"explain({', '.join(['image', *said])})")
     overlay = Overlay(Style(), loaded.transform, texts)
@@ -356,14 +375,24 @@ def _as_list(image: ImageLike | Sequence[ImageLike]) -> tuple[bool, list[ImageLi
         return False, [image]
 
 
-def _map_options(category: int | str | None, method: str | None, options: dict) -> MapOptions:
+def _map_options(
+    category: int | str | None,
+    method: str | None,
+    against: int | str | Sequence[int | str] | None,
+    options: dict,
+) -> MapOptions:
     chosen = () if method is None else (method_named(method).name,)
-    (name,) = methods_of(chosen, every=False, of_category=category is not None)
+    of_category = category is not None or against is not None
+    (name,) = methods_of(chosen, every=False, of_category=of_category)
     for option in options:
         if option not in METHODS[name].options:
             allowed = ", ".join(METHODS[name].options) or "none"
             raise RequestError(f"{name} has no option {option!r}; its options: {allowed}")
-    return MapOptions(method=chosen, category=category, **options)
+    if against is None:
+        against = ()
+    elif isinstance(against, int | str):
+        against = (against,)
+    return MapOptions(method=chosen, category=category, against=tuple(against), **options)
 
 
 def _loaded(

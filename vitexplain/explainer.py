@@ -18,6 +18,8 @@ from vitexplain.models.loading import LoadedModel
 from vitexplain.outputs import are_probabilities, both_sides, probabilities
 from vitexplain.progress import Watch, silent
 from vitexplain.settings import MapOptions
+from vitexplain.targets import AUTO
+from vitexplain.targets import against as set_against
 from vitexplain.words import share_of
 
 TOP = 5
@@ -63,11 +65,12 @@ class Map:
     """One map of one image.
 
     Attributes:
-        mask: (h, w) float32, largest value 1.
+        mask: (h, w) float32, largest value 1; with rivals signed, largest absolute value 1.
         category: the one it explains; None for a map that is the same for all of them.
         method: its name and options.
         faithfulness: see vitexplain.faithfulness; None where it was not measured.
         scores: (h, w) float32, the method's own numbers before scaling, signed if it has signs.
+        rivals: what the category is set against.
     """
 
     mask: np.ndarray
@@ -75,12 +78,24 @@ class Map:
     method: Mapping
     faithfulness: float | None = None
     scores: np.ndarray | None = None
+    rivals: tuple[Category, ...] = ()
+
+    @property
+    def signed(self) -> bool:
+        """Whether the mask, -1 to 1, has a side for the category and one for its rivals."""
+        return bool(self.rivals)
 
     @property
     def about(self) -> dict:
-        """Method and category as reports and results have them (JSON-ready)."""
+        """Method and target as reports and results have them (JSON-ready)."""
+        return {"method": self.method, **self.target}
+
+    @property
+    def target(self) -> dict:
+        """What it explains: a category or None, and what that is set against, if anything."""
         category = None if self.category is None else self.category.as_json()
-        return {"method": self.method, "category": category}
+        against = {"against": [each.as_json() for each in self.rivals]} if self.rivals else {}
+        return {"category": category, **against}
 
 
 @dataclass(frozen=True)
@@ -137,13 +152,29 @@ class Explainer:
 
     def _of_category(self, made) -> Callable[[Tensor], list[Explanation]]:
         options, has = self.options, len(self.loaded.categories)
+        against = self._rivals()
         if options.category in (None, "top"):
             count = options.top_k or 1
             if count > has:
                 raise RequestError(f"the model has {has or 'no'} categories, not {count}")
-            return lambda x: made.explain_several(x, count)
+            return lambda x: made.explain_several(x, count, against)
         index = self.loaded.category_index(options.category)
-        return lambda x: [made.explain(x, [index] * len(x))]
+        if isinstance(against, tuple):
+            set_against(index, against, has)  # it says what is wrong before the first pass
+        return lambda x: [made.explain(x, [index] * len(x), against)]
+
+    def _rivals(self) -> str | tuple[int, ...] | None:
+        """What categories are set against: "auto", their indices, or nothing."""
+        names = self.options.against
+        if not names:
+            return None
+        if len(self.loaded.categories) < 2:
+            raise RequestError("the model has no second category to set one against")
+        if AUTO in names:
+            if len(names) > 1:
+                raise RequestError("--against auto stands alone: leave the other names out")
+            return AUTO
+        return tuple(self.loaded.category_index(name) for name in names)
 
     def __call__(self, tensors: Tensor, watch: Watch = silent) -> list[ImageMaps]:
         """The maps of B images (B, 3, H, W): for each method, for each category."""
@@ -193,7 +224,10 @@ class Explainer:
         category = None
         if found.categories is not None:
             category = self._category(found.categories[place], outputs)
-        return Map(found.masks[place], category, method, scores=found.scores[place])
+        rivals = found.targets[place].rivals if found.targets else ()
+        others = tuple(self._category(index, outputs) for index in rivals)
+        scores = found.scores[place]
+        return Map(found.masks[place], category, method, scores=scores, rivals=others)
 
     def _top(self, outputs: Tensor) -> list[Category]:
         """The TOP most likely categories of one image, from all its outputs."""
@@ -228,24 +262,25 @@ def most_faithful(maps: Sequence[Map]) -> set[int]:
 
 def with_faithfulness(
     maps: Sequence[Map],
-    measure: Callable[[np.ndarray, int], float],
+    measure: Callable[..., float],
     top1: int,
     watch: Watch = silent,
 ) -> list[Map]:
     """The same maps, each measured.
 
     Args:
-        measure: (mask (h, w), category) -> faithfulness.
+        measure: (mask (h, w), category) -> faithfulness; where categories have rivals, with
+            rivals=their indices.
         top1: the category by which maps are measured if none of them is of a category.
     """
-    first = next((found.category.index for found in maps if found.category), top1)
-    return [
-        replace(
-            found,
-            faithfulness=measure(found.mask, found.category.index if found.category else first),
-        )
-        for found in watch(maps, "faithfulness")
-    ]
+    of_category = next((found for found in maps if found.category), None)
+    measured = []
+    for found in watch(maps, "faithfulness"):
+        by = found if found.category else of_category  # those of no category by the first one's
+        index = by.category.index if by else top1
+        rivals = {"rivals": [each.index for each in by.rivals]} if by and by.rivals else {}
+        measured.append(replace(found, faithfulness=measure(found.mask, index, **rivals)))
+    return measured
 
 
 def rows_of(maps: Sequence[Map]) -> list[int]:
@@ -257,7 +292,7 @@ def rows_of(maps: Sequence[Map]) -> list[int]:
 
 def names_of(options: MapOptions) -> tuple[str, ...]:
     """The names of the requested methods."""
-    of_category = options.category is not None or options.top_k is not None
+    of_category = bool(options.category is not None or options.top_k or options.against)
     return methods_of(options.method, every=options.compare, of_category=of_category)
 
 
@@ -286,5 +321,9 @@ def check_options(options: MapOptions, methods: Sequence[Method]) -> None:
         if is_set and not any(option in method.options for method in methods):
             raise RequestError(f"--{option} does not apply to {names}: leave it out")
     of_category = any(method.of_category for method in methods)
+    if options.against and not of_category:
+        raise RequestError(f"{names} is the same for every category: leave --against out")
+    if options.against and options.as_published:
+        raise RequestError("--against does not apply to --as_published: leave one of them out")
     if not of_category and (options.category is not None or options.top_k):
         raise RequestError(f"{names} is the same for every category: leave the category out")

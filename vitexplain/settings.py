@@ -50,6 +50,8 @@ class MapOptions:
         category: index, name, "top" (the most likely) or None (the most likely too, but attention
             rollout where no method is named).
         top_k: maps of the K most likely categories instead.
+        against: categories that each is set against, ("auto",) for those nearest to it; empty for
+            none.
         head_fusion: None for the method's own default, see methods.registry.
         block, head: of the method "attention"; the last block and all heads if None.
         compare: all methods, or those named, each with its faithfulness.
@@ -58,6 +60,7 @@ class MapOptions:
     method: tuple[str, ...] = ()
     category: int | str | None = None
     top_k: int | None = None
+    against: tuple[int | str, ...] = ()
     head_fusion: str | None = None
     discard_ratio: float = 0.9
     start_block: int = 0

@@ -29,6 +29,7 @@ GIVEN = {
     "contact_sheet": ["--contact_sheet"],
     "category": ["--category", "top"],
     "top_k": ["--top_k", "2"],
+    "against": ["--against", "auto"],
     "other_method": ["--method", "legrad"],
     "several_methods": ["--method", "legrad", "gradcam"],
     "as_published": ["--as_published"],
@@ -39,6 +40,12 @@ def options_of(*arguments):
     options = vars(parser().parse_args(arguments))
     options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
     return options
+
+
+def test_category_0_is_one_too():
+    options = options_of("--anatomy", "--category_index", "0")
+    with pytest.raises(RequestError, match="--anatomy can't be combined with --category"):
+        chosen_mode(options, one_image=True)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.flag)

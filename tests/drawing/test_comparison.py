@@ -56,8 +56,8 @@ def test_sheet_has_a_row_for_each_category_and_marks_the_best():
     image = Image.new("RGB", (100, 100))
     white, grey = np.ones((4, 4), np.float32), np.full((4, 4), 0.5, np.float32)
 
-    def draw(mask):
-        return Image.new("RGB", (100, 100), (int(255 * mask[0, 0]),) * 3)
+    def draw(found):
+        return Image.new("RGB", (100, 100), (int(255 * found.mask[0, 0]),) * 3)
 
     maps = [
         a_map("attention_rollout", None, 0.3, white),

@@ -185,9 +185,9 @@ def test_drawn_small_but_of_the_same_part():
     assert shrunk(small, region) == (small, region)
 
 
-def grey(mask):
+def grey(found):
     """An overlay that can be recognised."""
-    return Image.new("RGB", (64, 32), (round(255 * float(mask.mean())),) * 3)
+    return Image.new("RGB", (64, 32), (round(255 * float(found.mask.mean())),) * 3)
 
 
 def drawn_at(sheet, column, row, height):
@@ -224,7 +224,7 @@ def test_sheet(images, texts, places):
     assert drawn_at(sheet, 0, 0, 112).getcolors() == [(CELL * 112, (255, 0, 0))]
     cells = [cell for row in rows for cell in row]
     for cell, (column, row) in zip(cells, places, strict=True):
-        expected = fit(grey(cell.mask), (CELL, CELL))
+        expected = fit(grey(cell.found), (CELL, CELL))
         shifted = sheet.crop((heading, 0, *sheet.size))
         assert drawn_at(shifted, column, row, 112).tobytes() == expected.tobytes()
     if len(rows) == 2:
@@ -256,8 +256,8 @@ def test_animation(bundled, tmp_path):
     (row,) = sweep_maps(loaded, tensor, MapOptions(), parse_sweep(texts))
     small, region = shrunk(image, loaded.transform.region(*image.size))
 
-    def draw(mask):
-        return draw_overlay(small, mask, region)
+    def draw(found):
+        return draw_overlay(small, found.mask, region)
 
     write_gif(tmp_path / "a.gif", row, draw, {"Command": "é \udcff"})
     write_gif(tmp_path / "b.gif", row, draw, {"Command": "é \udcff"})
@@ -270,7 +270,7 @@ def test_animation(bundled, tmp_path):
     frames = frames_of(tmp_path / "a.gif")
     width = FRAME - 2 * GAP
     for frame, cell in zip(frames, row, strict=True):
-        plain = draw_sheet([[(cell.caption, draw(cell.mask))]], (width, width // 2), lines=1)
+        plain = draw_sheet([[(cell.caption, draw(cell.found))]], (width, width // 2), lines=1)
         assert frame.size == plain.size == (480, 2 * GAP + line_height(width) + 232)
         assert frame.getpixel((0, 0)) == (255, 255, 255)
         assert np.abs(colours(frame) - colours(plain)).max() < 12
@@ -286,9 +286,9 @@ def test_what_does_not_change_does_not_flicker(images, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (15, 30, 3), dtype=np.uint8)
     noise = np.asarray(Image.fromarray(noise).resize((464, 232), Image.Resampling.BICUBIC))
 
-    def draw(mask):
+    def draw(found):
         pixels = noise // 2
-        pixels[116:, :, number_of[mask.tobytes()]] += 127
+        pixels[116:, :, number_of[found.mask.tobytes()]] += 127
         return Image.fromarray(pixels)
 
     number_of = {cell.mask.tobytes(): number for number, cell in enumerate(row)}

@@ -46,7 +46,7 @@ MODES = (
         text.anatomy_text,
         excludes=(
             *("evaluate", "sweep", "compare", "report", "contact_sheet"),
-            *("category", "top_k", "other_method", "as_published"),
+            *("category", "top_k", "against", "other_method", "as_published"),
         ),
         one_image=True,
     ),
@@ -55,7 +55,7 @@ MODES = (
         lambda options, _one: options["evaluate"],
         ("vitexplain.runs.evaluation", "evaluate"),
         text.evaluation_text,
-        excludes=("report", "contact_sheet", "top_k", "sweep"),
+        excludes=("report", "contact_sheet", "top_k", "against", "sweep"),
         tells=True,
     ),
     Mode(
@@ -139,4 +139,5 @@ def _given(option: str, options: Options) -> str | None:
         return "several methods" if len(options["method"]) > 1 else None
     if option == "other_method":  # attention rollout is what an anatomy shows
         return "--method" if {*options["method"]} - {"attention_rollout"} else None
-    return f"--{option}" if options[option] not in (None, False) else None
+    value = options[option]
+    return None if value is None or value is False or value == () else f"--{option}"

@@ -90,6 +90,14 @@ def _add_subject(group: argparse._ArgumentGroup) -> None:
         metavar="K",
         help="one map for each of the K most likely categories",
     )
+    add(
+        "--against",
+        nargs="+",
+        metavar="NAME",
+        help="why this category and not another: names or indices of others, or auto for those "
+        "nearest to it (with --top_k, for the rest of the K); red speaks for the category, blue "
+        "for the others",
+    )
 
 
 def _add_method(group: argparse._ArgumentGroup) -> None:

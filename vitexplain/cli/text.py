@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from vitexplain.methods.registry import METHODS
 from vitexplain.words import share_of
 
+ABOUT = ("category", "against")  # what is said of a map beside its method
+
 
 def folder_text(report: dict) -> str:
     """A run over many images."""
@@ -28,7 +30,7 @@ def comparison_text(report: dict) -> str:
     lines = _opening(report)
     for found in report["maps"]:
         marked = ", the most faithful" if found["most_faithful"] else ""
-        described = {**found["method"], "category": found["category"]}
+        described = {**found["method"], **{k: found[k] for k in ABOUT if k in found}}
         lines.append(f"  {found['faithfulness']:5.2f}  {_method(described)}{marked}")
     if not any(found["most_faithful"] for found in report["maps"]):
         lines.append("No map is clearly the most faithful: differences as small as these are noise")
@@ -89,8 +91,14 @@ def _method(method: dict) -> str:
     if not kind.of_category:
         text += ", the same for every category"
     elif category:
-        text += f" for category {category['index']} ({category['name']}, {share_of(category)})"
+        text += f" for category {_named(category)}"
+        if rivals := method.get("against"):
+            text += f" (red) against {' and '.join(map(_named, rivals))} (blue)"
     return f"{text} ({details})" if details else text
+
+
+def _named(category: dict) -> str:
+    return f"{category['index']} ({category['name']}, {share_of(category)})"
 
 
 def _details(method: dict) -> Iterator[str]:

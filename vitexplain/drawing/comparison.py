@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 from PIL import Image, ImageDraw
 
+from vitexplain.drawing.heatmap import OF_ONE_SIDE, OF_TWO_SIDES, color_bar, signed_bar
 from vitexplain.drawing.sheet import Cell, draw_sheet, fit, in_one_line, with_scale, wrap
 from vitexplain.explainer import Map, most_faithful, rows_of
 from vitexplain.methods.registry import METHODS
@@ -18,7 +18,7 @@ MARK = (0, 150, 60)
 def draw_compare(
     image: Image.Image,
     maps: Sequence[Map],
-    draw: Callable[[np.ndarray], Image.Image],
+    draw: Callable[[Map], Image.Image],
     colormap: str = "turbo",
 ) -> Image.Image:
     """A sheet: the image, then every method's map of it; a row for each category, if several.
@@ -40,18 +40,25 @@ def draw_compare(
     if len(cells) == 1:
         cells = wrap(cells[0], COLUMNS)
     height = fit(image, (CELL, CELL)).height
-    return with_scale(draw_sheet(cells, (CELL, height), LINES), colormap)
+    sheet = draw_sheet(cells, (CELL, height), LINES)
+    if not all(found.signed for found in maps):
+        sheet = with_scale(sheet, color_bar(CELL // 2, 8, colormap), *OF_ONE_SIDE)
+    if any(found.signed for found in maps):
+        sheet = with_scale(sheet, signed_bar(CELL // 2, 8), *OF_TWO_SIDES)
+    return sheet
 
 
 def _heading(maps: Sequence[Map]) -> str:
     category = next((found.category for found in maps if found.category), None)
     if category is None:
         return "input"
-    return f"input, for {category.short_name} ({category.share})"
+    rivals = next((found.rivals for found in maps if found.rivals), ())
+    against = " against " + ", ".join(each.short_name for each in rivals) if rivals else ""
+    return f"input, for {category.short_name} ({category.share}){against}"
 
 
-def _cell(found: Map, draw: Callable[[np.ndarray], Image.Image], best: bool) -> Cell:
-    method, overlay = METHODS[found.method["name"]], draw(found.mask)
+def _cell(found: Map, draw: Callable[[Map], Image.Image], best: bool) -> Cell:
+    method, overlay = METHODS[found.method["name"]], draw(found)
     if best:
         edge = (0, 0, overlay.width - 1, overlay.height - 1)
         width = max(2, round(max(overlay.size) / 40))

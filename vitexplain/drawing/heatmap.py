@@ -1,7 +1,7 @@
 """Draw a map as a heatmap over the part of the image that the model saw. RGB throughout."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -12,6 +12,9 @@ from vitexplain.images.region import Region
 
 COLORMAPS = tuple(sorted(name[9:].lower() for name in dir(cv2) if name.startswith("COLORMAP_")))
 BAND = 1 << 18  # pixels that are coloured at a time
+FOR, AGAINST = (202, 0, 32), (5, 90, 190)  # the two sides of a signed map
+# what the ends of their scales mean
+OF_ONE_SIDE, OF_TWO_SIDES = ("weakest", "strongest patch of each"), ("for the others", "for it")
 OUTSIDE = 0.35  # brightness of what the model did not see
 
 
@@ -21,26 +24,32 @@ def draw_overlay(
     region: Region | None = None,
     alpha: float = 0.5,
     colormap: str = "turbo",
+    *,
+    signed: bool = False,
 ) -> Image.Image:
     """`image` with the map as a heatmap over `region`, at the image's own size.
 
     Args:
         image: RGB.
-        mask: the map, (h, w), any range; stretched to 0..1 before it is drawn.
+        mask: the map, (h, w), any range; stretched to 0..1 before it is drawn. Signed, -1 to 1.
         region: (left, top, right, bottom) in the image's pixels that the map covers; None for
             all of it. The rest of the image is darkened, and the region framed. Where the region
             extends beyond the image, as with padding, that part of the map is left out.
         alpha: weight of the heatmap, 0 (image only) to 1 (heatmap only).
         colormap: name of an OpenCV colour map.
+        signed: what is positive is drawn red, what is negative blue, the stronger the less of the
+            image is seen through it.
 
     Raises:
         RequestError: if alpha or the colour map is not allowed.
     """
     check_style(alpha, colormap)
+    paint = _two_sides(alpha) if signed else _heat(alpha, colormap)
     width, height = image.size
     mask, region = on_the_image(mask, Region(*(region or (0, 0, width, height))), width, height)
     left, top, right, bottom = _whole_pixels(region, width, height)
-    levels = _levels(mask, region, (left, top, right, bottom))
+    grey = signed_levels(mask) if signed else np.uint8(np.round(255 * stretch(mask)))
+    levels = _levels(grey, region, (left, top, right, bottom))
     whole = levels.shape == (height, width)
     if whole:
         canvas = np.empty((height, width, 3), np.uint8)
@@ -49,12 +58,11 @@ def draw_overlay(
         canvas = cv2.convertScaleAbs(pixels, alpha=OUTSIDE)
     rows = max(1, BAND // levels.shape[1])
     for start in range(0, len(levels), rows):
-        heat = colored(levels[start : start + rows], colormap)
-        above, below = top + start, top + start + len(heat)
+        band = levels[start : start + rows]
+        above, below = top + start, top + start + len(band)
         # a large photograph is not copied whole
         seen = np.asarray(image.crop((0, above, width, below))) if whole else pixels[above:below]
-        blended = cv2.addWeighted(seen[:, left:right], 1 - alpha, heat, alpha, 0)
-        canvas[above:below, left:right] = blended
+        canvas[above:below, left:right] = paint(seen[:, left:right], band)
     if not whole:
         line = max(1, round(min(height, width) / 300))
         cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), (255, 255, 255), line)
@@ -80,8 +88,24 @@ def enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     In 8 bits, like the colour map: many times faster than in floats on a large photograph.
     """
-    levels = np.uint8(np.round(255 * stretch(mask)))
+    return smooth(np.uint8(np.round(255 * stretch(mask))), size)
+
+
+def smooth(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (h, w), enlarged to width x height."""
     return cv2.resize(levels, size, interpolation=cv2.INTER_CUBIC)
+
+
+def signed_levels(mask: np.ndarray) -> np.ndarray:
+    """A map from -1 to 1 as uint8, 0 being 128."""
+    return np.uint8(np.round(128 + 127 * mask.clip(-1, 1)))
+
+
+def two_sides(strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """For each of 256 signed levels its colour (256, 3), RGB, and its weight (256,), 0 to 1."""
+    values = (np.arange(256) - 128) / 127
+    colors = np.where(values[:, None] < 0, AGAINST, FOR).astype(np.float32)
+    return colors, (strength * np.abs(values).clip(max=1)).astype(np.float32)
 
 
 def colored(levels: np.ndarray, colormap: str) -> np.ndarray:
@@ -94,6 +118,12 @@ def color_bar(width: int, height: int, colormap: str) -> Image.Image:
     """The colours of a map from its smallest value (left) to its largest."""
     levels = np.uint8(np.linspace(0, 255, width))[None].repeat(height, axis=0)
     return Image.fromarray(colored(levels, colormap))
+
+
+def signed_bar(width: int, height: int) -> Image.Image:
+    """The colours of a signed map, from what speaks for the others to what speaks for it."""
+    levels = np.uint8(np.linspace(1, 255, width))[None].repeat(height, axis=0)
+    return Image.fromarray(_two_sides(1.0)(np.full((height, width, 3), 255, np.uint8), levels))
 
 
 def on_the_image(
@@ -118,11 +148,32 @@ def _touching(patches: int, start: float, end: float, side: int):
     return first, last, start + first * step, start + last * step
 
 
-def _levels(mask: np.ndarray, region: Region, visible: Sequence[int]) -> np.ndarray:
-    """The `visible` part of the map enlarged to its `region`, (H, W) uint8."""
+def _heat(alpha: float, colormap: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What blends the colours of levels (H, W) with an image (H, W, 3), all uint8."""
+
+    def paint(seen: np.ndarray, levels: np.ndarray) -> np.ndarray:
+        return cv2.addWeighted(seen, 1 - alpha, colored(levels, colormap), alpha, 0)
+
+    return paint
+
+
+def _two_sides(alpha: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """As _heat, for signed levels."""
+    # where the map is 0 the image is seen whole, so that its strong parts may cover more of it
+    colors, weights = two_sides(1 - (1 - alpha) ** 2)
+    added, kept = colors * weights[:, None], 1 - weights
+
+    def paint(seen: np.ndarray, levels: np.ndarray) -> np.ndarray:
+        return np.uint8(np.round(seen * kept[levels][..., None] + added[levels]))
+
+    return paint
+
+
+def _levels(grey: np.ndarray, region: Region, visible: Sequence[int]) -> np.ndarray:
+    """The `visible` part of the map (h, w) enlarged to its `region`, (H, W); both uint8."""
     left, top, right, bottom = (round(edge) for edge in region)
     size = max(right - left, 1), max(bottom - top, 1)
-    levels = enlarged(mask, size)
+    levels = smooth(grey, size)
     # rounding can leave the visible part a pixel outside: there the edge is repeated
     across = np.clip(np.arange(visible[0], visible[2]) - left, 0, size[0] - 1)
     down = np.clip(np.arange(visible[1], visible[3]) - top, 0, size[1] - 1)

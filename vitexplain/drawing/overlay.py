@@ -43,7 +43,7 @@ class Overlay:
         """
         name = f"{short_stem(base.name)}_{name_of(found)}"
         files = {"overlay": base.with_name(f"{name}.png")}
-        drawn = self.draw(image, seen, found.mask, self.transform.region(*image.size))
+        drawn = self.draw(image, seen, found, self.transform.region(*image.size))
         write_png(files["overlay"], drawn, self.texts_of(found))
         if self.style.save_mask:
             files["mask"] = base.with_name(f"{name}.npy")
@@ -51,22 +51,27 @@ class Overlay:
         return files
 
     def draw(
-        self, image: Image.Image, seen: Image.Image, mask: np.ndarray, region: Region
+        self, image: Image.Image, seen: Image.Image, found: Map, region: Region
     ) -> Image.Image:
         """The overlay, over `region` of the image, or at the model's size if the style says so."""
         style = self.style
         size = style.size or ("model" if self.as_published else "image")
         canvas = image if size == "image" else seen
         if self.as_published:
-            return Image.fromarray(draw_published(np.asarray(canvas), mask))
+            return Image.fromarray(draw_published(np.asarray(canvas), found.mask))
         covered = region if size == "image" else None
-        return draw_overlay(canvas, mask, covered, style.alpha, style.colormap)
+        return draw_overlay(
+            canvas, found.mask, covered, style.alpha, style.colormap, signed=found.signed
+        )
 
     def texts_of(self, found: Map) -> dict[str, str]:
         """The text chunks of one map's overlay."""
         category = found.category
         described = "none" if category is None else f"{category.index} {category.name}"
-        return {**self.texts, "Method": found.method["name"], "Category": described}
+        texts = {**self.texts, "Method": found.method["name"], "Category": described}
+        if found.rivals:
+            texts["Against"] = ", ".join(f"{each.index} {each.name}" for each in found.rivals)
+        return texts
 
 
 def texts_for(loaded: LoadedModel, command: str) -> dict[str, str]:
@@ -88,6 +93,8 @@ def name_of(found: Map) -> str:
     method, parts = found.method, [found.method["name"]]
     if found.category is not None:
         parts.append(str(found.category.index))
+    if found.rivals:
+        parts.append("against_" + "-".join(str(each.index) for each in found.rivals))
     if "discard_ratio" in method:
         parts.append(f"{method['discard_ratio']:.3f}")
     if "block" in method:

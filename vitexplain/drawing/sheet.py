@@ -11,7 +11,6 @@ from typing import TypeVar
 from PIL import Image, ImageDraw, ImageFont
 
 from vitexplain.drawing.fonts import font_with, needed
-from vitexplain.drawing.heatmap import color_bar
 from vitexplain.errors import RequestError
 
 Item = TypeVar("Item")
@@ -77,18 +76,20 @@ def draw_sheet(
     return sheet.image
 
 
-def with_scale(sheet: Image.Image, colormap: str, width: int = 224) -> Image.Image:
-    """The sheet, and below it the scale of its maps, in letters as large as in cells of `width`."""
+def with_scale(
+    sheet: Image.Image, bar: Image.Image, low: str, high: str, width: int = 224
+) -> Image.Image:
+    """The sheet, and below it what the colours of a bar mean, in letters for cells of `width`."""
     font, line = _font(width), line_height(width)
     whole = Image.new("RGB", (sheet.width, sheet.height + line + GAP), "white")
     whole.paste(sheet)
     draw, left, top = ImageDraw.Draw(whole), GAP, sheet.height
-    for part in ("weakest", color_bar(width // 2, line // 2, colormap), "strongest patch of each"):
+    for part in (low, bar, high):
         if isinstance(part, str):
             draw.text((left, top), part, "black", font)
             left += round(font.getlength(part)) + GAP
         else:
-            whole.paste(part, (left, top + line // 4))
+            whole.paste(part, (left, top + (line - part.height) // 2))
             left += part.width + GAP
     return whole
 

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from vitexplain.drawing.heatmap import OF_ONE_SIDE, OF_TWO_SIDES, color_bar, signed_bar
 from vitexplain.drawing.panels import side_by_side
 from vitexplain.drawing.sheet import (
     GAP,
@@ -24,7 +25,7 @@ from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.settings import Value
 
-Draw = Callable[[np.ndarray], Image.Image]  # a map (h, w) -> its overlay
+Draw = Callable[[Map], Image.Image]  # a map -> its overlay
 
 CELL = 224
 COLUMNS = 6  # of the sheet of one parameter
@@ -84,14 +85,14 @@ def draw_sweep(
     Args:
         colormap: the one that `draw` uses, for the scale below.
     """
-    overlays = [[draw(each.mask) for each in row] for row in rows]
+    overlays = [[draw(each.found) for each in row] for row in rows]
     every = (image, *(overlay for row in overlays for overlay in row))
     heights = [fit(each, (CELL, CELL)).height for each in every]
     cell = CELL, max(heights)
     if len(rows[0][0].labels) == 1:
         captions = [each.caption for each in rows[0]]
         cells = [("input", image), *zip(captions, overlays[0], strict=True)]
-        return with_scale(draw_sheet(wrap(cells, COLUMNS), cell, LINES), colormap)
+        return _with_scale(draw_sheet(wrap(cells, COLUMNS), cell, LINES), rows, colormap)
     first = draw_sheet([[("input", image)], *[[("", None)]] * (len(rows) - 1)], cell, LINES)
     headings = [each.labels[1] for each in rows[0]]
     table = [
@@ -100,7 +101,15 @@ def draw_sweep(
     ]
     sheet = draw_sheet([list(row) for row in table], cell, LINES)
     sheet = with_headings(sheet, [row[0].labels[0] for row in rows], cell, LINES)
-    return with_scale(side_by_side([first, sheet], -GAP), colormap)
+    return _with_scale(side_by_side([first, sheet], -GAP), rows, colormap)
+
+
+def _with_scale(
+    sheet: Image.Image, rows: Sequence[Sequence[SweepMap]], colormap: str
+) -> Image.Image:
+    if rows[0][0].found.signed:
+        return with_scale(sheet, signed_bar(CELL // 2, 8), *OF_TWO_SIDES)
+    return with_scale(sheet, color_bar(CELL // 2, 8, colormap), *OF_ONE_SIDE)
 
 
 def write_gif(
@@ -111,7 +120,7 @@ def write_gif(
     Args:
         texts: what would be text chunks of a PNG; they become the comment.
     """
-    frames = [_frame(each.caption, draw(each.mask)) for each in maps]
+    frames = [_frame(each.caption, draw(each.found)) for each in maps]
     palette = _palette(frames)
     first, *others = [frame.quantize(palette=palette) for frame in frames]
     comment = "\n".join(f"{key}: {text}" for key, text in (texts or {}).items())

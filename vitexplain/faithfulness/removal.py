@@ -72,6 +72,8 @@ class Removal:
         batch_size: images per forward pass; halved where memory does not suffice.
         seed: of the order of patches with equal values.
         labels: how the outputs become probabilities, "exclusive" or "independent".
+        rivals: for each image, categories that its own is set against: its share of their
+            probabilities, p_a / (p_a + p_b), takes the place of its probability.
 
     Raises:
         RequestError: if an argument is out of range.
@@ -88,6 +90,7 @@ class Removal:
         batch_size: int = BATCH,
         seed: int = 0,
         labels: str = "exclusive",
+        rivals: Sequence[Sequence[int]] | None = None,
     ):
         if fill not in FILLS:
             raise RequestError(f"fill must be one of {', '.join(FILLS)}, not {fill!r}")
@@ -96,7 +99,7 @@ class Removal:
         check_categories(model, images, categories)
         self.model = shadow_of(model)
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
-        self.labels = labels
+        self.labels, self.rivals = labels, rivals
         self.images = images_for(model, images)
         self.categories = torch.as_tensor(categories, device=self.images.device)
         self.empty = torch.zeros_like(self.images) if fill == "mean" else blurred(self.images)
@@ -149,12 +152,21 @@ class Removal:
     def _outputs(self, shown: Tensor, indices: Tensor) -> np.ndarray:
         """The model's output for b images, made from those at `indices`.
 
-        (b, 2): the category's probability, and 1 where the category is the most likely one.
+        (b, 2): the category's probability, and 1 where the category is the most likely one; where
+        it has rivals, its share of their probabilities, and 1 where it is the most likely of them.
         """
         logits = forward(self.model, shown).float()
         wanted = self.categories[indices]
-        probability = probabilities(logits, self.labels).gather(1, wanted[:, None])[:, 0]
-        first = both_sides(logits).argmax(dim=1) == wanted
+        shares, ranked = probabilities(logits, self.labels), both_sides(logits)
+        if self.rivals is not None:
+            compared = torch.zeros_like(shares, dtype=torch.bool)
+            for row, index in zip(compared, indices.tolist(), strict=True):
+                row[[int(self.categories[index]), *self.rivals[index]]] = True
+            shares = shares.where(compared, 0)
+            shares = shares / shares.sum(dim=1, keepdim=True)
+            ranked = ranked.where(compared, -torch.inf)
+        probability = shares.gather(1, wanted[:, None])[:, 0]
+        first = ranked.argmax(dim=1) == wanted
         return torch.stack([probability, first.float()], dim=1).cpu().double().numpy()
 
 

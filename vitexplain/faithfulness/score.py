@@ -1,5 +1,7 @@
 """One number for how faithful a map of an image is, to choose between several maps of it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor, nn
 
@@ -14,15 +16,17 @@ def faithfulness(
     mask: np.ndarray,
     category: int,
     labels: str = "exclusive",
+    rivals: Sequence[int] = (),
 ) -> float:
     """Area under the insertion curve minus that under deletion, the mean over both fills; -1 to 1.
 
     Args:
         model: a classifier; used in evaluation mode, left as it was found.
         image: (3, H, W), normalised.
-        mask: (h, w), >= 0.
+        mask: (h, w).
         category: the one that the map explains.
         labels: how the outputs become probabilities, "exclusive" or "independent".
+        rivals: categories that it is set against, see Removal.
 
     The difference rewards a map for finding what the category needs as well as what suffices for
     it, and the model's response to the fill itself partly cancels. Ten steps are enough for a
@@ -33,8 +37,9 @@ def faithfulness(
         RequestError: if image, mask and category don't fit the model.
     """
     images, masks = image[None], mask[None]
+    others = [rivals] if rivals else None
     differences = []
     for fill in FILLS:
-        removal = Removal(model, images, [category], fill, STEPS, labels=labels)
+        removal = Removal(model, images, [category], fill, STEPS, labels=labels, rivals=others)
         differences.append(removal.insertion(masks).areas - removal.deletion(masks).areas)
     return float(np.mean(differences))

@@ -62,6 +62,8 @@ class AttnLRP(CategoryMethod):
         RequestError: if gamma is negative.
     """
 
+    linear = True
+
     def __init__(self, model: nn.Module, gamma: float = 0.0):
         model = check_supported(model)
         if not gamma >= 0:

@@ -27,9 +27,12 @@ from vitexplain.attention.tokens import TokenLayout, UnsupportedModel, token_lay
 from vitexplain.attention.verify import check_pass
 from vitexplain.errors import RequestError, is_out_of_memory, one_line
 from vitexplain.outputs import both_sides
+from vitexplain.targets import AUTO, Chosen, Target, nearest_rivals, value_of
+from vitexplain.targets import against as set_against
 
-# logits (B, categories) -> K categories for each of the B images
-Choose = Callable[[Tensor], list[list[int]]]
+# logits (B, categories) -> K categories, or contrasts of them, for each of the B images
+Choose = Callable[[Tensor], list[list[Chosen]]]
+Against = str | Sequence[int] | None  # "auto", categories, or none
 Method = TypeVar("Method", bound="ImageMethod | CategoryMethod")
 
 
@@ -45,6 +48,8 @@ class Explanation:
         layout: the tokens of this input, and which of them the classifier pools.
         categories: the category explained, for each image; None if the method has none.
         scores: (B, h, w) float32, the method's own numbers before they were scaled.
+        targets: for each image, what its category was set against; None if it was against none.
+            The masks are signed then, -1 to 1: what speaks for the category, and for the others.
     """
 
     masks: np.ndarray
@@ -52,6 +57,7 @@ class Explanation:
     layout: TokenLayout
     categories: list[int] | None = None
     scores: np.ndarray | None = None
+    targets: list[Target] | None = None
 
 
 class ImageMethod(ABC):
@@ -112,9 +118,11 @@ class CategoryMethod(ABC):
 
     Attributes:
         model: a timm ViT; used in evaluation mode, left as it was found.
+        linear: its scores are linear in what is explained: those of y_a - y_b are a's less b's.
     """
 
     model: nn.Module
+    linear = False
 
     def __call__(self, input_tensor: Tensor, category_index: int | None = None) -> np.ndarray:
         """The map (h, w) of one image (1, 3, H, W): float32, largest value 1.
@@ -132,24 +140,39 @@ class CategoryMethod(ABC):
         return self.explain(input_tensor, category_indices).masks
 
     def explain(
-        self, input_tensor: Tensor, category_indices: Sequence[int] | None = None
+        self,
+        input_tensor: Tensor,
+        category_indices: Sequence[int] | None = None,
+        against: Against = None,
     ) -> Explanation:
         """Maps and logits of B images (B, 3, H, W), of one category each (None: the most likely).
+
+        Args:
+            against: other categories, the same for all images, that each is set against; "auto"
+                for those whose logits are nearest (see vitexplain.targets). Where the method is
+                not linear, the map is that of the contrast less that of its reverse. An image whose
+                most likely category is one of them is set against the rest of them, or if there is
+                none, against the nearest.
 
         Raises:
             UnsupportedModel: if the method can't explain this model.
             RequestError: if a category is out of range, the model has none, or the input is not a
                 batch of images of a size that the model takes.
         """
-        return self._explain(input_tensor, partial(_one_category_each, category_indices))[0]
+        choose = partial(_one_category_each, category_indices)
+        return self._explain(input_tensor, choose, against, category_indices is None)[0]
 
     def explain_several(
-        self, input_tensor: Tensor, category_indices: Sequence[Sequence[int]] | int
+        self,
+        input_tensor: Tensor,
+        category_indices: Sequence[Sequence[int]] | int,
+        against: Against = None,
     ) -> list[Explanation]:
         """Maps of K categories of each image, from one forward pass.
 
         Args:
             category_indices: K for each of the B images, or K itself for the K most likely.
+            against: as for `explain`; "auto" sets each of several against the others of them.
 
         Returns:
             K explanations of the B images.
@@ -157,10 +180,17 @@ class CategoryMethod(ABC):
         Raises:
             As `explain`.
         """
-        return self._explain(input_tensor, partial(_several_categories_each, category_indices))
+        choose = partial(_several_categories_each, category_indices)
+        return self._explain(input_tensor, choose, against, isinstance(category_indices, int))
 
-    def _explain(self, input_tensor: Tensor, choose: Choose) -> list[Explanation]:
-        """K explanations, of the categories that `choose` picks for each image."""
+    def _explain(
+        self, input_tensor: Tensor, choose: Choose, against: Against, likely: bool
+    ) -> list[Explanation]:
+        """K explanations, of the categories that `choose` picks for each image.
+
+        Args:
+            likely: it picks the most likely ones.
+        """
         if not has_categories(self.model):
             raise RequestError("the model has no categories: only attention rollout explains it")
         with torch.inference_mode(False), torch.enable_grad():
@@ -168,15 +198,27 @@ class CategoryMethod(ABC):
             images = images_for(self.model, input_tensor).clone()
             layout = self._layout(images)
             with own_code_named(self.model):
-                scores, logits, categories = on_shadow(self)._scores(images, layout, choose)
+                both = not self.linear
+                planned = partial(_contrasts, choose, against, both=both, likely=likely)
+                scores, logits, chosen = on_shadow(self)._scores(images, layout, planned)
         check_pass(self.model, images, logits.detach())
         logits = logits.detach().float().cpu()
-        explanations = []
-        for each, chosen in zip(scores, zip(*categories, strict=True), strict=True):
-            each = finite(self.model, each)
-            masks = largest_is_one(each)
-            explanations.append(Explanation(masks, logits, layout, list(chosen), each))
-        return explanations
+        scores = [finite(self.model, each) for each in scores]
+        targets = list(zip(*chosen, strict=True))  # K times those of the B images
+        if against is None:
+            return [
+                Explanation(largest_is_one(each), logits, layout, list(of), each)
+                for each, of in zip(scores, targets, strict=True)
+            ]
+        if not self.linear:
+            scores = [there - back for there, back in zip(scores[::2], scores[1::2], strict=True)]
+            targets = targets[::2]
+        return [
+            Explanation(
+                largest_size_is_one(each), logits, layout, [t.index for t in of], each, list(of)
+            )
+            for each, of in zip(scores, targets, strict=True)
+        ]
 
     def _layout(self, images: Tensor) -> TokenLayout | None:
         """The tokens of these images; None for a model without tokens."""
@@ -233,16 +275,51 @@ def largest_is_one(scores: np.ndarray) -> np.ndarray:
     return positive / np.where(largest > 0, largest, 1)
 
 
-def chosen_logits(logits: Tensor, categories: list[list[int]]) -> Iterator[tuple[Tensor, bool]]:
-    """For each k: the sum over the images of their k-th category's logit, and if more follow.
+def largest_size_is_one(scores: np.ndarray) -> np.ndarray:
+    """Signed maps from scores (B, h, w): divided by the largest absolute value unless that is 0."""
+    largest = np.abs(scores).max(axis=(1, 2), keepdims=True)
+    return scores / np.where(largest > 0, largest, 1)
 
-    An image's logit depends on that image alone, so that the sum's gradients are those of each.
+
+def chosen_logits(
+    logits: Tensor, targets: Sequence[Sequence[Chosen]]
+) -> Iterator[tuple[Tensor, bool]]:
+    """For each k: the sum over the images of their k-th target, and if more follow.
+
+    An image's target depends on that image alone, so that the sum's gradients are those of each.
     """
     logits = both_sides(logits)
-    chosen = logits.gather(1, torch.tensor(categories, device=logits.device))  # (B, K)
-    count = chosen.shape[1]
+    count = len(targets[0])
     for number in range(count):
-        yield chosen[:, number].sum(), number < count - 1
+        of_images = [value_of(of[number], row) for of, row in zip(targets, logits, strict=True)]
+        yield torch.stack(of_images).sum(), number < count - 1
+
+
+def _contrasts(
+    choose: Choose, against: Against, logits: Tensor, *, both: bool, likely: bool
+) -> list[list[Chosen]]:
+    """What `choose` picks, set against others; with `both`, each is followed by its reverse."""
+    categories = choose(logits)
+    if against is None:
+        return categories
+    outputs = both_sides(logits)
+    chosen: list[list[Chosen]] = []
+    for row, of_image in zip(outputs, categories, strict=True):
+        chosen.append([])
+        for index in of_image:
+            others = against
+            if likely and against != AUTO:  # what is most likely can be one of them
+                others = [other for other in against if other != index] or AUTO
+            target = _contrast(index, of_image, others, row)
+            chosen[-1] += [target, target.reversed()] if both else [target]
+    return chosen
+
+
+def _contrast(index: int, chosen: Sequence[int], against: Against, outputs: Tensor) -> Target:
+    if against != AUTO:
+        return set_against(index, against, len(outputs))
+    others = [other for other in chosen if other != index]
+    return nearest_rivals(index, outputs, others or None)
 
 
 def _one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -> list[list[int]]:

@@ -38,6 +38,8 @@ class GradCam(CategoryMethod):
         UnsupportedModel: if the model can't be explained, or its last block has several branches.
     """
 
+    linear = True
+
     def __init__(self, model: nn.Module):
         model = check_supported(model)
         self.model = model

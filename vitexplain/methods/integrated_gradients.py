@@ -11,6 +11,7 @@ integral is a sum over STEPS points by Gauss-Legendre quadrature, computed by ca
 A patch's score is the sum over its pixels and their channels.
 """
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -23,6 +24,7 @@ from vitexplain.attention.tokens import TokenLayout, check_supported
 from vitexplain.errors import MissingPackage
 from vitexplain.methods.base import CategoryMethod, Choose, on_grid
 from vitexplain.outputs import both_sides
+from vitexplain.targets import Chosen, value_of
 
 try:
     from captum.attr import IntegratedGradients as Integral
@@ -49,6 +51,8 @@ class IntegratedGradients(CategoryMethod):
         UnsupportedModel: if the model is of no family that can be explained.
     """
 
+    linear = True
+
     def __init__(self, model: nn.Module):
         model = check_supported(model)
         self.model = model
@@ -68,19 +72,21 @@ class IntegratedGradients(CategoryMethod):
                 scores.append(on_grid(patches, layout.grid))
         return scores, logits, categories
 
-    def of_pixels(self, images: Tensor, categories: tuple[int, ...]) -> Tensor:
-        """Signed attributions (B, 3, H, W) of B images, of one category each."""
-        attributions = Integral(self._outputs).attribute(
+    def of_pixels(self, images: Tensor, targets: Sequence[Chosen]) -> Tensor:
+        """Signed attributions (B, 3, H, W) of B images, of one category or contrast each."""
+
+        def values(points: Tensor) -> Tensor:
+            """(B,): each image's target, at one point of its way."""
+            outputs = both_sides(forward(self.model, points))
+            return torch.stack([value_of(t, row) for t, row in zip(targets, outputs, strict=True)])
+
+        attributions = Integral(values).attribute(
             images.detach().requires_grad_(),
-            target=list(categories),
             n_steps=STEPS,
             method="gausslegendre",
             internal_batch_size=len(images),
         )
         return attributions.detach()
-
-    def _outputs(self, images: Tensor) -> Tensor:
-        return both_sides(forward(self.model, images))
 
     def _patch_size(self) -> tuple[int, int]:
         return self.model.patch_embed.feat_ratio(as_scalar=False)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vitexplain.drawing.heatmap import stretch
+from vitexplain.drawing.heatmap import signed_levels, stretch
 from vitexplain.explainer import Explainer, ImageMaps, Map, most_faithful
 from vitexplain.images.finding import ImageFile
 from vitexplain.models.transform import InputTransform
@@ -49,7 +49,11 @@ def result_of(item: Item, session: Session) -> dict:
     maps = []
     best = most_faithful(item.explained.maps) if session.settings.maps.compare else set()
     for place, (found, files) in enumerate(zip(item.explained.maps, written.files, strict=True)):
-        grey = np.uint8(np.round(255 * stretch(found.mask)))
+        grey = (
+            signed_levels(found.mask)
+            if found.signed
+            else np.uint8(np.round(255 * stretch(found.mask)))
+        )
         about = {
             **found.about,
             "overlay": files["overlay"].relative_to(session.folder).as_posix(),

@@ -36,7 +36,7 @@ def explain_image(settings: Settings) -> dict:
     return {
         **_report(session, [found.result], files),
         "top": [each.as_json() for each in found.top],
-        "method": {**found.method, "category": found.result.about["category"]},
+        "method": {**found.method, **found.result.target},
         "picture": {
             "path": str(path),
             "size": list(opened.image.size),
@@ -118,7 +118,7 @@ def _opened(settings: Settings) -> tuple[Session, Path, OpenImage]:
 def _small(session: Session, opened: OpenImage) -> tuple[Image.Image, Draw]:
     """The image as small as sheets need it, and what draws a map over it."""
     small, region = shrunk(opened.image, opened.region)
-    return small, lambda mask: session.overlay.draw(small, opened.seen, mask, region)
+    return small, lambda found: session.overlay.draw(small, opened.seen, found, region)
 
 
 def _report(session: Session, maps: Sequence[Map], files: Mapping[str, Path]) -> dict:

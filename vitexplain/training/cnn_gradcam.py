@@ -24,6 +24,8 @@ class CnnGradCam(CategoryMethod):
         UnsupportedModel: on the first input, if the model's features are not one map.
     """
 
+    linear = True
+
     def __init__(self, model: nn.Module):
         self.model = model
 

@@ -20,7 +20,10 @@ const top1 = (image) => image.top[0] ?? { name: "no categories", probability: nu
 const height = ({ probability, output }) => probability ?? output ?? 0;
 const pixelsOf = (image) => JSON.parse($(`images-${image.number}`).textContent);
 const describe = (map) =>
-  map.category ? `${map.category.name}, ${share(map.category)}` : "every category";
+  map.category
+    ? [`${map.category.name}, ${share(map.category)}`, map.against.map((c) => c.name).join("; ")]
+        .filter(Boolean).join(" against ")
+    : "every category";
 // Maps of one kind: the same method and, of several categories, the same rank.
 for (const image of images) {
   const ranks = new Map();
@@ -44,8 +47,8 @@ function chosen(image) {
 }
 
 function scale() {
-  const bar = img(run.scale, "");
-  return ["weakest", bar, "strongest patch of each map"];
+  const [low, high] = run.scale.words;
+  return [low, img(run.scale.bar, ""), high];
 }
 
 // The image with one map over it (or none), drawn by the browser: the slider only sets opacity.
@@ -110,7 +113,7 @@ function show(card) {
   const number = chosen(image);
   const map = image.maps[number];
   card.querySelector(".frame").replaceChildren(drawn(image, pixelsOf(image), { ...map, number }, ""));
-  const said = !map.category || map.category.index === top1(image).index; // on the card already
+  const said = !map.against.length && (!map.category || map.category.index === top1(image).index); // on the card already
   card.querySelector(".which")?.replaceChildren(said ? kind(map) : `${kind(map)}: ${describe(map)}`);
 }
 

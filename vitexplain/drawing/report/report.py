@@ -21,7 +21,17 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from vitexplain.drawing.heatmap import color_bar, colored, enlarged, on_the_image
+from vitexplain.drawing.heatmap import (
+    OF_ONE_SIDE,
+    OF_TWO_SIDES,
+    color_bar,
+    colored,
+    enlarged,
+    on_the_image,
+    signed_bar,
+    smooth,
+    two_sides,
+)
 from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
@@ -53,7 +63,7 @@ def write_report(
     side = SIDE if len(results) <= MANY else SIDE_OF_MANY
     run = {
         "made": _made(results),
-        "scale": _webp(color_bar(256, 8, colormap)),
+        "scale": _scale(results, colormap),
         "failures": [(_text(file), _text(reason)) for file, reason in failures],
     }
 
@@ -100,6 +110,7 @@ def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, s
             {
                 "method": METHODS[found["method"]["name"]].title,
                 "category": found["category"],
+                "against": found.get("against", []),
                 "faithfulness": found.get("faithfulness"),
                 "best": found.get("most_faithful", False),
                 "overlay": quote(os.fsencode(found["overlay"])),
@@ -107,7 +118,7 @@ def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, s
             }
         )
         size = mask.shape[1] * PATCH, mask.shape[0] * PATCH
-        heat.append(_webp(Image.fromarray(colored(enlarged(mask, size), colormap))))
+        heat.append(_webp(_heat(mask, size, colormap, signed="against" in found)))
     about = {
         "name": _text(result["name"]),
         "file": _link(Path(result["path"]), folder),
@@ -118,6 +129,27 @@ def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, s
         "details": _details(result),
     }
     return _json(about), _json({"thumbnail": _thumbnail(result["path"], side), "heat": heat})
+
+
+def _heat(mask: np.ndarray, size: tuple[int, int], colormap: str, *, signed: bool) -> Image.Image:
+    """A map's 8 bits in colours; of a signed one, the weaker the more transparent."""
+    if not signed:
+        return Image.fromarray(colored(enlarged(mask, size), colormap))
+    return _transparent(smooth(mask, size))
+
+
+def _transparent(levels: np.ndarray) -> Image.Image:
+    colors, weights = two_sides()
+    pixels = np.dstack([colors[levels], 255 * weights[levels]])
+    return Image.fromarray(np.uint8(np.round(pixels)))
+
+
+def _scale(results: Sequence[dict], colormap: str) -> dict:
+    """What the colours mean: a bar, and words at its ends."""
+    signed = any("against" in found for result in results for found in result["maps"])
+    if not signed:
+        return {"bar": _webp(color_bar(256, 8, colormap)), "words": OF_ONE_SIDE}
+    return {"bar": _webp(signed_bar(256, 8)), "words": OF_TWO_SIDES}
 
 
 def _placed(mask: np.ndarray, result: dict) -> tuple[list[float], np.ndarray]:
