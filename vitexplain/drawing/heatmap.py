@@ -14,7 +14,8 @@ COLORMAPS = tuple(sorted(name[9:].lower() for name in dir(cv2) if name.startswit
 BAND = 1 << 18  # pixels that are coloured at a time
 FOR, AGAINST = (202, 0, 32), (5, 90, 190)  # the two sides of a signed map
 # what the ends of their scales mean
-OF_ONE_SIDE, OF_TWO_SIDES = ("weakest", "strongest patch of each"), ("for the others", "for it")
+OF_ONE_SIDE = "weakest", "strongest patch of each map"
+OF_TWO_SIDES = "for the others", "for the category"
 OUTSIDE = 0.35  # brightness of what the model did not see
 
 
