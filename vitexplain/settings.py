@@ -24,6 +24,8 @@ class ModelOptions:
         stretch: open images with their darkest values black, their brightest white.
         labels: one of choices.LABELS; None for what the model says of itself.
         img_size: (H, W) of the input in pixels; None for the model's own.
+        class_embeddings: a file with one embedding for each category.
+        logit_scale: of their cosines with the image's.
     """
 
     model: str = "auto"
@@ -38,6 +40,8 @@ class ModelOptions:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     img_size: tuple[int, int] | None = None
+    class_embeddings: str | None = None
+    logit_scale: float = 100.0
 
 
 @dataclass(frozen=True)

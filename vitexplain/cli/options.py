@@ -232,6 +232,18 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         metavar="N or HxW",
         help="the model's input in pixels, 518 or 288x512 (default: the model's own)",
     )
+    add(
+        "--class_embeddings",
+        metavar="FILE",
+        help="a zero-shot classifier: one embedding for each category, (K, D) in a .npy or "
+        ".safetensors file, as of a CLIP's text tower; --class_names names them",
+    )
+    add(
+        "--logit_scale",
+        type=float,
+        metavar="F",
+        help="of the cosines of --class_embeddings with the image's (default: %(default)s)",
+    )
     device = group.add_mutually_exclusive_group()
     device.add_argument(
         "--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)"

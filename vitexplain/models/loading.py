@@ -39,6 +39,7 @@ from vitexplain.models.categories import find_category
 from vitexplain.models.class_names import names_beside
 from vitexplain.models.hub import WeightsUnavailable, transformers_snapshot, weights_at_hand
 from vitexplain.models.transform import InputTransform
+from vitexplain.models.zero_shot import SCALE, Embeddings, zero_shot
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
 MOST_PATCHES = 16_384  # one block's attention matrix then takes 1 GiB
@@ -120,6 +121,8 @@ def load_model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     stretch: bool = False,
+    class_embeddings: Embeddings | None = None,
+    logit_scale: float = SCALE,
     explainable: bool = True,
 ) -> LoadedModel:
     """Load a model to explain.
@@ -141,6 +144,9 @@ def load_model(
         model_args: arguments of timm's model, such as {"global_pool": "avg", "in_chans": 1}.
         mean, std: of each channel, for values from 0 to 1, in place of those that timm records.
         stretch: whether images are opened with their darkest values black, their brightest white.
+        class_embeddings: one embedding for each category, (K, D): a .npy or .safetensors file, or
+            an array. The model's own head, if it has one, is left out; see models.zero_shot.
+        logit_scale: of their cosines with the image's embedding.
         explainable: whether to refuse a model whose attention can't be explained.
 
     Raises:
@@ -152,6 +158,10 @@ def load_model(
     if isinstance(name, nn.Module):
         if checkpoint is not None or img_size:
             raise ModelError("a model that is given has weights and a size: pass it alone")
+        if class_embeddings is not None:
+            raise ModelError(
+                "class_embeddings are for a model that is named: put a ZeroShot around your own"
+            )
         loaded = wrap_model(name, class_names, labels, crop)
         loaded.transform.stretch = stretch
         return loaded
@@ -169,6 +179,8 @@ def load_model(
         set_input_size(network.model, img_size)
         network.data["input_size"] = (channels_of(network.model), *img_size)
     network.data |= {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
+    if class_embeddings is not None:
+        _classify_by(network, class_embeddings, logit_scale)
     network.model.eval().to(device)
     try:
         loaded = _loaded(network, class_names, labels, crop)
@@ -218,6 +230,16 @@ def _loaded(
     notice = "; ".join(filter(None, (network.notice, remark)))
     transform = _transform(network.data, crop, channels_of(network.model))
     return LoadedModel(network.model, network.name, transform, categories, notice, labels)
+
+
+def _classify_by(network: _Network, embeddings: Embeddings, scale: float) -> None:
+    """Put embedded categories in the place of the network's own."""
+    classifier = zero_shot(network.model, network.names, embeddings, scale)
+    count = len(classifier.embeddings)
+    network.model = check_supported(classifier.eval())
+    network.labels = "none" if count == 1 else "exclusive"  # a cosine alone is no probability
+    numbers = [f"category {number}" for number in range(count)]
+    network.names = {} if count == 1 else {"label_names": numbers}
 
 
 def _network(request: _Request) -> _Network:

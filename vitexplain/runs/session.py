@@ -58,6 +58,8 @@ def open_session(settings: Settings) -> Session:
         mean=options.mean,
         std=options.std,
         stretch=options.stretch,
+        class_embeddings=options.class_embeddings,
+        logit_scale=options.logit_scale,
     )
     explainer = Explainer(settings.maps, loaded)
     transform = _published_transform(loaded) if as_published else loaded.transform

@@ -1,0 +1,120 @@
+"""A classifier made of an image tower and one embedding for each category.
+
+A text, or another image, is a vector w_k; an image's embedding is z(x). As in CLIP (Radford et al.
+2021, "Learning Transferable Visual Models From Natural Language Supervision", figure 3),
+
+    y_k = scale * cos(z(x), w_k),
+
+so that all that explains a classifier explains what a text finds in an image.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitexplain.attention.capture import forward
+from vitexplain.attention.shadow import shadow_of
+from vitexplain.attention.wrappers import input_size
+from vitexplain.errors import ModelError, one_line
+from vitexplain.models.answers import count_outputs, is_embedding
+
+SCALE = 100.0  # at which CLIP's training ended
+SAVE = "save an array (categories, numbers) with numpy.save"
+
+Embeddings = str | Path | np.ndarray | Tensor | Sequence[Sequence[float]]
+
+
+class ZeroShot(nn.Module):
+    """(B, C, H, W) -> logits (B, K), by the cosines of embeddings.
+
+    Args:
+        tower: gives an embedding (B, D) of images.
+        embeddings: (K, D), of any lengths above 0.
+        scale: of the cosines.
+    """
+
+    def __init__(self, tower: nn.Module, embeddings: Tensor, scale: float):
+        super().__init__()
+        self.tower = tower
+        weight = next(tower.parameters())
+        self.register_buffer("embeddings", F.normalize(embeddings, dim=1).to(weight))
+        self.register_buffer("scale", torch.tensor(float(scale)).to(weight))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scale * F.normalize(self.tower(images), dim=1) @ self.embeddings.T
+
+
+def zero_shot(model: nn.Module, config: dict, embeddings: Embeddings, scale: float) -> ZeroShot:
+    """A model's image tower as a classifier of embedded categories.
+
+    A classifier's own head is taken off: its embedding is what that head reads.
+
+    Args:
+        model: timm's; its head may be taken off.
+        config: timm's pretrained_cfg of it.
+
+    Raises:
+        ModelError: if embeddings can't be read, or have another length than the model's.
+    """
+    if not 0 < scale < float("inf"):
+        raise ModelError(f"logit_scale must be above 0, not {scale}")
+    weights = read_embeddings(embeddings)
+    if count_outputs(model) and not is_embedding(model, config):
+        if not hasattr(model, "reset_classifier"):
+            raise ModelError("class embeddings are for timm's models and their embeddings")
+        model.reset_classifier(0)
+    width = _width(model)
+    if weights.shape[1] != width:
+        raise ModelError(
+            f"the class embeddings have {weights.shape[1]} numbers each, the model's embedding of "
+            f"an image {width}: make them with the text tower that belongs to this model"
+        )
+    return ZeroShot(model.eval(), weights, scale)
+
+
+def read_embeddings(source: Embeddings) -> Tensor:
+    """(K, D) float32 from a .npy or .safetensors file, or an array.
+
+    Raises:
+        ModelError: if it can't be read, or is no array of that kind.
+    """
+    name = str(source) if isinstance(source, str | Path) else "the class embeddings"
+    try:
+        found = _from_file(Path(source)) if isinstance(source, str | Path) else source
+        weights = torch.as_tensor(np.asarray(found, dtype=np.float32))
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{name} can't be read: {one_line(error, 160)}; {SAVE}") from None
+    if weights.ndim != 2 or not weights.numel():
+        raise ModelError(f"{name} is {tuple(weights.shape)}, not (categories, numbers); {SAVE}")
+    lengths = weights.norm(dim=1)
+    if not bool(torch.isfinite(lengths).all()) or not bool((lengths > 0).all()):
+        raise ModelError(f"{name} has rows without a direction: zeros, or what is no number")
+    return weights
+
+
+def _from_file(path: Path) -> np.ndarray:
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix != ".safetensors":
+        raise ValueError("it must be a .npy or .safetensors file")
+    tensors = load_file(path)
+    if len(tensors) != 1:
+        raise ValueError(f"it must hold one tensor, not {len(tensors)}")
+    return next(iter(tensors.values()))
+
+
+def _width(model: nn.Module) -> int:
+    """How many numbers the model's embedding of an image has."""
+    shadow = shadow_of(model)
+    weight = next(shadow.parameters())
+    with torch.no_grad():
+        outputs = forward(shadow, torch.zeros(1, *input_size(shadow)).to(weight))
+    if outputs.ndim != 2:
+        raise ModelError("the model gives no single embedding of an image")
+    return outputs.shape[1]
