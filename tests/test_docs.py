@@ -46,7 +46,7 @@ def expected_files(options):
     if images == ["examples"]:
         images = [path for path in (ROOT / "examples").iterdir() if path.suffix in (".jpg", ".png")]
     elif len(images) == 1:
-        return 2  # overlay and input
+        return 2 + ("--similar_to" in options)  # overlay and input; of two images, a sheet
     maps = int(options[options.index("--top_k") + 1]) if "--top_k" in options else 1
     # results, errors, settings, lock; the page and the sheet
     return len(images) * maps + 4 + len({"--report", "--contact_sheet"} & {*options})

@@ -244,6 +244,12 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         metavar="F",
         help="of the cosines of --class_embeddings with the image's (default: %(default)s)",
     )
+    add(
+        "--similar_to",
+        metavar="PATH",
+        help="an image, or a folder of images: why the embedding of --image_path is like theirs, "
+        "also by models without a classifier; of two images, both maps on one sheet",
+    )
     device = group.add_mutually_exclusive_group()
     device.add_argument(
         "--device", metavar="NAME", help="auto, cpu, cuda, cuda:N or mps (default: %(default)s)"

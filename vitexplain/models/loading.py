@@ -11,6 +11,7 @@ from pathlib import Path
 
 import timm
 import torch
+from PIL import Image
 from timm.data import resolve_model_data_config
 from timm.models import (
     is_model,
@@ -33,13 +34,15 @@ from vitexplain.checkpoints.transformers_folders import (
     read_folder,
 )
 from vitexplain.errors import ModelError, RequestError, one_line
+from vitexplain.images.finding import find_images
+from vitexplain.images.reading import open_image
 from vitexplain.models.answers import name_outputs
 from vitexplain.models.bundled import build_network, bundled_folder, read_config
 from vitexplain.models.categories import find_category
 from vitexplain.models.class_names import names_beside
 from vitexplain.models.hub import WeightsUnavailable, transformers_snapshot, weights_at_hand
 from vitexplain.models.transform import InputTransform
-from vitexplain.models.zero_shot import SCALE, Embeddings, zero_shot
+from vitexplain.models.zero_shot import ALIKE, SCALE, Embeddings, similarity, zero_shot
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
 MOST_PATCHES = 16_384  # one block's attention matrix then takes 1 GiB
@@ -123,6 +126,7 @@ def load_model(
     stretch: bool = False,
     class_embeddings: Embeddings | None = None,
     logit_scale: float = SCALE,
+    similar_to: str | Path | Sequence[Image.Image] | None = None,
     explainable: bool = True,
 ) -> LoadedModel:
     """Load a model to explain.
@@ -147,6 +151,8 @@ def load_model(
         class_embeddings: one embedding for each category, (K, D): a .npy or .safetensors file, or
             an array. The model's own head, if it has one, is left out; see models.zero_shot.
         logit_scale: of their cosines with the image's embedding.
+        similar_to: an image's file, a folder of images, or images: what is explained is the cosine
+            of an image's embedding with theirs. Category 1 is "similar", 0 "different".
         explainable: whether to refuse a model whose attention can't be explained.
 
     Raises:
@@ -158,10 +164,8 @@ def load_model(
     if isinstance(name, nn.Module):
         if checkpoint is not None or img_size:
             raise ModelError("a model that is given has weights and a size: pass it alone")
-        if class_embeddings is not None:
-            raise ModelError(
-                "class_embeddings are for a model that is named: put a ZeroShot around your own"
-            )
+        if class_embeddings is not None or similar_to is not None:
+            raise ModelError("class_embeddings and similar_to are for a model that is named")
         loaded = wrap_model(name, class_names, labels, crop)
         loaded.transform.stretch = stretch
         return loaded
@@ -181,6 +185,13 @@ def load_model(
     network.data |= {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
     if class_embeddings is not None:
         _classify_by(network, class_embeddings, logit_scale)
+    if similar_to is not None:
+        if class_embeddings is not None or class_names is not None or labels is not None:
+            raise ModelError(
+                "similar_to explains one number: leave class_embeddings, class_names and labels out"
+            )
+        _compare_with(network, _images_of(similar_to, stretch), crop)
+        class_names = list(ALIKE)
     network.model.eval().to(device)
     try:
         loaded = _loaded(network, class_names, labels, crop)
@@ -240,6 +251,24 @@ def _classify_by(network: _Network, embeddings: Embeddings, scale: float) -> Non
     network.labels = "none" if count == 1 else "exclusive"  # a cosine alone is no probability
     numbers = [f"category {number}" for number in range(count)]
     network.names = {} if count == 1 else {"label_names": numbers}
+
+
+def _compare_with(network: _Network, images: Sequence[Image.Image], crop: str) -> None:
+    """Put the similarity with some images in the place of the network's outputs."""
+    transform = _transform(network.data, crop, channels_of(network.model))
+    network.model = check_supported(
+        similarity(network.model, network.names, transform, images).eval()
+    )
+    network.labels, network.names = "none", {}
+
+
+def _images_of(source: str | Path | Sequence[Image.Image], stretch: bool) -> list[Image.Image]:
+    if not isinstance(source, str | Path):
+        return list(source)
+    if not Path(source).is_dir():
+        return [open_image(source, stretch=stretch)]
+    found, _ = find_images([str(source)], False, Path(source) / ".none")
+    return [open_image(each.path, stretch=stretch) for each in found]
 
 
 def _network(request: _Request) -> _Network:

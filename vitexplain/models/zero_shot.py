@@ -5,7 +5,8 @@ A text, or another image, is a vector w_k; an image's embedding is z(x). As in C
 
     y_k = scale * cos(z(x), w_k),
 
-so that all that explains a classifier explains what a text finds in an image.
+so that all that explains a classifier explains what a text finds in an image. With another image's
+embedding as the only w, and a scale of 1, it explains why the two are alike.
 """
 
 from collections.abc import Sequence
@@ -13,20 +14,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitexplain.attention.capture import forward
+from vitexplain.attention.families import check_supported
 from vitexplain.attention.shadow import shadow_of
-from vitexplain.attention.wrappers import input_size
+from vitexplain.attention.wrappers import WRAPPER, input_size
 from vitexplain.errors import ModelError, one_line
 from vitexplain.models.answers import count_outputs, is_embedding
+from vitexplain.models.transform import InputTransform
 
 SCALE = 100.0  # at which CLIP's training ended
 SAVE = "save an array (categories, numbers) with numpy.save"
 
+ALIKE = ("different", "similar")  # the two sides of a similarity
 Embeddings = str | Path | np.ndarray | Tensor | Sequence[Sequence[float]]
 
 
@@ -64,18 +69,62 @@ def zero_shot(model: nn.Module, config: dict, embeddings: Embeddings, scale: flo
     """
     if not 0 < scale < float("inf"):
         raise ModelError(f"logit_scale must be above 0, not {scale}")
-    weights = read_embeddings(embeddings)
-    if count_outputs(model) and not is_embedding(model, config):
-        if not hasattr(model, "reset_classifier"):
-            raise ModelError("class embeddings are for timm's models and their embeddings")
-        model.reset_classifier(0)
-    width = _width(model)
+    weights, tower = read_embeddings(embeddings), image_tower(model, config)
+    width = _width(tower)
     if weights.shape[1] != width:
         raise ModelError(
             f"the class embeddings have {weights.shape[1]} numbers each, the model's embedding of "
             f"an image {width}: make them with the text tower that belongs to this model"
         )
-    return ZeroShot(model.eval(), weights, scale)
+    return ZeroShot(tower, weights, scale)
+
+
+def similarity(
+    model: nn.Module, config: dict, transform: InputTransform, images: Sequence[Image.Image]
+) -> ZeroShot:
+    """The cosine of an image's embedding with the mean direction of those of `images`.
+
+    Args:
+        model, config: as for zero_shot.
+        transform: from an image to the model's input.
+
+    Raises:
+        ModelError: if the model gives no embedding, or there are no images.
+    """
+    if not images:
+        raise ModelError("similar_to needs at least one image")
+    tower = image_tower(model, config)
+    _width(tower)
+    directions = [embedding_of(tower, transform(image)) for image in images]
+    return ZeroShot(tower, torch.stack(directions).mean(dim=0, keepdim=True), 1.0)
+
+
+def image_tower(model: nn.Module, config: dict) -> nn.Module:
+    """A model whose outputs are an embedding; a classifier's own head is taken off."""
+    if count_outputs(model) and not is_embedding(model, config):
+        if not hasattr(model, "reset_classifier"):
+            raise ModelError("embeddings are for timm's models and their heads")
+        model.reset_classifier(0)
+    return model.eval()
+
+
+def embedding_of(tower: nn.Module, tensor: Tensor) -> Tensor:
+    """The direction (D,) of one image's embedding; the image is (C, H, W), normalised."""
+    shadow = shadow_of(tower)
+    weight = next(shadow.parameters())
+    with torch.no_grad():
+        return F.normalize(forward(shadow, tensor[None].to(weight)), dim=1)[0]
+
+
+def seen_from(model: nn.Module, tensor: Tensor) -> nn.Module:
+    """A similarity's model turned round: the cosine with this image's embedding.
+
+    Args:
+        model: a ViT within a ZeroShot.
+        tensor: (C, H, W), the model's input.
+    """
+    tower = getattr(model, WRAPPER).tower
+    return check_supported(ZeroShot(tower, embedding_of(tower, tensor)[None], 1.0).eval())
 
 
 def read_embeddings(source: Embeddings) -> Tensor:

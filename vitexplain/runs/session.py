@@ -1,6 +1,6 @@
 """What all images of a run share: folder, device, model, explainer and overlay."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import vitexplain
@@ -12,9 +12,11 @@ from vitexplain.drawing.overlay import Overlay, texts_for
 from vitexplain.errors import RequestError
 from vitexplain.explainer import Explainer
 from vitexplain.images.writing import writable_folder
+from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.models.transform import InputTransform
-from vitexplain.settings import Settings
+from vitexplain.models.zero_shot import ALIKE
+from vitexplain.settings import MapOptions, Settings
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,25 @@ def open_session(settings: Settings) -> Session:
         stretch=options.stretch,
         class_embeddings=options.class_embeddings,
         logit_scale=options.logit_scale,
+        similar_to=options.similar_to,
     )
+    settings = replace(settings, maps=_maps_of(settings))
     explainer = Explainer(settings.maps, loaded)
     transform = _published_transform(loaded) if as_published else loaded.transform
     texts = texts_for(loaded, settings.run.command)
     overlay = Overlay(settings.style, transform, texts, as_published)
     about_device = {"name": str(device), "notice": notice}
     return Session(settings, folder, about_device, loaded, explainer, overlay)
+
+
+def _maps_of(settings: Settings) -> MapOptions:
+    """What is asked of a similarity is why two images are alike, unless it is said otherwise."""
+    maps = settings.maps
+    asked = maps.category is not None or maps.top_k or maps.against
+    of_category = not maps.method or any(METHODS[name].of_category for name in maps.method)
+    if settings.model.similar_to is None or asked or not of_category:
+        return maps
+    return replace(maps, category=ALIKE[1])
 
 
 def existing(path: str) -> Path:

@@ -5,6 +5,7 @@ request that can't be met; nothing has been written then, unless writing itself 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -13,16 +14,22 @@ from vitexplain.anatomy import anatomy
 from vitexplain.api import OpenImage, explain_opened
 from vitexplain.drawing.anatomy import draw_anatomy
 from vitexplain.drawing.comparison import draw_compare
+from vitexplain.drawing.heatmap import OF_ONE_SIDE, color_bar
+from vitexplain.drawing.sheet import draw_sheet, fit, with_scale
 from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
-from vitexplain.explainer import Map, most_faithful
+from vitexplain.explainer import Explainer, Map, most_faithful
 from vitexplain.images.reading import open_image
 from vitexplain.images.writing import short_stem, write_png
+from vitexplain.methods.registry import METHODS
+from vitexplain.models.zero_shot import seen_from
 from vitexplain.progress import watch_of
 from vitexplain.runs.items import empty_notice
 from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.runs.sweep import sweep_maps
 from vitexplain.settings import Settings
 from vitexplain.versions import versions
+
+SIMILAR = 280  # pixels of the cells of a similarity's sheet
 
 
 def explain_image(settings: Settings) -> dict:
@@ -33,6 +40,11 @@ def explain_image(settings: Settings) -> dict:
     files = session.overlay.write(base, opened.image, opened.seen, found.result)
     files["input"] = base.with_name(f"{base.name}_input.png")
     write_png(files["input"], opened.seen, session.overlay.texts)
+    other = settings.model.similar_to
+    if other is not None and found.category and not Path(other).is_dir():
+        name = f"{base.name}_similar_to_{Path(other).stem}"
+        files["sheet"] = base.with_name(f"{short_stem(name)}.png")
+        write_png(files["sheet"], _both_ways(session, opened, found.result), session.overlay.texts)
     return {
         **_report(session, [found.result], files),
         "top": [each.as_json() for each in found.top],
@@ -43,6 +55,25 @@ def explain_image(settings: Settings) -> dict:
             "region_seen": [round(edge, 2) for edge in opened.region],
         },
     }
+
+
+def _both_ways(session: Session, opened: OpenImage, found: Map) -> Image.Image:
+    """The image and what it is similar to, each with its map of why."""
+    other = open_image(session.settings.model.similar_to, stretch=session.settings.model.stretch)
+    other = OpenImage.of(other, session.overlay.transform)
+    turned = replace(session.loaded, model=seen_from(session.loaded.model, opened.tensor))
+    (explained,) = Explainer(session.explainer.options, turned)(other.tensor[None])
+    title = METHODS[found.method["name"]].title
+    rows = []
+    for image, each, captions in (
+        (opened, found, ("input", f"{title}: {found.category.name}, {found.category.share}")),
+        (other, explained.maps[0], ("compared with", "the same, seen from there")),
+    ):
+        small, draw = _small(session, image)
+        rows.append(list(zip(captions, (small, draw(each)), strict=True)))
+    height = max(fit(drawn, (SIMILAR, SIMILAR)).height for row in rows for _, drawn in row)
+    sheet = draw_sheet(rows, (SIMILAR, height), lines=1)
+    return with_scale(sheet, color_bar(112, 8, session.settings.style.colormap), *OF_ONE_SIDE)
 
 
 def explain_sweep(settings: Settings) -> dict:
