@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models.beit import Beit
-from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +38,7 @@ from vitexplain.attention.windows import windows_of
 from vitexplain.methods.base import largest_is_one, on_grid
 from vitexplain.methods.product import discard_weakest_, fuse_heads, propagate
 from vitexplain.methods.registry import METHODS
+from vitexplain.queries import prefix_names
 
 # Rows and columns of patches whose position embeddings are compared: all of a 224-pixel image with
 # patches of 16 pixels; of finer grids a sample, so that the panels stay large enough to be seen.
@@ -151,7 +151,7 @@ def anatomy(
         head_fusion=head_fusion,
         discard_ratio=discard_ratio,
         start_block=start_block,
-        prefix_names=_prefix_names(model, layout),
+        prefix_names=prefix_names(model, layout),
         positions=_positions(model, layout.grid),
         position_kind=_position_kind(model),
         blocks=tuple(blocks),
@@ -243,14 +243,6 @@ def _maps(values: Tensor, grid: tuple[int, int]) -> np.ndarray:
     """(K, N), prefix tokens first -> the patches' (K, h, w)."""
     height, width = grid
     return values[:, -height * width :].float().cpu().numpy().reshape(-1, height, width)
-
-
-def _prefix_names(model: nn.Module, layout: TokenLayout) -> tuple[str, ...]:
-    names = ["class"] if getattr(model, "cls_token", None) is not None else []
-    if isinstance(model, VisionTransformerDistilled):
-        names.append("distillation")
-    registers = layout.prefix_tokens - len(names)
-    return (*names, *(f"register {number}" for number in range(1, registers + 1)))
 
 
 def _positions(model: nn.Module, grid: tuple[int, int]) -> Positions | None:

@@ -101,6 +101,7 @@ class RunOptions:
         recursive: also folders in folders.
         evaluate: a table of how faithful methods are.
         sweep: values of one or two parameters, to draw one image with all of them.
+        query: tokens of one image, as "X,Y", "class" or "register:1": what each looks at.
         anatomy: one figure of what the model does with one image.
         contact_sheet: "png", "pdf" or None.
         batch_size, workers: None for what suits the device and the processor.
@@ -115,6 +116,7 @@ class RunOptions:
     evaluate: bool = False
     sweep: Sweep | None = None
     anatomy: bool = False
+    query: tuple[str, ...] = ()
     report: bool = False
     contact_sheet: str | None = None
     batch_size: int | None = None

@@ -13,6 +13,7 @@ from vitexplain.errors import RequestError
 
 # how each mode, and each option that a mode excludes, is asked for
 ASKED = {
+    "--query": ["--query", "1,1"],
     "--anatomy": ["--anatomy"],
     "--evaluate": ["--evaluate"],
     "--sweep": ["--sweep", "discard_ratio=0,0.5"],
@@ -22,6 +23,8 @@ ASKED = {
     "one image": [],
 }
 GIVEN = {
+    "anatomy": ["--anatomy"],
+    "method": ["--method", "legrad"],
     "evaluate": ["--evaluate"],
     "sweep": ["--sweep", "discard_ratio=0,0.5"],
     "compare": ["--compare"],

@@ -59,7 +59,8 @@ def _usable_streams() -> Iterator[None]:
 def _main(arguments: list[str]) -> int:
     options = vars(parser().parse_args(arguments))
     as_json, show = options.pop("json"), options.pop("show")
-    options["against"] = tuple(options["against"] or ())
+    for name in ("against", "query"):
+        options[name] = tuple(options[name] or ())
     options["method"] = tuple(dict.fromkeys(options["method"]))
     options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
     options["lines"] = not (as_json or options["quiet"])  # a program reads JSON

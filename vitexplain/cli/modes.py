@@ -40,6 +40,17 @@ class Mode:
 
 MODES = (
     Mode(
+        "--query",
+        lambda options, _one: options["query"],
+        ("vitexplain.runs.single", "explain_queries"),
+        text.queries_text,
+        excludes=(
+            *("anatomy", "evaluate", "sweep", "compare", "report", "contact_sheet"),
+            *("category", "top_k", "against", "method", "as_published"),
+        ),
+        one_image=True,
+    ),
+    Mode(
         "--anatomy",
         lambda options, _one: options["anatomy"],
         ("vitexplain.runs.single", "explain_anatomy"),

@@ -127,12 +127,17 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         metavar="K",
         help="first block that counts (default: %(default)s, all blocks)",
     )
-    add("--block", type=int, metavar="N", help="block of --method attention (default: the last)")
+    add(
+        "--block",
+        type=int,
+        metavar="N",
+        help="block of --method attention or --query (default: the last)",
+    )
     add(
         "--head",
         type=int,
         metavar="N",
-        help="head of --method attention (default: all of them, fused)",
+        help="head of --method attention or --query (default: all of them, fused)",
     )
     add(
         "--as_published",
@@ -160,6 +165,13 @@ def _add_views(group: argparse._ArgumentGroup) -> None:
         metavar="PARAMETER=VALUES",
         help="one sheet with the maps of one image for all values of one or two parameters: "
         "discard_ratio=0,0.5,0.9 head_fusion=mean,max start_block=0,6 category=tabby,pug",
+    )
+    add(
+        "--query",
+        nargs="+",
+        metavar="X,Y",
+        help="what single tokens of one image look at: patches by a pixel, class, or register:1; "
+        "their attention in --block and --head, their rollout, and the patches like them",
     )
     add(
         "--anatomy",

@@ -43,6 +43,12 @@ def evaluation_text(report: dict) -> str:
     return "\n".join([*_opening(report), *measured, *_wrote(report)])
 
 
+def queries_text(report: dict) -> str:
+    """What single tokens look at."""
+    lines = [f"Token {each['token']}: {each['query']}" for each in report["queries"]]
+    return "\n".join([*_opening(report), *lines, *_wrote(report)])
+
+
 def anatomy_text(report: dict) -> str:
     """The anatomy of a model on one image."""
     method = f"Method: {_method(report['method'])}"

@@ -8,25 +8,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vitexplain.anatomy import anatomy
 from vitexplain.api import OpenImage, explain_opened
+from vitexplain.attention.tokens import token_layout
 from vitexplain.drawing.anatomy import draw_anatomy
 from vitexplain.drawing.comparison import draw_compare
-from vitexplain.drawing.heatmap import OF_ONE_SIDE, color_bar
+from vitexplain.drawing.heatmap import OF_ONE_SIDE, color_bar, draw_overlay
+from vitexplain.drawing.queries import draw_queries
 from vitexplain.drawing.sheet import draw_sheet, fit, with_scale
 from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
 from vitexplain.explainer import Explainer, Map, most_faithful
 from vitexplain.images.reading import open_image
-from vitexplain.images.writing import short_stem, write_png
+from vitexplain.images.writing import short_stem, write_array, write_png
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.zero_shot import seen_from
 from vitexplain.progress import watch_of
+from vitexplain.queries import token_maps, token_named
 from vitexplain.runs.items import empty_notice
 from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.runs.sweep import sweep_maps
-from vitexplain.settings import Settings
+from vitexplain.settings import MapOptions, Settings
 from vitexplain.versions import versions
 
 SIMILAR = 280  # pixels of the cells of a similarity's sheet
@@ -116,6 +120,57 @@ def explain_compare(settings: Settings) -> dict:
                 "most_faithful": place in best,
             }
             for place, found in enumerate(explained.maps)
+        ],
+    }
+
+
+def explain_queries(settings: Settings) -> dict:
+    """What single tokens of one image look at, on a sheet."""
+    maps = settings.maps
+    asked = MapOptions(method=("attention",), block=maps.block, head=maps.head)
+    session, path, opened = _opened(replace(settings, maps=asked))
+    loaded, run = session.loaded, settings.run
+    layout = token_layout(loaded.model, *loaded.transform.size)
+    small, region = shrunk(opened.image, opened.region)
+    named = [token_named(name, loaded.model, layout, opened.region) for name in run.query]
+    found = token_maps(
+        loaded.model,
+        opened.tensor[None],
+        [token for token, _ in named],
+        block=-1 if maps.block is None else maps.block,
+        head=maps.head,
+        head_fusion=maps.head_fusion or "mean",
+        discard_ratio=maps.discard_ratio,
+        start_block=maps.start_block,
+    )
+    share = small.width / opened.image.width, small.height / opened.image.height
+    rows = [
+        (name, each, None if patch is None else patch.scaled(*share))
+        for name, each, (_, patch) in zip(run.query, found, named, strict=True)
+    ]
+    block = "last block" if maps.block is None else f"block {maps.block}"
+    head = "" if maps.head is None else f", head {maps.head}"
+    style = settings.style
+    sheet = draw_queries(
+        small,
+        rows,
+        lambda mask: draw_overlay(small, mask, region, style.alpha, style.colormap),
+        f"attention, {block}{head}",
+        style.colormap,
+    )
+    base = session.folder / short_stem(path.stem)
+    files = {"sheet": base.with_name(f"{base.name}_query.png")}
+    write_png(files["sheet"], sheet, session.overlay.texts)
+    if style.save_mask:
+        files["masks"] = base.with_name(f"{base.name}_query.npy")
+        arrays = [np.stack([each.attention, each.rollout, each.cosine]) for each in found]
+        write_array(files["masks"], np.stack(arrays))
+    return {
+        **_report(session, [], files),
+        "notices": [session.loaded.notice] if session.loaded.notice else [],
+        "queries": [
+            {"query": name, "token": token}
+            for name, (token, _) in zip(run.query, named, strict=True)
         ],
     }
 

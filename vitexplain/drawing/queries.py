@@ -1,0 +1,63 @@
+"""What single tokens look at: a row of images for each."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from vitexplain.drawing.heatmap import OF_ONE_SIDE, color_bar
+from vitexplain.drawing.sheet import draw_sheet, fit, with_scale
+from vitexplain.images.region import Region
+from vitexplain.queries import TokenMaps
+
+CELL = 280
+MARK = (255, 0, 200)
+
+
+def draw_queries(
+    image: Image.Image,
+    found: Sequence[tuple[str, TokenMaps, Region | None]],
+    draw: Callable[[np.ndarray], Image.Image],
+    attention: str,
+    colormap: str,
+) -> Image.Image:
+    """A sheet: for each token the image with its patch marked, and its three maps.
+
+    Args:
+        found: name of a token, its maps, and its patch in the image's pixels (None of a prefix
+            token).
+        draw: a map (h, w) -> its overlay.
+        attention: what the first map is, as "attention, last block".
+    """
+    rows = []
+    for name, maps, patch in found:
+        rows.append(
+            [
+                (name, _marked(image, patch)),
+                (attention, draw(maps.attention)),
+                ("rollout from it", draw(_others(maps))),
+                ("cosine of final features", draw(maps.cosine)),
+            ]
+        )
+    height = max(fit(drawn, (CELL, CELL)).height for row in rows for _, drawn in row)
+    return with_scale(
+        draw_sheet(rows, (CELL, height), lines=1), color_bar(CELL // 2, 8, colormap), *OF_ONE_SIDE
+    )
+
+
+def _others(maps: TokenMaps) -> np.ndarray:
+    """The rollout, in which a token mostly stays what it is: its own patch like the next one."""
+    shown = maps.rollout.copy()
+    if maps.patch is not None:
+        shown[maps.patch] = 0
+        shown[maps.patch] = shown.max()
+    return shown
+
+
+def _marked(image: Image.Image, patch: Region | None) -> Image.Image:
+    if patch is None:
+        return image
+    marked = image.copy()
+    width = max(2, round(max(image.size) / 150))
+    ImageDraw.Draw(marked).rectangle(tuple(patch), outline=MARK, width=width)
+    return marked

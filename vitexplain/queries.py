@@ -1,0 +1,217 @@
+"""What one token attends to, and which patches are like it.
+
+For a token t of N, after the pass over one image:
+
+- its attention in one block: row t of A_l, of one head or of all (Vaswani et al. 2017, equation 1);
+- its rollout: row t of A~_L ... A~_1 (Abnar & Zuidema 2020, section 3), which patches have reached
+  it through all blocks;
+- the cosine of its final features, after the last norm, with those of every patch (as in Siméoni et
+  al. 2025, "DINOv3").
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitexplain.attention.capture import AttentionFactors, Factor, capture_attention, forward
+from vitexplain.attention.checks import check_one_image, check_rollout_options, images_for
+from vitexplain.attention.shadow import shadow_of
+from vitexplain.attention.tokens import (
+    WINDOWED,
+    TokenLayout,
+    UnsupportedModel,
+    blocks_of,
+    check_supported,
+    token_layout,
+)
+from vitexplain.errors import RequestError
+from vitexplain.images.region import Region
+from vitexplain.methods.base import on_grid
+from vitexplain.methods.product import fuse_heads, rollout_scores
+
+
+@dataclass(frozen=True)
+class TokenMaps:
+    """The maps (h, w), float32, of one token.
+
+    Attributes:
+        token: its number among all N.
+        patch: its row and column on the patch grid; None of a prefix token.
+        attention: its row of one block, at the patches; >= 0, the sum at most 1.
+        rollout: its row of the rollout, likewise.
+        cosine: of its final features with each patch's, -1 to 1.
+    """
+
+    token: int
+    patch: tuple[int, int] | None
+    attention: np.ndarray
+    rollout: np.ndarray
+    cosine: np.ndarray
+
+
+def token_maps(
+    model: nn.Module,
+    tensor: Tensor,
+    tokens: Sequence[int],
+    *,
+    block: int = -1,
+    head: int | None = None,
+    head_fusion: str = "mean",
+    discard_ratio: float = 0.9,
+    start_block: int = 0,
+) -> list[TokenMaps]:
+    """The maps of some tokens of one image (1, 3, H, W), from one forward pass.
+
+    Args:
+        model: a timm ViT without windows; left as it was found.
+        block, head: of the attention; negative blocks count from the last, None fuses all heads.
+        head_fusion, discard_ratio, start_block: of the rollout, see vit_rollout.
+
+    Raises:
+        UnsupportedModel: if its attention can't be captured, or is in windows.
+        RequestError: if an argument is out of range.
+    """
+    model = check_supported(model)
+    if isinstance(model, WINDOWED):
+        raise UnsupportedModel(model, "a token of its blocks looks at its window only")
+    blocks = len(blocks_of(model))
+    check_rollout_options(discard_ratio, head_fusion, start_block, False, blocks)
+    if not -blocks <= block < blocks:
+        raise RequestError(f"block must be from 0 to {blocks - 1}, not {block}")
+    images = images_for(model, tensor)
+    check_one_image(images)
+    layout = token_layout(model, *images.shape[2:])
+    for token in tokens:
+        if not 0 <= token < layout.tokens:
+            raise RequestError(f"token must be from 0 to {layout.tokens - 1}, not {token}")
+    with torch.inference_mode():
+        fused, row_of, features = _one_pass(
+            model, images, layout, block % blocks, head, head_fusion
+        )
+        return [
+            TokenMaps(
+                token,
+                _patch_of(token, layout),
+                _at_patches(row_of[:, token], layout),
+                _rollout(fused[start_block:], layout, discard_ratio, token),
+                _cosines(features, layout, token),
+            )
+            for token in tokens
+        ]
+
+
+def token_named(
+    name: str, model: nn.Module, layout: TokenLayout, region: Region
+) -> tuple[int, Region | None]:
+    """A token of "X,Y" (pixels of the image), "class" or "register:1", and its patch in pixels.
+
+    Raises:
+        RequestError: if there is none of that name.
+    """
+    prefixes = {each.replace(" ", ":"): n for n, each in enumerate(prefix_names(model, layout))}
+    if name in prefixes:
+        return prefixes[name], None
+    try:
+        x, y = map(float, name.split(","))
+    except ValueError:
+        others = f", or {' or '.join(prefixes)}" if prefixes else ""
+        raise RequestError(f"--query takes X,Y in pixels{others}, not {name!r}") from None
+    token = token_at(x, y, layout, region)
+    row, column = _patch_of(token, layout)
+    down, across = region.height / layout.grid[0], region.width / layout.grid[1]
+    left, top = region.left + column * across, region.top + row * down
+    return token, Region(left, top, left + across, top + down)
+
+
+def prefix_names(model: nn.Module, layout: TokenLayout) -> tuple[str, ...]:
+    """The names of the tokens before the patches: "class", "distillation", "register 1", ..."""
+    names = ["class"] if getattr(model, "cls_token", None) is not None else []
+    if isinstance(model, VisionTransformerDistilled):
+        names.append("distillation")
+    registers = layout.prefix_tokens - len(names)
+    return (*names, *(f"register {number}" for number in range(1, registers + 1)))
+
+
+def token_at(x: float, y: float, layout: TokenLayout, region: Region) -> int:
+    """The token of the patch at a pixel of the image.
+
+    Args:
+        region: the part of the image that the patches cover, in its pixels.
+
+    Raises:
+        RequestError: if the model did not see that pixel.
+    """
+    rows, columns = layout.grid
+    if not (math.isfinite(x) and math.isfinite(y)):
+        raise RequestError(f"a pixel is two numbers, not {x},{y}")
+    column = math.floor((x - region.left) / region.width * columns)
+    row = math.floor((y - region.top) / region.height * rows)
+    if not (0 <= row < rows and 0 <= column < columns):
+        raise RequestError(
+            f"the model did not see pixel {x:g},{y:g}: its patches are from "
+            f"{region.left:.0f},{region.top:.0f} to {region.right:.0f},{region.bottom:.0f}"
+        )
+    return layout.prefix_tokens + row * columns + column
+
+
+def _patch_of(token: int, layout: TokenLayout) -> tuple[int, int] | None:
+    if token < layout.prefix_tokens:
+        return None
+    return divmod(token - layout.prefix_tokens, layout.grid[1])
+
+
+def _one_pass(
+    model: nn.Module,
+    images: Tensor,
+    layout: TokenLayout,
+    block: int,
+    head: int | None,
+    head_fusion: str,
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Every block's attention (1, N, N), heads fused; one head's of a block; features (N, C)."""
+    shadow = shadow_of(model)
+    seen: list[Tensor | None] = []
+    last: list[Tensor] = []
+
+    def reduce(attention: Tensor) -> Tensor:
+        if len(seen) == block:
+            if head is not None and head not in range(attention.shape[1]):
+                raise RequestError(f"head must be from 0 to {attention.shape[1] - 1}, not {head}")
+            of_head = attention if head is None else attention[:, head : head + 1]
+            seen.append(fuse_heads(of_head, head_fusion))
+        else:
+            seen.append(None)
+        return fuse_heads(attention, head_fusion)
+
+    blocks_of(shadow)[-1].register_forward_hook(lambda _b, _i, tokens: last.append(tokens))
+    with capture_attention(shadow, layout, reduce=reduce) as captured:
+        forward(shadow, images)
+    if len(seen) != len(blocks_of(shadow)):
+        raise UnsupportedModel(model, "its blocks have several branches of attention")
+    norm = shadow.norm if not isinstance(shadow.norm, nn.Identity) else shadow.fc_norm
+    return captured.summed(), seen[block], norm(last[0])[0].float()
+
+
+def _rollout(
+    fused: Sequence[Tensor], layout: TokenLayout, discard_ratio: float, token: int
+) -> np.ndarray:
+    # what is discarded goes in place, and each token needs the whole
+    attention = AttentionFactors([Factor(matrix.clone()) for matrix in fused])
+    start = F.one_hot(torch.tensor([token]), layout.tokens).to(fused[-1])
+    return rollout_scores(attention, layout, discard_ratio, start)[0]
+
+
+def _cosines(features: Tensor, layout: TokenLayout, token: int) -> np.ndarray:
+    directions = F.normalize(features, dim=1)
+    return _at_patches((directions @ directions[token])[None], layout)
+
+
+def _at_patches(row: Tensor, layout: TokenLayout) -> np.ndarray:
+    """(1, N) -> (h, w)."""
+    return on_grid(row[:, layout.prefix_tokens :], layout.grid)[0]
