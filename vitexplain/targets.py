@@ -6,8 +6,9 @@ For a category it is that category's logit y_c. For a category against others it
 
 which evidence that they share leaves as it is: why c, and not d. Rivals need not be named. Zhang et
 al. 2025, "Finer-CAM: Spotting the Difference Reveals Finer Details for Visual Explanation" (CVPR),
-take the categories whose logits are nearest to that of c, with the weights p_d / sum_d p_d. (On
-mosaics of four photographs the most likely others were worse, with either model: docs/methods.md.)
+take the categories whose logits are nearest to that of c, with the weights p_d / sum_d p_d. (On 240
+mosaics of four photographs, the most likely others did as well with DeiT-tiny, and worse with the
+bundled model: gradient rollout had 0.74 of its map in the right cell, and 0.79 with the nearest.)
 """
 
 from collections.abc import Sequence
