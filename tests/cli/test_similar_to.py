@@ -93,6 +93,8 @@ def test_a_rollout_is_the_same_for_every_question(tmp_path):
         (["--similar_to", "nowhere.png"], "no image at nowhere.png"),
         (["--similar_to", CAT, "--labels", "none"], "similar_to explains one number"),
         (["--similar_to", CAT, "--compare"], "--compare measures by probabilities"),
+        (["--similar_to", CAT, "--against", "auto"], "--against does not apply to --similar_to"),
+        (["--logit_scale", "3"], "logit_scale is of class_embeddings: there are none"),
     ],
 )
 def test_wrong_requests(arguments, message, tmp_path, capsys):

@@ -183,6 +183,8 @@ def load_model(
         set_input_size(network.model, img_size)
         network.data["input_size"] = (channels_of(network.model), *img_size)
     network.data |= {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
+    if class_embeddings is None and logit_scale != SCALE:
+        raise ModelError("logit_scale is of class_embeddings: there are none")
     if class_embeddings is not None:
         _classify_by(network, class_embeddings, logit_scale)
     if similar_to is not None:

@@ -45,6 +45,7 @@ def open_session(settings: Settings) -> Session:
     as_published = settings.maps.as_published
     if as_published and settings.model.crop != "none":
         raise RequestError("as_published explains the whole image: leave out --crop")
+    settings = replace(settings, maps=_maps_of(settings))
     folder = writable_folder(settings.run.output_dir)
     options = settings.model
     device, notice = choose_device(options.device, options.use_cuda)
@@ -64,7 +65,6 @@ def open_session(settings: Settings) -> Session:
         logit_scale=options.logit_scale,
         similar_to=options.similar_to,
     )
-    settings = replace(settings, maps=_maps_of(settings))
     explainer = Explainer(settings.maps, loaded)
     transform = _published_transform(loaded) if as_published else loaded.transform
     texts = texts_for(loaded, settings.run.command)
@@ -76,7 +76,9 @@ def open_session(settings: Settings) -> Session:
 def _maps_of(settings: Settings) -> MapOptions:
     """What is asked of a similarity is why two images are alike, unless it is said otherwise."""
     maps = settings.maps
-    asked = maps.category is not None or maps.top_k or maps.against
+    if settings.model.similar_to is not None and maps.against:
+        raise RequestError("--against does not apply to --similar_to, which has two sides already")
+    asked = maps.category is not None or maps.top_k
     of_category = not maps.method or any(METHODS[name].of_category for name in maps.method)
     if settings.model.similar_to is None or asked or not of_category:
         return maps
