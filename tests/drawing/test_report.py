@@ -287,8 +287,11 @@ def test_large_view(page):
     assert large.locator("h2").inner_text() == "B.png"
     page.keyboard.press("Escape")
     assert not large.is_visible()
-    # the browser first gives the focus back to where it was
-    page.wait_for_function("document.activeElement.querySelector('.name')?.textContent === 'B.png'")
+    for _ in range(40):  # the browser first gives the focus back to where it was
+        if focused(page) == "B.png":
+            break
+        page.wait_for_timeout(50)
+    assert focused(page) == "B.png"
 
 
 def test_harmful_names_are_only_text(page):
