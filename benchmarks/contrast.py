@@ -7,24 +7,23 @@ cell. Each mosaic is explained as it is, and with `--against auto`; the differen
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.faithfulness import CELLS, CONFIDENCE, cell_shares
 from vitexplain.device import choose_device
 from vitexplain.errors import RequestError, run_command
 from vitexplain.faithfulness.passes import BATCH
 from vitexplain.markers import write_between
+from vitexplain.methods.base import CategoryMethod
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.progress import bar_or_lines
 from vitexplain.training.classify import classify, confident
 from vitexplain.training.data import LabelledImages, category_of, is_held_out
-from vitexplain.training.localisation import cell_share, groups, mosaic
+from vitexplain.training.localisation import MapFunction, groups, map_functions
 
-CELLS = 4
-CONFIDENCE = 0.5  # smallest probability of an image in a mosaic
 TWO_SIDED = 1.97  # deviations of 95 % of Student's t, from some 200 mosaics on
 
 
@@ -61,27 +60,21 @@ def shares(loaded: LoadedModel, options: argparse.Namespace) -> dict[str, np.nda
     chosen = groups(labels[sure], CELLS, options.mosaics, options.seed)
     if not chosen:
         raise RequestError(f"{options.data}: too few categories are recognised for mosaics")
-    values: dict[str, list] = {name: [] for name in options.methods}
-    for group in bar_or_lines(chosen, "mosaics"):
-        of_cells = [sure[i] for i in group]
-        canvas = mosaic([data.read(names[i]) for i in of_cells], max(loaded.transform.size))
-        tensor = loaded.transform(canvas)[None]
-        for name, found in values.items():
-            found.append(on_mosaic(loaded, name, tensor, [int(labels[i]) for i in of_cells]))
-    return {name: np.array(found) for name, found in values.items()}
+    mosaics = [[(names[sure[i]], int(labels[sure[i]])) for i in group] for group in chosen]
+    methods = {name: METHODS[name] for name in options.methods}
+    contrasts = {
+        f"{name} auto": in_contrast(method.make(loaded.model)) for name, method in methods.items()
+    }
+    maps = map_functions(methods, loaded.model) | contrasts
+    found = cell_shares(maps, loaded, data, bar_or_lines(mosaics, "mosaics"))
+    return {name: np.stack([found[name], found[f"{name} auto"]], axis=1) for name in methods}
 
 
-def on_mosaic(
-    loaded: LoadedModel, method: str, tensor, categories: Sequence[int]
-) -> tuple[float, float]:
-    """The mean share over the cells, plain and in contrast."""
-    made = METHODS[method].make(loaded.model)
-    means = []
-    for against in (None, "auto"):
-        maps = [made.explain(tensor, [category], against).masks[0] for category in categories]
-        each = [cell_share(found.clip(min=0), cell, CELLS) for cell, found in enumerate(maps)]
-        means.append(float(np.mean(each)))
-    return means[0], means[1]
+def in_contrast(made: CategoryMethod) -> MapFunction:
+    """Each category of an image against its own rivals: what speaks for it."""
+    return lambda x, categories: np.concatenate(
+        [made.explain(x, [each], "auto").masks.clip(min=0) for each in categories]
+    )
 
 
 def as_table(loaded: LoadedModel, values: dict[str, np.ndarray]) -> str:

@@ -13,10 +13,10 @@ import windowed
 from helpers import ROOT, make_vit
 from vit_explain import main
 from vit_rollout import VITAttentionRollout
-from vitexplain.attention.tokens import UnsupportedModel, token_layout
+from vitexplain.attention.tokens import UnsupportedModel, prefix_names, token_layout
 from vitexplain.errors import RequestError
 from vitexplain.images.region import Region
-from vitexplain.queries import prefix_names, token_maps, token_named
+from vitexplain.queries import token_maps, token_named
 
 BOTH = str(ROOT / "examples" / "both.png")
 

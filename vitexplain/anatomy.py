@@ -32,13 +32,13 @@ from vitexplain.attention.tokens import (
     TokenLayout,
     blocks_of,
     check_supported,
+    prefix_names,
     token_layout,
 )
 from vitexplain.attention.windows import windows_of
 from vitexplain.methods.base import largest_is_one, on_grid
 from vitexplain.methods.product import discard_weakest_, fuse_heads, propagate
 from vitexplain.methods.registry import METHODS
-from vitexplain.queries import prefix_names
 
 # Rows and columns of patches whose position embeddings are compared: all of a 224-pixel image with
 # patches of 16 pixels; of finer grids a sample, so that the panels stay large enough to be seen.

@@ -18,8 +18,7 @@ from vitexplain.models.loading import LoadedModel
 from vitexplain.outputs import are_probabilities, both_sides, probabilities
 from vitexplain.progress import Watch, silent
 from vitexplain.settings import MapOptions
-from vitexplain.targets import AUTO
-from vitexplain.targets import against as set_against
+from vitexplain.targets import AUTO, set_against
 from vitexplain.words import share_of
 
 TOP = 5

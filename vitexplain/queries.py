@@ -15,12 +15,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitexplain.attention.capture import AttentionFactors, Factor, capture_attention, forward
-from vitexplain.attention.checks import check_one_image, check_rollout_options, images_for
+from vitexplain.attention.checks import (
+    check_block,
+    check_one_image,
+    check_rollout_options,
+    images_for,
+)
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import (
     WINDOWED,
@@ -28,12 +32,13 @@ from vitexplain.attention.tokens import (
     UnsupportedModel,
     blocks_of,
     check_supported,
+    prefix_names,
     token_layout,
 )
 from vitexplain.errors import RequestError
 from vitexplain.images.region import Region
 from vitexplain.methods.base import on_grid
-from vitexplain.methods.product import fuse_heads, rollout_scores
+from vitexplain.methods.product import fuse_heads, of_head, rollout_scores
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,7 @@ def token_maps(
         raise UnsupportedModel(model, "a token of its blocks looks at its window only")
     blocks = len(blocks_of(model))
     check_rollout_options(discard_ratio, head_fusion, start_block, False, blocks)
-    if not -blocks <= block < blocks:
-        raise RequestError(f"block must be from 0 to {blocks - 1}, not {block}")
+    check_block(block, blocks)
     images = images_for(model, tensor)
     check_one_image(images)
     layout = token_layout(model, *images.shape[2:])
@@ -129,15 +133,6 @@ def token_named(
     return token, Region(left, top, left + across, top + down)
 
 
-def prefix_names(model: nn.Module, layout: TokenLayout) -> tuple[str, ...]:
-    """The names of the tokens before the patches: "class", "distillation", "register 1", ..."""
-    names = ["class"] if getattr(model, "cls_token", None) is not None else []
-    if isinstance(model, VisionTransformerDistilled):
-        names.append("distillation")
-    registers = layout.prefix_tokens - len(names)
-    return (*names, *(f"register {number}" for number in range(1, registers + 1)))
-
-
 def token_at(x: float, y: float, layout: TokenLayout, region: Region) -> int:
     """The token of the patch at a pixel of the image.
 
@@ -180,13 +175,8 @@ def _one_pass(
     last: list[Tensor] = []
 
     def reduce(attention: Tensor) -> Tensor:
-        if len(seen) == block:
-            if head is not None and head not in range(attention.shape[1]):
-                raise RequestError(f"head must be from 0 to {attention.shape[1] - 1}, not {head}")
-            of_head = attention if head is None else attention[:, head : head + 1]
-            seen.append(fuse_heads(of_head, head_fusion))
-        else:
-            seen.append(None)
+        asked = len(seen) == block
+        seen.append(of_head(attention, head, head_fusion) if asked else None)
         return fuse_heads(attention, head_fusion)
 
     blocks_of(shadow)[-1].register_forward_hook(lambda _b, _i, tokens: last.append(tokens))

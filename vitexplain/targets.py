@@ -56,7 +56,7 @@ def value_of(target: Chosen, outputs: Tensor) -> Tensor:
     return target.of(outputs) if isinstance(target, Target) else outputs[target]
 
 
-def against(index: int, rivals: Sequence[int], count: int) -> Target:
+def set_against(index: int, rivals: Sequence[int], count: int) -> Target:
     """A category against others that count the same.
 
     Args:

@@ -8,7 +8,7 @@ from helpers import make_vit
 from vitexplain.errors import RequestError
 from vitexplain.faithfulness.removal import Removal
 from vitexplain.methods.registry import METHODS
-from vitexplain.targets import RIVALS, Target, against, nearest_rivals
+from vitexplain.targets import RIVALS, Target, nearest_rivals, set_against
 
 OF_CATEGORY = [name for name, method in METHODS.items() if method.of_category]
 LINEAR = ("gradcam", "attnlrp", "integrated_gradients")
@@ -118,7 +118,7 @@ def test_a_single_output_has_two_sides(images):
 
 def test_the_value_of_a_contrast():
     outputs = torch.tensor([1.0, 2.0, 4.0])
-    target = against(2, [0, 1, 0], 3)
+    target = set_against(2, [0, 1, 0], 3)
     assert target.of(outputs) == pytest.approx(4 - 1.5)
     assert target.reversed().of(outputs) == pytest.approx(1.5 - 4)
     with pytest.raises(RequestError, match="no second category"):

@@ -32,6 +32,12 @@ def check_start_block(start_block: int, blocks: int) -> None:
         raise RequestError(f"start_block must be from 0 to {blocks - 1}, not {start_block}")
 
 
+def check_block(block: int, blocks: int) -> None:
+    """The number of one of `blocks` blocks; negative ones count from the last."""
+    if not -blocks <= block < blocks:
+        raise RequestError(f"block must be from 0 to {blocks - 1}, not {block}")
+
+
 def check_rollout_options(
     discard_ratio: float, head_fusion: str, start_block: int, as_published: bool, blocks: int
 ) -> None:

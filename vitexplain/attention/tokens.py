@@ -115,6 +115,15 @@ def token_layout(model: nn.Module, height: int, width: int) -> TokenLayout:
     return _layout_as_read(model, grid, reading)
 
 
+def prefix_names(model: nn.Module, layout: TokenLayout) -> tuple[str, ...]:
+    """The names of the tokens before the patches: "class", "distillation", "register 1", ..."""
+    names = ["class"] if getattr(model, "cls_token", None) is not None else []
+    if isinstance(model, VisionTransformerDistilled):
+        names.append("distillation")
+    registers = layout.prefix_tokens - len(names)
+    return (*names, *(f"register {number}" for number in range(1, registers + 1)))
+
+
 def _layout_by_attributes(model: nn.Module, grid: tuple[int, int]) -> TokenLayout:
     """Of a model whose head is timm's own."""
     if isinstance(model, WINDOWED):

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from vitexplain.methods.registry import METHODS
 from vitexplain.words import share_of
 
-ABOUT = ("category", "against")  # what is said of a map beside its method
-
 
 def folder_text(report: dict) -> str:
     """A run over many images."""
@@ -30,8 +28,8 @@ def comparison_text(report: dict) -> str:
     lines = _opening(report)
     for found in report["maps"]:
         marked = ", the most faithful" if found["most_faithful"] else ""
-        described = {**found["method"], **{k: found[k] for k in ABOUT if k in found}}
-        lines.append(f"  {found['faithfulness']:5.2f}  {_method(described)}{marked}")
+        described = _method({**found, **found["method"]})
+        lines.append(f"  {found['faithfulness']:5.2f}  {described}{marked}")
     if not any(found["most_faithful"] for found in report["maps"]):
         lines.append("No map is clearly the most faithful: differences as small as these are noise")
     return "\n".join([*lines, *_wrote(report)])

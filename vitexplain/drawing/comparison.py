@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw
 
-from vitexplain.drawing.heatmap import OF_ONE_SIDE, OF_TWO_SIDES, color_bar, signed_bar
 from vitexplain.drawing.sheet import Cell, draw_sheet, fit, in_one_line, with_scale, wrap
 from vitexplain.explainer import Map, most_faithful, rows_of
 from vitexplain.methods.registry import METHODS
@@ -41,10 +40,8 @@ def draw_compare(
         cells = wrap(cells[0], COLUMNS)
     height = fit(image, (CELL, CELL)).height
     sheet = draw_sheet(cells, (CELL, height), LINES)
-    if not all(found.signed for found in maps):
-        sheet = with_scale(sheet, color_bar(CELL // 2, 8, colormap), *OF_ONE_SIDE)
-    if any(found.signed for found in maps):
-        sheet = with_scale(sheet, signed_bar(CELL // 2, 8), *OF_TWO_SIDES)
+    for signed in sorted({found.signed for found in maps}):
+        sheet = with_scale(sheet, colormap, signed=signed)
     return sheet
 
 

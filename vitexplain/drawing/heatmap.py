@@ -49,8 +49,7 @@ def draw_overlay(
     width, height = image.size
     mask, region = on_the_image(mask, Region(*(region or (0, 0, width, height))), width, height)
     left, top, right, bottom = _whole_pixels(region, width, height)
-    grey = signed_levels(mask) if signed else np.uint8(np.round(255 * stretch(mask)))
-    levels = _levels(grey, region, (left, top, right, bottom))
+    levels = _levels(levels_of(mask, signed=signed), region, (left, top, right, bottom))
     whole = levels.shape == (height, width)
     if whole:
         canvas = np.empty((height, width, 3), np.uint8)
@@ -89,7 +88,7 @@ def enlarged(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     In 8 bits, like the colour map: many times faster than in floats on a large photograph.
     """
-    return smooth(np.uint8(np.round(255 * stretch(mask))), size)
+    return smooth(levels_of(mask), size)
 
 
 def smooth(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -97,9 +96,11 @@ def smooth(levels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(levels, size, interpolation=cv2.INTER_CUBIC)
 
 
-def signed_levels(mask: np.ndarray) -> np.ndarray:
-    """A map from -1 to 1 as uint8, 0 being 128."""
-    return np.uint8(np.round(128 + 127 * mask.clip(-1, 1)))
+def levels_of(mask: np.ndarray, *, signed: bool = False) -> np.ndarray:
+    """A map as uint8, stretched; a signed one from -1 to 1, 0 being 128."""
+    if signed:
+        return np.uint8(np.round(128 + 127 * mask.clip(-1, 1)))
+    return np.uint8(np.round(255 * stretch(mask)))
 
 
 def two_sides(strength: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -119,6 +120,15 @@ def color_bar(width: int, height: int, colormap: str) -> Image.Image:
     """The colours of a map from its smallest value (left) to its largest."""
     levels = np.uint8(np.linspace(0, 255, width))[None].repeat(height, axis=0)
     return Image.fromarray(colored(levels, colormap))
+
+
+def scale(
+    width: int, height: int, colormap: str, *, signed: bool
+) -> tuple[Image.Image, tuple[str, str]]:
+    """What the colours of maps mean: a bar, and words for its ends."""
+    if signed:
+        return signed_bar(width, height), OF_TWO_SIDES
+    return color_bar(width, height, colormap), OF_ONE_SIDE
 
 
 def signed_bar(width: int, height: int) -> Image.Image:

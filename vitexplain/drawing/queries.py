@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitexplain.drawing.heatmap import OF_ONE_SIDE, color_bar
 from vitexplain.drawing.sheet import draw_sheet, fit, with_scale
 from vitexplain.images.region import Region
 from vitexplain.queries import TokenMaps
@@ -40,9 +39,8 @@ def draw_queries(
             ]
         )
     height = max(fit(drawn, (CELL, CELL)).height for row in rows for _, drawn in row)
-    return with_scale(
-        draw_sheet(rows, (CELL, height), lines=1), color_bar(CELL // 2, 8, colormap), *OF_ONE_SIDE
-    )
+    sheet = draw_sheet(rows, (CELL, height), lines=1)
+    return with_scale(sheet, colormap, length=CELL // 2)
 
 
 def _others(maps: TokenMaps) -> np.ndarray:

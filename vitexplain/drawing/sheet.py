@@ -11,12 +11,14 @@ from typing import TypeVar
 from PIL import Image, ImageDraw, ImageFont
 
 from vitexplain.drawing.fonts import font_with, needed
+from vitexplain.drawing.heatmap import scale
 from vitexplain.errors import RequestError
 
 Item = TypeVar("Item")
 Cell = tuple[str, Image.Image | None]
 
 GAP = 8
+CELL = 224  # pixels, whose letters a scale has
 LINES = 2  # of a caption; what is longer is cut
 
 
@@ -77,10 +79,15 @@ def draw_sheet(
 
 
 def with_scale(
-    sheet: Image.Image, bar: Image.Image, low: str, high: str, width: int = 224
+    sheet: Image.Image, colormap: str, *, signed: bool = False, length: int = 112
 ) -> Image.Image:
-    """The sheet, and below it what the colours of a bar mean, in letters for cells of `width`."""
-    font, line = _font(width), line_height(width)
+    """The sheet, and below it what the colours of its maps mean.
+
+    Args:
+        length: of the bar in pixels.
+    """
+    bar, (low, high) = scale(length, 8, colormap, signed=signed)
+    font, line = _font(CELL), line_height(CELL)
     whole = Image.new("RGB", (sheet.width, sheet.height + line + GAP), "white")
     whole.paste(sheet)
     draw, left, top = ImageDraw.Draw(whole), GAP, sheet.height

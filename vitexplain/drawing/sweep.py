@@ -9,7 +9,6 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from vitexplain.drawing.heatmap import OF_ONE_SIDE, OF_TWO_SIDES, color_bar, signed_bar
 from vitexplain.drawing.panels import side_by_side
 from vitexplain.drawing.sheet import (
     GAP,
@@ -92,7 +91,8 @@ def draw_sweep(
     if len(rows[0][0].labels) == 1:
         captions = [each.caption for each in rows[0]]
         cells = [("input", image), *zip(captions, overlays[0], strict=True)]
-        return _with_scale(draw_sheet(wrap(cells, COLUMNS), cell, LINES), rows, colormap)
+        sheet = draw_sheet(wrap(cells, COLUMNS), cell, LINES)
+        return with_scale(sheet, colormap, signed=rows[0][0].found.signed)
     first = draw_sheet([[("input", image)], *[[("", None)]] * (len(rows) - 1)], cell, LINES)
     headings = [each.labels[1] for each in rows[0]]
     table = [
@@ -101,15 +101,8 @@ def draw_sweep(
     ]
     sheet = draw_sheet([list(row) for row in table], cell, LINES)
     sheet = with_headings(sheet, [row[0].labels[0] for row in rows], cell, LINES)
-    return _with_scale(side_by_side([first, sheet], -GAP), rows, colormap)
-
-
-def _with_scale(
-    sheet: Image.Image, rows: Sequence[Sequence[SweepMap]], colormap: str
-) -> Image.Image:
-    if rows[0][0].found.signed:
-        return with_scale(sheet, signed_bar(CELL // 2, 8), *OF_TWO_SIDES)
-    return with_scale(sheet, color_bar(CELL // 2, 8, colormap), *OF_ONE_SIDE)
+    sheet = side_by_side([first, sheet], -GAP)
+    return with_scale(sheet, colormap, signed=rows[0][0].found.signed)
 
 
 def write_gif(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from torch import Tensor, nn
@@ -145,12 +146,14 @@ def _by_removal(
     parts: dict[str, list[dict]] = {name: [] for name in masks}
     size = case.batch_size
     work = [(start, name) for start in range(0, len(case.images), size) for name in masks]
-    removals: dict[str, Removal] = {}
+
+    @lru_cache(maxsize=1)  # whole and empty images are the same for all methods
+    def removals_from(start: int) -> dict[str, Removal]:
+        part = case.part(slice(start, start + size))
+        return {fill: _removal(part, fill, steps) for fill in FILLS}
+
     for start, name in case.watch(work, "patches removed"):
-        which = slice(start, start + size)
-        if name == next(iter(masks)):  # whole and empty images are the same for all methods
-            removals = {fill: _removal(case.part(which), fill, steps) for fill in FILLS}
-        parts[name].append(_areas(removals, masks[name][which]))
+        parts[name].append(_areas(removals_from(start), masks[name][start : start + size]))
     return {
         name: {key: np.concatenate([part[key] for part in several]) for key in several[0]}
         for name, several in parts.items()

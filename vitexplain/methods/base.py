@@ -27,8 +27,7 @@ from vitexplain.attention.tokens import TokenLayout, UnsupportedModel, token_lay
 from vitexplain.attention.verify import check_pass
 from vitexplain.errors import RequestError, is_out_of_memory, one_line
 from vitexplain.outputs import both_sides
-from vitexplain.targets import AUTO, Chosen, Target, nearest_rivals, value_of
-from vitexplain.targets import against as set_against
+from vitexplain.targets import AUTO, Chosen, Target, nearest_rivals, set_against, value_of
 
 # logits (B, categories) -> K categories, or contrasts of them, for each of the B images
 Choose = Callable[[Tensor], list[list[Chosen]]]

@@ -4,11 +4,13 @@ Vaswani et al. 2017, "Attention Is All You Need", equation 1. One row of one blo
 the class token's. It knows nothing of what the blocks before have mixed into the tokens.
 """
 
+from functools import partial
+
 import numpy as np
 from torch import Tensor, nn
 
 from vitexplain.attention.capture import capture_attention, forward
-from vitexplain.attention.checks import check_head_fusion
+from vitexplain.attention.checks import check_block, check_head_fusion
 from vitexplain.attention.tokens import (
     WINDOWED,
     TokenLayout,
@@ -16,9 +18,8 @@ from vitexplain.attention.tokens import (
     blocks_of,
     check_supported,
 )
-from vitexplain.errors import RequestError
 from vitexplain.methods.base import ImageMethod, on_grid
-from vitexplain.methods.product import fuse_heads
+from vitexplain.methods.product import fuse_heads, of_head
 
 
 class BlockAttention(ImageMethod):
@@ -47,8 +48,7 @@ class BlockAttention(ImageMethod):
             raise UnsupportedModel(model, "a block looks at windows only: roll its attention out")
         blocks = len(blocks_of(model))
         check_head_fusion(head_fusion)
-        if not -blocks <= block < blocks:
-            raise RequestError(f"block must be from 0 to {blocks - 1}, not {block}")
+        check_block(block, blocks)
         self.model, self.head_fusion, self.block, self.head = model, head_fusion, block, head
 
     def _scores(
@@ -58,18 +58,11 @@ class BlockAttention(ImageMethod):
         *,
         with_logits: bool,  # noqa: ARG002
     ) -> tuple[np.ndarray, Tensor]:
-        with capture_attention(self.model, layout, reduce=self._fused) as captured:
+        fuse = partial(of_head, head=self.head, head_fusion=self.head_fusion)
+        with capture_attention(self.model, layout, reduce=fuse) as captured:
             logits = forward(self.model, images)
         attention = captured.summed()[self.block]
         # all heads of the pool decide what is read, whichever one of the block is wanted
         pool = None if captured.pool is None else fuse_heads(captured.pool, "mean")
         row = layout.readout_weights(attention, pool)[:, None] @ attention  # (B, 1, N)
         return on_grid(row[:, 0, layout.prefix_tokens :], layout.grid), logits
-
-    def _fused(self, attention: Tensor) -> Tensor:
-        """(B, H, N, N) -> (B, N, N)."""
-        if self.head is None:
-            return fuse_heads(attention, self.head_fusion)
-        if self.head not in range(attention.shape[1]):
-            raise RequestError(f"head must be from 0 to {attention.shape[1] - 1}, not {self.head}")
-        return attention[:, self.head].float()

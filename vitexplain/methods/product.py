@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitexplain.attention.capture import AttentionFactors, Factor
 from vitexplain.attention.tokens import TokenLayout
+from vitexplain.errors import RequestError
 from vitexplain.methods.base import largest_is_one, on_grid
 
 # Every 43rd entry makes the sample of `select`. 43 is prime, so that the stride does not hit the
@@ -32,6 +33,19 @@ def fuse_heads(attention: Tensor, head_fusion: str) -> Tensor:
     if head_fusion == "mean":
         return attention.mean(dim=1)
     return attention.amax(dim=1) if head_fusion == "max" else attention.amin(dim=1)
+
+
+def of_head(attention: Tensor, head: int | None, head_fusion: str) -> Tensor:
+    """(B, H, N, N) -> (B, N, N) in float32: one head's, or all of them fused if it is None.
+
+    Raises:
+        RequestError: if there is no such head.
+    """
+    if head is None:
+        return fuse_heads(attention, head_fusion)
+    if head not in range(attention.shape[1]):
+        raise RequestError(f"head must be from 0 to {attention.shape[1] - 1}, not {head}")
+    return attention[:, head].float()
 
 
 def rollout_scores(

@@ -70,7 +70,7 @@ def zero_shot(model: nn.Module, config: dict, embeddings: Embeddings, scale: flo
     if not 0 < scale < float("inf"):
         raise ModelError(f"logit_scale must be above 0, not {scale}")
     weights, tower = read_embeddings(embeddings), image_tower(model, config)
-    width = _width(tower)
+    width = embeddings_of(tower, [torch.zeros(input_size(tower))]).shape[1]
     if weights.shape[1] != width:
         raise ModelError(
             f"the class embeddings have {weights.shape[1]} numbers each, the model's embedding of "
@@ -94,9 +94,8 @@ def similarity(
     if not images:
         raise ModelError("similar_to needs at least one image")
     tower = image_tower(model, config)
-    _width(tower)
-    directions = [embedding_of(tower, transform(image)) for image in images]
-    return ZeroShot(tower, torch.stack(directions).mean(dim=0, keepdim=True), 1.0)
+    found = embeddings_of(tower, [transform(image) for image in images])
+    return ZeroShot(tower, F.normalize(found, dim=1).mean(dim=0, keepdim=True), 1.0)
 
 
 def image_tower(model: nn.Module, config: dict) -> nn.Module:
@@ -108,12 +107,19 @@ def image_tower(model: nn.Module, config: dict) -> nn.Module:
     return model.eval()
 
 
-def embedding_of(tower: nn.Module, tensor: Tensor) -> Tensor:
-    """The direction (D,) of one image's embedding; the image is (C, H, W), normalised."""
+def embeddings_of(tower: nn.Module, tensors: Sequence[Tensor]) -> Tensor:
+    """(B, D) of B images (C, H, W), normalised, one after the other.
+
+    Raises:
+        ModelError: if the tower gives no single embedding of an image.
+    """
     shadow = shadow_of(tower)
     weight = next(shadow.parameters())
     with torch.no_grad():
-        return F.normalize(forward(shadow, tensor[None].to(weight)), dim=1)[0]
+        found = [forward(shadow, tensor[None].to(weight)) for tensor in tensors]
+    if found[0].ndim != 2:
+        raise ModelError("the model gives no single embedding of an image")
+    return torch.cat(found)
 
 
 def seen_from(model: nn.Module, tensor: Tensor) -> nn.Module:
@@ -124,7 +130,7 @@ def seen_from(model: nn.Module, tensor: Tensor) -> nn.Module:
         tensor: (C, H, W), the model's input.
     """
     tower = getattr(model, WRAPPER).tower
-    return check_supported(ZeroShot(tower, embedding_of(tower, tensor)[None], 1.0).eval())
+    return check_supported(ZeroShot(tower, embeddings_of(tower, [tensor]), 1.0).eval())
 
 
 def read_embeddings(source: Embeddings) -> Tensor:
@@ -156,14 +162,3 @@ def _from_file(path: Path) -> np.ndarray:
     if len(tensors) != 1:
         raise ValueError(f"it must hold one tensor, not {len(tensors)}")
     return next(iter(tensors.values()))
-
-
-def _width(model: nn.Module) -> int:
-    """How many numbers the model's embedding of an image has."""
-    shadow = shadow_of(model)
-    weight = next(shadow.parameters())
-    with torch.no_grad():
-        outputs = forward(shadow, torch.zeros(1, *input_size(shadow)).to(weight))
-    if outputs.ndim != 2:
-        raise ModelError("the model gives no single embedding of an image")
-    return outputs.shape[1]

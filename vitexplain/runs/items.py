@@ -5,11 +5,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 
-from vitexplain.drawing.heatmap import signed_levels, stretch
+from vitexplain.drawing.heatmap import levels_of
 from vitexplain.explainer import Explainer, ImageMaps, Map, most_faithful
 from vitexplain.images.finding import ImageFile
 from vitexplain.models.transform import InputTransform
@@ -49,11 +48,7 @@ def result_of(item: Item, session: Session) -> dict:
     maps = []
     best = most_faithful(item.explained.maps) if session.settings.maps.compare else set()
     for place, (found, files) in enumerate(zip(item.explained.maps, written.files, strict=True)):
-        grey = (
-            signed_levels(found.mask)
-            if found.signed
-            else np.uint8(np.round(255 * stretch(found.mask)))
-        )
+        grey = levels_of(found.mask, signed=found.signed)
         about = {
             **found.about,
             "overlay": files["overlay"].relative_to(session.folder).as_posix(),
@@ -81,7 +76,7 @@ def result_of(item: Item, session: Session) -> dict:
 
 def empty_notice(maps: Sequence[Map]) -> str:
     """A sentence where no map of an image shows anything; else an empty one."""
-    if any(found.mask.any() for found in maps):
+    if not maps or any(found.mask.any() for found in maps):
         return ""
     with_ratio = any("discard_ratio" in found.method for found in maps)
     remedy = ": lower --discard_ratio" if with_ratio else ""

@@ -16,7 +16,7 @@ from vitexplain.api import OpenImage, explain_opened
 from vitexplain.attention.tokens import token_layout
 from vitexplain.drawing.anatomy import draw_anatomy
 from vitexplain.drawing.comparison import draw_compare
-from vitexplain.drawing.heatmap import OF_ONE_SIDE, color_bar, draw_overlay
+from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.queries import draw_queries
 from vitexplain.drawing.sheet import draw_sheet, fit, with_scale
 from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
@@ -77,7 +77,7 @@ def _both_ways(session: Session, opened: OpenImage, found: Map) -> Image.Image:
         rows.append(list(zip(captions, (small, draw(each)), strict=True)))
     height = max(fit(drawn, (SIMILAR, SIMILAR)).height for row in rows for _, drawn in row)
     sheet = draw_sheet(rows, (SIMILAR, height), lines=1)
-    return with_scale(sheet, color_bar(112, 8, session.settings.style.colormap), *OF_ONE_SIDE)
+    return with_scale(sheet, session.settings.style.colormap)
 
 
 def explain_sweep(settings: Settings) -> dict:
@@ -127,9 +127,12 @@ def explain_compare(settings: Settings) -> dict:
 def explain_queries(settings: Settings) -> dict:
     """What single tokens of one image look at, on a sheet."""
     maps = settings.maps
-    asked = MapOptions(method=("attention",), block=maps.block, head=maps.head)
+    asked = MapOptions(
+        method=("attention",), head_fusion=maps.head_fusion, block=maps.block, head=maps.head
+    )
     session, path, opened = _opened(replace(settings, maps=asked))
     loaded, run = session.loaded, settings.run
+    (method,) = session.explainer.methods
     layout = token_layout(loaded.model, *loaded.transform.size)
     small, region = shrunk(opened.image, opened.region)
     named = [token_named(name, loaded.model, layout, opened.region) for name in run.query]
@@ -137,9 +140,9 @@ def explain_queries(settings: Settings) -> dict:
         loaded.model,
         opened.tensor[None],
         [token for token, _ in named],
-        block=-1 if maps.block is None else maps.block,
-        head=maps.head,
-        head_fusion=maps.head_fusion or "mean",
+        block=method["block"],
+        head=method["head"],
+        head_fusion=method["head_fusion"],
         discard_ratio=maps.discard_ratio,
         start_block=maps.start_block,
     )
@@ -167,7 +170,6 @@ def explain_queries(settings: Settings) -> dict:
         write_array(files["masks"], np.stack(arrays))
     return {
         **_report(session, [], files),
-        "notices": [session.loaded.notice] if session.loaded.notice else [],
         "queries": [
             {"query": name, "token": token}
             for name, (token, _) in zip(run.query, named, strict=True)

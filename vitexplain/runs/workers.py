@@ -244,12 +244,12 @@ class _Worker:
         return decoded
 
     def write(self, number: int, image: ImageFile, maps: Sequence[Map]) -> Written:
+        base = self.folder / image.name
+        if number in self.open:  # what is kept open is never large
+            return write_maps(self.overlay, base, *self.open.pop(number), maps)
         with _one_at_a_time(self.folder, pixels_of(image.path) >= LARGE_PIXELS):
-            if number in self.open:
-                opened, seen = self.open.pop(number)
-            else:
-                _, opened, seen = look(self.overlay, image.path)
-            written = write_maps(self.overlay, self.folder / image.name, opened, seen, maps)
+            _, opened, seen = look(self.overlay, image.path)
+            written = write_maps(self.overlay, base, opened, seen, maps)
             del opened
         return written
 

@@ -47,10 +47,8 @@ class LabelledImages:
             names = [name for name in self._archive.namelist() if name.count("/") == 1]
         else:
             raise DataError(f"{path} is neither a folder nor a zip file")
-        self.names = sorted(
-            {n for n in names if _is_category(category_of(n)) and not n.endswith("/")}
-            - {n for n in names if "/." in n}
-        )
+        files = {name for name in names if not name.endswith("/") and "/." not in name}
+        self.names = sorted(name for name in files if _is_category(category_of(name)))
         if not self.names:
             raise DataError(f"{path} holds no images in folders named by category")
 
@@ -75,13 +73,10 @@ class LabelledImages:
                 self._archive, self._process = _opened(self.path), os.getpid()
             with self._archive.open(name) as file:
                 content = file.read(LARGEST + 1)
-        except RuntimeError as error:
+        except RuntimeError as error:  # encrypted, or of a compression that zipfile lacks
             raise PictureError(f"{name} in {self.path}: {one_line(error)}") from None
-        except (zipfile.BadZipFile, NotImplementedError, zlib.error, lzma.LZMAError, EOFError,
-                OSError) as error:  # fmt: skip
-            raise PictureError(
-                f"{name} in {self.path} is damaged ({one_line(error) or 'it ends too early'})"
-            ) from None
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            raise PictureError(f"{name} in {self.path} is damaged ({one_line(error)})") from None
         if len(content) > LARGEST:
             raise PictureError(
                 f"{name} in {self.path} has more than {LARGEST >> 20} MiB: no image that "

@@ -22,13 +22,10 @@ import numpy as np
 from PIL import Image
 
 from vitexplain.drawing.heatmap import (
-    OF_ONE_SIDE,
-    OF_TWO_SIDES,
-    color_bar,
     colored,
     enlarged,
     on_the_image,
-    signed_bar,
+    scale,
     smooth,
     two_sides,
 )
@@ -147,9 +144,8 @@ def _transparent(levels: np.ndarray) -> Image.Image:
 def _scale(results: Sequence[dict], colormap: str) -> dict:
     """What the colours mean: a bar, and words at its ends."""
     signed = any("against" in found for result in results for found in result["maps"])
-    if not signed:
-        return {"bar": _webp(color_bar(256, 8, colormap)), "words": OF_ONE_SIDE}
-    return {"bar": _webp(signed_bar(256, 8)), "words": OF_TWO_SIDES}
+    bar, words = scale(256, 8, colormap, signed=signed)
+    return {"bar": _webp(bar), "words": words}
 
 
 def _placed(mask: np.ndarray, result: dict) -> tuple[list[float], np.ndarray]:
