@@ -18,7 +18,7 @@ from vitexplain.device import choose_device, in_batches
 from vitexplain.drawing.heatmap import check_style, color_bar
 from vitexplain.drawing.overlay import Overlay, texts_for
 from vitexplain.errors import RequestError
-from vitexplain.explainer import Category, Explainer, Map
+from vitexplain.explainer import Category, Explainer, Map, check_of
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.images.reading import open_image, to_rgb, upright
 from vitexplain.images.region import Region
@@ -273,7 +273,7 @@ def explain(
         (14, 14)
     """
     asked = _map_options(category, method, against, options)
-    loaded = _loaded(model, device, class_names, labels)
+    loaded = _loaded(model, device, class_names, labels, asked)
     several, images = _as_list(image)
     explainer = Explainer(asked, loaded)
     stretch = loaded.transform.stretch if stretch is None else stretch
@@ -400,6 +400,7 @@ def _loaded(
     device: str,
     class_names: str | Path | Sequence[str] | None,
     labels: str | None,
+    asked: MapOptions,
 ) -> LoadedModel:
     if isinstance(model, LoadedModel | nn.Module) and device != "auto":
         raise RequestError("device is for a model that is named; this one is where it was put")
@@ -408,9 +409,10 @@ def _loaded(
             raise RequestError("class_names and labels are for load_model: this model has its own")
         return model
     if isinstance(model, nn.Module):
-        return wrap_model(model, class_names, labels)
+        return wrap_model(model, class_names, labels, check=check_of(asked))
     device, _ = choose_device(device)
-    return load_model(model, class_names=class_names, device=device, labels=labels)
+    check = check_of(asked)
+    return load_model(model, class_names=class_names, device=device, labels=labels, check=check)
 
 
 def _in_notebook() -> bool:

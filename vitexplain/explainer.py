@@ -6,9 +6,10 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
-from vitexplain.attention.tokens import UnsupportedModel, token_layout
+from vitexplain.attention.families import check_classifier
+from vitexplain.attention.tokens import UnsupportedModel, layout_if_any
 from vitexplain.errors import MissingPackage, RequestError
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.methods.base import Explanation
@@ -198,8 +199,8 @@ class Explainer:
         """Images per batch that suit the device: on a CPU, as many as its cache can hold."""
         if next(self.loaded.model.parameters()).device.type != "cpu":
             return GPU_BATCH
-        tokens = token_layout(self.loaded.model, *self.loaded.transform.size).tokens
-        return max(1, min(CPU_BATCH, CACHED_TOKENS // tokens))
+        layout = layout_if_any(self.loaded.model, *self.loaded.transform.size)
+        return max(1, min(CPU_BATCH, CACHED_TOKENS // layout.tokens)) if layout else CPU_BATCH
 
     def _outputs(self, logits: Tensor) -> Tensor:
         """(B, categories): probabilities, or values where the outputs are no probabilities."""
@@ -293,6 +294,23 @@ def names_of(options: MapOptions) -> tuple[str, ...]:
     """The names of the requested methods."""
     of_category = bool(options.category is not None or options.top_k or options.against)
     return methods_of(options.method, every=options.compare, of_category=of_category)
+
+
+def check_of(options: MapOptions) -> Callable[[nn.Module], nn.Module]:
+    """What raises UnsupportedModel for a model that can't be explained as requested.
+
+    It returns timm's model within the given one, and needs no weights. Where all methods are
+    compared, some of them may be left out.
+    """
+    if options.compare and not options.method:
+        return check_classifier
+    methods = [METHODS[name] for name in names_of(options)]
+
+    def check(model: nn.Module) -> nn.Module:
+        made = [method.make(model, **options_of(method, options)) for method in methods]
+        return made[0].model
+
+    return check
 
 
 def options_of(method: Method, options: MapOptions) -> dict:

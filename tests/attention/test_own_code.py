@@ -11,6 +11,8 @@ from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import RequestError
 from vitexplain.methods.registry import METHODS
 
+# those that need to know where its tokens are
+OF_TOKENS = sorted({*METHODS} - {"integrated_gradients", "occlusion"})
 OF_ATTENTION = ("attention_rollout", "attention", "grad_rollout", "relevance", "legrad")
 
 
@@ -82,7 +84,7 @@ class Skipping(VisionTransformer):
         return self.head(self.norm(self.blocks[2](x) + middle)[:, 0])
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_TOKENS)
 def test_what_earlier_blocks_give_to_the_head_is_not_left_out(name, images):
     model = make_vit(Skipping)
     with pytest.raises(UnsupportedModel, match="reads other things beside the last block's tokens"):
@@ -179,13 +181,34 @@ class Prompted(VisionTransformer):
     [
         (Pair, "returns a tuple where logits"),
         (Dictionary, "returns a dict where logits"),
-        (WithAge, "forward pass fails: .* 'age'"),
-        (Prompted, "19 tokens where 17 were due"),
+        (WithAge, "fails.* 'age'"),
     ],
 )
 def test_forward_passes_that_cannot_be_followed(cls, reason, name, images):
     with pytest.raises(UnsupportedModel, match=reason):
         METHODS[name].make(make_vit(cls)).explain(images)
+
+
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_tokens_that_are_no_patches_are_refused(name, images):
+    with pytest.raises(UnsupportedModel, match="19 tokens where 17 were due"):
+        METHODS[name].make(make_vit(Prompted)).explain(images)
+
+
+@pytest.mark.parametrize("cls", [Skipping, Prompted])
+def test_what_needs_no_tokens_explains_any_forward_pass(cls, images):
+    """Covering a patch by hand is what occlusion's score is."""
+    model = make_vit(cls)
+    found = METHODS["occlusion"].make(model).explain(images, [2] * len(images))
+    covered = images.clone()
+    height, width = (
+        pixels // count
+        for pixels, count in zip(images.shape[2:], found.scores.shape[1:], strict=True)
+    )
+    covered[:, :, height : 2 * height, :width] = 0
+    with torch.no_grad():
+        lost = (model(images) - model(covered))[:, 2]
+    np.testing.assert_allclose(found.scores[:, 1, 0], lost, atol=1e-5)
 
 
 @pytest.mark.parametrize(

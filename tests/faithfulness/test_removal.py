@@ -16,10 +16,10 @@ from vitexplain.faithfulness.removal import (
     Removal,
     blurred,
     patch_ranks,
-    patches_of_pixels,
     perturbation,
 )
 from vitexplain.faithfulness.score import faithfulness
+from vitexplain.methods.patches import patches_of_pixels
 
 CATEGORIES = [2, 0, 5]
 

@@ -11,7 +11,7 @@ from vitexplain.methods.registry import METHODS
 from vitexplain.targets import RIVALS, Target, nearest_rivals, set_against
 
 OF_CATEGORY = [name for name, method in METHODS.items() if method.of_category]
-LINEAR = ("gradcam", "attnlrp", "integrated_gradients")
+LINEAR = ("gradcam", "attnlrp", "integrated_gradients", "occlusion")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.images.reading import open_image
 from vitexplain.models import hub, loading
 from vitexplain.models.bundled import ModelError
-from vitexplain.models.loading import load_model, set_input_size
+from vitexplain.models.loading import any_model, load_model, set_input_size
 
 
 def test_bundled_model_knows_a_cat(examples):
@@ -326,7 +326,7 @@ def test_model_that_need_not_be_explained(tmp_path):
     save_file(
         timm.create_model("test_resnet", num_classes=3).state_dict(), tmp_path / "cnn.safetensors"
     )
-    loaded = load_model("test_resnet", tmp_path / "cnn.safetensors", explainable=False)
+    loaded = load_model("test_resnet", tmp_path / "cnn.safetensors", check=any_model)
     assert len(loaded.categories) == 3
     with pytest.raises(UnsupportedModel):
         load_model("test_resnet", tmp_path / "cnn.safetensors")

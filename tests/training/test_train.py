@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import vit_explain
 from vitexplain.models.bundled import bundled_folder
-from vitexplain.models.loading import load_model
+from vitexplain.models.loading import any_model, load_model
 from vitexplain.training import evaluate
 from vitexplain.training.train import Training, main
 
@@ -104,7 +104,7 @@ def test_fine_tuning_leaves_frozen_blocks_alone(data, tmp_path):
 
 def test_cnn_of_timm(data, tmp_path):
     assert train(data, tmp_path / "run", "--model", "test_resnet", "--epochs", 1) == 0
-    loaded = load_model(checkpoint=tmp_path / "run", explainable=False)
+    loaded = load_model(checkpoint=tmp_path / "run", check=any_model)
     assert loaded.model(torch.randn(1, 3, 160, 160)).shape == (1, 3)
 
 

@@ -1,7 +1,8 @@
-"""Which models can be explained.
+"""Which models can be explained, and by what.
 
-All others are refused with the reason, because a map of something other than attention over
-patches would look as convincing as a true one.
+Where attention can't be, it is refused with the reason, because a map of something other than
+attention over patches would look as convincing as a true one. Any classifier of timm has methods
+that need none.
 """
 
 from timm.layers import AttentionPoolLatent, DiffAttention
@@ -13,8 +14,8 @@ from timm.models.vision_transformer import DiffParallelScalingBlock, VisionTrans
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
-from vitexplain.attention.readout import is_timms_own
-from vitexplain.attention.wrappers import Unclear, vit_within
+from vitexplain.attention.readout import has_categories, is_timms_own
+from vitexplain.attention.wrappers import Counts, Unclear, model_within
 from vitexplain.errors import RequestError
 
 # every token attends to every other token, from the first block to the last
@@ -40,6 +41,10 @@ REASONS = {
 WORK = ("deit_tiny_patch16_224", "vit_base_patch16_224", "swin_tiny_patch4_window7_224")
 
 UNKNOWN = "its layers are not blocks of attention over one grid of patches"
+NO_CATEGORIES = (
+    "it has no categories: its embedding can be explained by --similar_to, or by the categories of "
+    "--class_embeddings"
+)
 FOREIGN = (
     "its class is not timm's: vitexplain.load_model(model) converts ViTs of transformers and "
     "torchvision, load_model(name, checkpoint=file) loads a saved state_dict() into timm's model"
@@ -50,16 +55,22 @@ class UnsupportedModel(RequestError):
     """The model's attention can't be captured, or doesn't mean what rollout needs it to mean.
 
     Args:
-        others: whether to name models that work.
+        instead: a method that explains this model by something else than its attention; "" where
+            there is none: then models that work are named. None to name nothing.
     """
 
-    def __init__(self, model: nn.Module, reason: str, *, others: bool = False):
+    def __init__(self, model: nn.Module, reason: str, *, instead: str | None = None):
         name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
         kind = type(model).__name__
-        self.reason = reason
-        hint = f". Models that work: {', '.join(w for w in WORK if w != name)}" if others else ""
+        self.reason, hint = reason, ""
+        if instead == "":
+            hint = f". Models that work: {', '.join(w for w in WORK if w != name)}"
+        elif instead is not None:
+            command = f"vit_explain.py --model {name} --method {instead}" if name else instead
+            hint = f"; what explains it: {command}"
         super().__init__(
-            f"{f'{name} ({kind})' if name else kind} can't be explained: {reason}{hint}"
+            f"{f'{name} ({kind})' if name else kind} can't be explained"
+            f"{' by attention' if instead else ''}: {reason}{hint}"
         )
 
 
@@ -67,19 +78,52 @@ def check_supported(model: nn.Module) -> nn.Module:
     """The ViT that `model` is, or holds: see vitexplain.attention.wrappers.
 
     Raises:
-        UnsupportedModel: unless it can be explained.
+        UnsupportedModel: unless its attention can be explained.
     """
-    try:
-        vit = vit_within(model, GLOBAL + WINDOWED)
-    except Unclear as error:
-        raise UnsupportedModel(model, str(error)) from error
+    vit = _within(model, _is_vit, "ViT")
     if vit is None:
-        other = UNKNOWN if type(model).__module__.startswith("timm.") else FOREIGN
-        raise UnsupportedModel(model, REASONS.get(type(model).__name__, other), others=True)
+        classifier = _within(model, _is_timms, "model")
+        if classifier is None:
+            raise UnsupportedModel(model, FOREIGN, instead="")
+        reason = REASONS.get(type(classifier).__name__, UNKNOWN)
+        instead = "gradcam" if has_categories(classifier) else ""
+        raise UnsupportedModel(classifier, reason, instead=instead)
     _check_attention(vit)
     if is_timms_own(vit):
         _check_pooling(vit)  # else what its head reads is found out, see token_layout
     return vit
+
+
+def check_classifier(model: nn.Module) -> nn.Module:
+    """timm's model that `model` is, or holds, whether or not its attention can be explained.
+
+    Raises:
+        UnsupportedModel: if it has no categories, or is not timm's.
+    """
+    found = _within(model, lambda module: _is_vit(module) or _is_timms(module), "model")
+    if found is None:
+        raise UnsupportedModel(model, FOREIGN, instead="")
+    if not has_categories(found):
+        raise UnsupportedModel(found, NO_CATEGORIES)
+    return found
+
+
+def _within(model: nn.Module, counts: Counts, kind: str) -> nn.Module | None:
+    try:
+        return model_within(model, counts, kind)
+    except Unclear as error:
+        raise UnsupportedModel(model, str(error)) from error
+
+
+def _is_vit(module: nn.Module) -> bool:
+    return isinstance(module, GLOBAL + WINDOWED)
+
+
+def _is_timms(module: nn.Module) -> bool:
+    """Whether it is a whole model of timm, also of a subclass."""
+    return hasattr(module, "pretrained_cfg") and any(
+        kind.__module__.startswith("timm.models.") for kind in type(module).__mro__
+    )
 
 
 def _check_attention(model: nn.Module) -> None:
@@ -88,12 +132,13 @@ def _check_attention(model: nn.Module) -> None:
             model,
             "its layers are quantised: no gradient passes them, and they round each batch in its "
             "own way; explain it as it was before",
+            instead="occlusion",
         )
     if any(isinstance(m, DiffAttention | DiffParallelScalingBlock) for m in model.modules()):
         raise UnsupportedModel(
             model,
             "differential attention subtracts two maps, so its weights are signed",
-            others=True,
+            instead="gradcam",
         )
 
 
@@ -103,13 +148,19 @@ def _check_pooling(model: nn.Module) -> None:
         isinstance(attention_pool, AttentionPoolLatent) and attention_pool.latent_len == 1
     ):
         raise UnsupportedModel(
-            model, f"its pooling ({type(attention_pool).__name__}) has no single query"
+            model,
+            f"its pooling ({type(attention_pool).__name__}) has no single query",
+            instead="gradcam",
         )
     pooling = pooling_of(model)
     if attention_pool is None and "max" in pooling:
-        raise UnsupportedModel(model, "max pooling reads a different token for every channel")
+        raise UnsupportedModel(
+            model, "max pooling reads a different token for every channel", instead="gradcam"
+        )
     if isinstance(model, WINDOWED) and pooling != "avg":
-        raise UnsupportedModel(model, f"its pooling ({pooling or 'none'}) reads no token")
+        raise UnsupportedModel(
+            model, f"its pooling ({pooling or 'none'}) reads no token", instead="gradcam"
+        )
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

@@ -115,6 +115,14 @@ def token_layout(model: nn.Module, height: int, width: int) -> TokenLayout:
     return _layout_as_read(model, grid, reading)
 
 
+def layout_if_any(model: nn.Module, height: int, width: int) -> TokenLayout | None:
+    """The same; None for a model whose attention can't be explained."""
+    try:
+        return token_layout(model, height, width)
+    except UnsupportedModel:
+        return None
+
+
 def prefix_names(model: nn.Module, layout: TokenLayout) -> tuple[str, ...]:
     """The names of the tokens before the patches: "class", "distillation", "register 1", ..."""
     names = ["class"] if getattr(model, "cls_token", None) is not None else []

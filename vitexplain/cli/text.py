@@ -56,11 +56,13 @@ def anatomy_text(report: dict) -> str:
 def _opening(report: dict) -> list[str]:
     model = report["model"]
     width, height = model["input_size"]
-    rows, columns = model["patch_grid"]
+    tokens = ""
+    if model["patch_grid"]:
+        rows, columns = model["patch_grid"]
+        tokens = f", {rows}x{columns} patches, pooling: {model['readout']}"
     return [
         report["device"]["notice"],
-        f"Model: {model['name']}, input {width}x{height} ({_seen(report)}), "
-        f"{rows}x{columns} patches, pooling: {model['readout']}",
+        f"Model: {model['name']}, input {width}x{height} ({_seen(report)}){tokens}",
     ]
 
 

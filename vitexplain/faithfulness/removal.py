@@ -29,6 +29,7 @@ from vitexplain.attention.shadow import shadow_of
 from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
 from vitexplain.faithfulness.passes import BATCH, check_categories, notify
+from vitexplain.methods.patches import patches_of_pixels
 from vitexplain.outputs import both_sides, probabilities
 
 FILLS = ("mean", "blur")
@@ -198,14 +199,6 @@ def patch_ranks(masks: np.ndarray, seed: int = 0) -> np.ndarray:
     lots = np.random.default_rng(seed).permutation(values.shape[1])
     order = np.lexsort((np.broadcast_to(lots, values.shape), -values), axis=1)
     return np.argsort(order, axis=1)
-
-
-def patches_of_pixels(grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """(H, W): which of the h*w patches, row by row, each pixel belongs to."""
-    rows, columns = (
-        torch.arange(pixels) * patches // pixels for pixels, patches in zip(size, grid, strict=True)
-    )
-    return rows[:, None] * grid[1] + columns
 
 
 def blurred(images: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from contextlib import ExitStack
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from vitexplain.attention.capture import forward, inference_state
-from vitexplain.attention.tokens import TokenLayout, check_supported
+from vitexplain.attention.tokens import TokenLayout
 from vitexplain.errors import MissingPackage
-from vitexplain.methods.base import CategoryMethod, Choose, on_grid
+from vitexplain.methods.base import Choose, on_grid
+from vitexplain.methods.classifier import ClassifierMethod
+from vitexplain.methods.patches import patch_sums
 from vitexplain.outputs import both_sides
 from vitexplain.targets import Chosen, value_of
 
@@ -35,41 +36,35 @@ except ModuleNotFoundError as error:
 # average, at most 7 %, with the bundled model (with 32: 9 %, 22 %), and by at most 4 % with
 # DeiT-tiny.
 STEPS = 50
+PATCH = 16  # pixels of the side of a patch where a model has none
 
 
-class IntegratedGradients(CategoryMethod):
-    """Integrated gradients of a timm ViT's patches, for one category of each image.
+class IntegratedGradients(ClassifierMethod):
+    """Integrated gradients of a classifier's pixels, for one category of each image.
 
     A category takes STEPS forward and backward passes on the whole batch, one after the other, so
     that no more memory is needed than for one.
 
-    Args:
-        model: any that check_supported lets pass; used in evaluation mode, left as it was found.
-            It may be frozen, and no `.grad` appears anywhere.
-
-    Raises:
-        UnsupportedModel: if the model is of no family that can be explained.
+    A model whose attention can be explained has maps on its patch grid, any other one on patches of
+    PATCH pixels, or as near to that as splits the image evenly.
     """
 
-    linear = True
-
-    def __init__(self, model: nn.Module):
-        model = check_supported(model)
-        self.model = model
-
     def _scores(
-        self, images: Tensor, layout: TokenLayout, choose: Choose
+        self, images: Tensor, layout: TokenLayout | None, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
+        height, width = images.shape[2:]
+        grid, patch = (-(-height // PATCH), -(-width // PATCH)), None
+        if layout is not None:
+            grid, patch = layout.grid, self._patch_size()
         with ExitStack() as undo:
             undo.enter_context(inference_state(self.model, freeze=True, fused=True))
             with torch.no_grad():
-                logits = forward(self.model, images)
+                logits = self._logits(images)
             categories = choose(logits)
             scores = []
             for chosen in zip(*categories, strict=True):
                 pixels = self.of_pixels(images, chosen).sum(dim=1)
-                patches = patch_sums(pixels, layout.grid, self._patch_size())
-                scores.append(on_grid(patches, layout.grid))
+                scores.append(on_grid(patch_sums(pixels, grid, patch), grid))
         return scores, logits, categories
 
     def of_pixels(self, images: Tensor, targets: Sequence[Chosen]) -> Tensor:
@@ -87,20 +82,3 @@ class IntegratedGradients(CategoryMethod):
             internal_batch_size=len(images),
         )
         return attributions.detach()
-
-    def _patch_size(self) -> tuple[int, int]:
-        return self.model.patch_embed.feat_ratio(as_scalar=False)
-
-
-def patch_sums(pixels: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
-    """(B, H, W) -> (B, h*w): the sum over each patch, the image being split evenly.
-
-    Args:
-        patch: pixels of a patch, (down, across). Where the grid goes beyond the image, as timm
-            pads it, its last patches have fewer.
-    """
-    height, width = pixels.shape[1:]
-    missing = (max(0, grid[1] * patch[1] - width), max(0, grid[0] * patch[0] - height))
-    padded = F.pad(pixels, (0, missing[0], 0, missing[1]))
-    area = padded[0].numel() / (grid[0] * grid[1])
-    return F.adaptive_avg_pool2d(padded[:, None], grid).flatten(1) * area

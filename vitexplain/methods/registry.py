@@ -128,6 +128,13 @@ _ALL = (
         True,
         ("vitexplain.methods.integrated_gradients", "IntegratedGradients"),
     ),
+    Method(
+        "occlusion",
+        "occlusion",
+        "Zeiler & Fergus 2014",
+        True,
+        ("vitexplain.methods.occlusion", "Occlusion"),
+    ),
 )
 
 METHODS = {method.name: method for method in _ALL}

@@ -5,7 +5,7 @@ It comes with its own input transform and the names of its categories.
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 
-from vitexplain.attention.families import GLOBAL, WINDOWED, check_supported
+from vitexplain.attention.families import GLOBAL, WINDOWED, check_classifier, check_supported
 from vitexplain.attention.readout import channels_of
 from vitexplain.checkpoints.fitting import fit
 from vitexplain.checkpoints.instances import converted
@@ -50,6 +50,14 @@ MOST_PATCHES = 16_384  # one block's attention matrix then takes 1 GiB
 NEEDED = ("architecture", "class", "args", "categories", "transform")  # of a folder's config
 DATA = ("mean", "std", "interpolation", "crop_pct", "crop_mode", "input_size")
 LONGEST = 240  # characters of timm's or the hub's own words within a message
+
+
+Check = Callable[[nn.Module], object]  # raises UnsupportedModel
+
+
+def any_model(model: nn.Module) -> nn.Module:
+    """The check that every model passes."""
+    return model
 
 
 @dataclass
@@ -102,7 +110,7 @@ class _Request:
 
     name: str
     checkpoint: Path | None
-    explainable: bool
+    check: "Check"
     model_args: dict
     img_size: tuple[int, int] | None
 
@@ -127,7 +135,7 @@ def load_model(
     class_embeddings: Embeddings | None = None,
     logit_scale: float = SCALE,
     similar_to: str | Path | Sequence[Image.Image] | None = None,
-    explainable: bool = True,
+    check: Check = check_supported,
 ) -> LoadedModel:
     """Load a model to explain.
 
@@ -153,12 +161,13 @@ def load_model(
         logit_scale: of their cosines with the image's embedding.
         similar_to: an image's file, a folder of images, or images: what is explained is the cosine
             of an image's embedding with theirs. Category 1 is "similar", 0 "different".
-        explainable: whether to refuse a model whose attention can't be explained.
+        check: refuses a model that can't be explained as it is meant to be, before its weights are
+            downloaded: by default one whose attention can't be.
 
     Raises:
         ModelError: unknown or unavailable model, a checkpoint that doesn't fit, or a size that
             the model can't take.
-        vitexplain.attention.tokens.UnsupportedModel: a model whose attention can't be explained.
+        vitexplain.attention.tokens.UnsupportedModel: a model that `check` refuses.
         vitexplain.models.categories.CategoryError: class names that don't fit.
     """
     if isinstance(name, nn.Module):
@@ -166,19 +175,20 @@ def load_model(
             raise ModelError("a model that is given has weights and a size: pass it alone")
         if class_embeddings is not None or similar_to is not None:
             raise ModelError("class_embeddings and similar_to are for a model that is named")
-        loaded = wrap_model(name, class_names, labels, crop)
+        loaded = wrap_model(name, class_names, labels, crop, check)
         loaded.transform.stretch = stretch
         return loaded
+    embeds = class_embeddings is not None or similar_to is not None
     request = _Request(
         name,
         None if checkpoint is None else Path(checkpoint),
-        explainable,
+        any_model if embeds else check,  # a tower is explained by what it becomes
         dict(model_args or {}),
         img_size,
     )
     network = _network(request)
-    if explainable:
-        check_supported(network.model)
+    if not embeds:
+        check(network.model)
     if img_size:
         set_input_size(network.model, img_size)
         network.data["input_size"] = (channels_of(network.model), *img_size)
@@ -194,6 +204,8 @@ def load_model(
             )
         _compare_with(network, _images_of(similar_to, stretch), crop)
         class_names = list(ALIKE)
+    if embeds:
+        check(network.model)
     network.model.eval().to(device)
     try:
         loaded = _loaded(network, class_names, labels, crop)
@@ -211,18 +223,22 @@ def wrap_model(
     class_names: str | Path | Sequence[str] | None = None,
     labels: str | None = None,
     crop: str = "none",
+    check: Callable[[nn.Module], nn.Module] = check_supported,
 ) -> LoadedModel:
     """A model of your own, in whatever mode it is, with the transform that timm records.
 
+    Args:
+        check: as for load_model; it returns timm's model within what is given.
+
     Raises:
-        vitexplain.attention.tokens.UnsupportedModel: if there is no timm ViT in it that can be
-            explained.
+        vitexplain.attention.tokens.UnsupportedModel: if there is no model in it that `check` lets
+            pass.
         vitexplain.models.categories.CategoryError: class names that don't fit.
     """
     twin = converted(model)
     if twin is not None:
         return _loaded(_of_transformers(twin, type(model).__name__), class_names, labels, crop)
-    model = check_supported(model)
+    model = check(model)
     data = resolve_model_data_config(model)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     if size:  # of this very model, whatever its configuration says
@@ -249,7 +265,7 @@ def _classify_by(network: _Network, embeddings: Embeddings, scale: float) -> Non
     """Put embedded categories in the place of the network's own."""
     classifier = zero_shot(network.model, network.names, embeddings, scale)
     count = len(classifier.embeddings)
-    network.model = check_supported(classifier.eval())
+    network.model = check_classifier(classifier.eval())
     network.labels = "none" if count == 1 else "exclusive"  # a cosine alone is no probability
     numbers = [f"category {number}" for number in range(count)]
     network.names = {} if count == 1 else {"label_names": numbers}
@@ -258,7 +274,7 @@ def _classify_by(network: _Network, embeddings: Embeddings, scale: float) -> Non
 def _compare_with(network: _Network, images: Sequence[Image.Image], crop: str) -> None:
     """Put the similarity with some images in the place of the network's outputs."""
     transform = _transform(network.data, crop, channels_of(network.model))
-    network.model = check_supported(
+    network.model = check_classifier(
         similarity(network.model, network.names, transform, images).eval()
     )
     network.labels, network.names = "none", {}
@@ -291,7 +307,7 @@ def _network(request: _Request) -> _Network:
     if name == "auto":
         request.without_args("name the model that they are for")
         return _automatic()
-    return _pretrained(name, request.explainable, request.model_args)
+    return _pretrained(name, request.check, request.model_args)
 
 
 def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
@@ -399,9 +415,9 @@ def _tuned_bundled(checkpoint: Path) -> _Network:
     return _Network(model, "bundled", dict(config["transform"]), {})
 
 
-def _pretrained(name: str, explainable: bool = True, args: Mapping | None = None) -> _Network:
+def _pretrained(name: str, check: Check = check_supported, args: Mapping | None = None) -> _Network:
     args = dict(args or {})
-    prefix, rest, config = _resolve(name, explainable, args)
+    prefix, rest, config = _resolve(name, check, args)
     try:
         if prefix == "local-dir" and is_transformers_folder(Path(rest)):
             return _from_folder(Path(rest), name)
@@ -430,7 +446,7 @@ def _from_file(request: _Request) -> _Network:
     """From a file of weights, of the architecture that is named, or that it is of."""
     name, path = request.name, request.checkpoint
     if name != "auto":
-        prefix, _, _ = _resolve(name, request.explainable, request.model_args)
+        prefix, _, _ = _resolve(name, request.check, request.model_args)
         if prefix:
             raise ModelError(f"a checkpoint needs one of timm's architectures as model, not {name}")
     if not _is_vit(name):
@@ -461,7 +477,7 @@ def _is_vit(name: str) -> bool:
 def _convolutional(name: str, path: Path) -> _Network:
     """Any other model, such as a CNN to compare with, from weights by timm's own names."""
     state = find_weights(read_file(path), path).state
-    config = _resolve(name, explainable=False)[2]
+    config = _resolve(name)[2]
     classifier = config.get("classifier") or "head"
     weight = state.get(f"{classifier}.weight") if isinstance(classifier, str) else None
     given = {"state_dict": state, "num_classes": 0 if weight is None else len(weight)}
@@ -480,12 +496,12 @@ def _from_timm(model: nn.Module, name: str) -> _Network:
 
 
 def _resolve(
-    name: str, explainable: bool = True, args: Mapping | None = None
+    name: str, check: Check = any_model, args: Mapping | None = None
 ) -> tuple[str | None, str, dict]:
     """Prefix, the rest of the name, and timm's config of it (empty for hub names).
 
-    If it must be explainable, the architecture is first built without memory, so that a model
-    that can't be explained is refused before anything is downloaded.
+    The architecture is first built without memory, so that a model that can't be explained is
+    refused before anything is downloaded.
     """
     try:
         prefix, rest = parse_model_name(name)
@@ -499,7 +515,7 @@ def _resolve(
         config = resolve_pretrained_cfg(architecture, tag or None).to_dict()
     except (RuntimeError, ValueError) as error:
         raise ModelError(one_line(error, LONGEST)) from error
-    if explainable:
+    if check is not any_model:
         try:
             with torch.device("meta"):
                 model = timm.create_model(architecture, pretrained=False, **(args or {}))
@@ -508,7 +524,7 @@ def _resolve(
             raise ModelError(
                 f"{architecture} can't be made with {given}: {one_line(error, LONGEST)}"
             ) from error
-        check_supported(model)
+        check(model)
     return None, rest, config
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitexplain.attention.capture import forward
-from vitexplain.attention.families import check_supported
+from vitexplain.attention.families import check_classifier
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.wrappers import WRAPPER, input_size
 from vitexplain.errors import ModelError, one_line
@@ -130,7 +130,7 @@ def seen_from(model: nn.Module, tensor: Tensor) -> nn.Module:
         tensor: (C, H, W), the model's input.
     """
     tower = getattr(model, WRAPPER).tower
-    return check_supported(ZeroShot(tower, embeddings_of(tower, [tensor]), 1.0).eval())
+    return check_classifier(ZeroShot(tower, embeddings_of(tower, [tensor]), 1.0).eval())
 
 
 def read_embeddings(source: Embeddings) -> Tensor:

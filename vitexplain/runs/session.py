@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import vitexplain
-from vitexplain.attention.tokens import token_layout
+from vitexplain.attention.tokens import layout_if_any
 from vitexplain.choices import DEFAULT_IMAGE
 from vitexplain.device import choose_device
 from vitexplain.drawing.heatmap import check_style
 from vitexplain.drawing.overlay import Overlay, texts_for
 from vitexplain.errors import RequestError
-from vitexplain.explainer import Explainer
+from vitexplain.explainer import Explainer, check_of
 from vitexplain.images.writing import writable_folder
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel, load_model
@@ -64,6 +64,7 @@ def open_session(settings: Settings) -> Session:
         class_embeddings=options.class_embeddings,
         logit_scale=options.logit_scale,
         similar_to=options.similar_to,
+        check=check_of(settings.maps),
     )
     explainer = Explainer(settings.maps, loaded)
     transform = _published_transform(loaded) if as_published else loaded.transform
@@ -98,13 +99,13 @@ def model_report(session: Session) -> dict:
     """What every report says about the model (JSON-ready)."""
     loaded = session.loaded
     height, width = loaded.transform.size
-    layout = token_layout(loaded.model, height, width)
+    layout = layout_if_any(loaded.model, height, width)
     return {
         "name": loaded.name,
         "input_size": [width, height],
         "crop": session.settings.model.crop,
-        "patch_grid": list(layout.grid),
-        "readout": layout.readout,
+        "patch_grid": layout and list(layout.grid),  # None where its attention is not explained
+        "readout": layout and layout.readout,
     }
 
 

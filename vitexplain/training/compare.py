@@ -78,7 +78,7 @@ def sheet(models: dict[str, LoadedModel], data: LabelledImages, count: int) -> I
     first = {category_of(name): name for name in reversed(data.names)}
     names = thinned([first[category] for category in sorted(first)], count)
     maps = {
-        name: map_functions(methods_for(loaded.model, *loaded.transform.size), loaded.model)
+        name: map_functions(methods_for(loaded.model), loaded.model)
         for name, loaded in models.items()
     }
     return draw_sheet([_row(models, maps, data.read(n), category_of(n)) for n in names])

@@ -20,7 +20,7 @@ from vitexplain.errors import run_command
 from vitexplain.faithfulness.table import bootstrap_interval
 from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder
-from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.models.loading import LoadedModel, any_model, load_model
 from vitexplain.progress import bar_or_lines
 from vitexplain.training.accuracy import Share, confusion
 from vitexplain.training.classify import accuracy, classify, confident
@@ -75,7 +75,7 @@ def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> 
     }
     report["per_category"] = per_category(loaded, labels, probabilities, output)
     shown: list[tuple[str, Image.Image]] = []
-    if methods := methods_for(loaded.model, *loaded.transform.size):
+    if methods := methods_for(loaded.model):
         maps = map_functions(methods, loaded.model)
         of_category = {name: maps[name] for name in maps if methods[name].of_category}
         if text := data.side_file("boxes.csv"):
@@ -107,7 +107,7 @@ def loaded_for(options: argparse.Namespace) -> LoadedModel:
         options.class_names,
         options.device,
         options.crop,
-        explainable=False,
+        check=any_model,
     )
 
 

@@ -5,7 +5,6 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,34 +17,20 @@ from vitexplain.models.transform import InputTransform
 from vitexplain.progress import Watch, silent
 from vitexplain.training.data import LabelledImages
 
-# of a CNN; a Vision Transformer's Grad-CAM is METHODS["gradcam"]
-CNN_GRADCAM = Method(
-    "gradcam",
-    "Grad-CAM",
-    "Selvaraju et al. 2017",
-    True,
-    ("vitexplain.training.cnn_gradcam", "CnnGradCam"),
-)
-
 # one image (1, 3, H, W) and K categories -> (K, h, w)
 MapFunction = Callable[[Tensor, Sequence[int]], np.ndarray]
 
 
-def methods_for(model: nn.Module, height: int, width: int) -> dict[str, Method]:
-    """The methods for a model, by their names in reports; the input is height x width pixels.
+def methods_for(model: nn.Module) -> dict[str, Method]:
+    """The methods for a model, by their names in reports.
 
-    Both rollouts for a Vision Transformer, Grad-CAM for a CNN, none for any other model.
+    Both rollouts where its attention can be explained, Grad-CAM of any other model.
     """
     try:
         METHODS["attention_rollout"].make(model)
-        return {"rollout": METHODS["attention_rollout"], "grad_rollout": METHODS["grad_rollout"]}
     except UnsupportedModel:
-        pass
-    try:
-        CNN_GRADCAM.make(model).batch(torch.zeros(1, 3, height, width), [0])
-        return {"gradcam": CNN_GRADCAM}
-    except UnsupportedModel:
-        return {}
+        return {"gradcam": METHODS["gradcam"]}
+    return {"rollout": METHODS["attention_rollout"], "grad_rollout": METHODS["grad_rollout"]}
 
 
 def map_functions(methods: Mapping[str, Method], model: nn.Module) -> dict[str, MapFunction]:

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from vitexplain.errors import run_command
 from vitexplain.images.writing import writable_folder, write_whole
 from vitexplain.models.bundled import bundled_folder
-from vitexplain.models.loading import load_model, set_input_size
+from vitexplain.models.loading import any_model, load_model, set_input_size
 from vitexplain.progress import bar_or_lines
 from vitexplain.training.curves import draw_curves
 from vitexplain.training.data import (
@@ -238,7 +238,7 @@ class Training:
 def make_model(options: argparse.Namespace, categories: int) -> tuple[nn.Module, dict]:
     """The model with a fresh head for that many categories, and timm's description of its input."""
     if options.pretrained or options.checkpoint or options.model == "bundled":
-        loaded = load_model(options.model, options.checkpoint, explainable=False)
+        loaded = load_model(options.model, options.checkpoint, check=any_model)
         model, transform = loaded.model, loaded.transform
         model.requires_grad_(True)
         model.reset_classifier(categories)
