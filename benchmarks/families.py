@@ -1,8 +1,9 @@
 """Which models work? `python -m benchmarks.families --write docs/models.md` asks all of timm's.
 
-Every model is built without memory, and either has a token layout or is refused with a reason. The
-smallest model of each class that is not refused is then explained with random weights, by rollout
-and by gradient rollout, so that what its hooks see has to pass the acceptance test.
+Every model is built without memory, and either has a token layout, or can be explained without its
+attention, or is refused with a reason. The smallest model of each class is then explained with
+random weights: by rollout and gradient rollout, so that what its hooks see has to pass the
+acceptance test, or else by Grad-CAM.
 """
 
 import argparse
@@ -14,14 +15,18 @@ from pathlib import Path
 import numpy as np
 import timm
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from vit_grad_rollout import VITAttentionGradRollout
-from vit_rollout import VITAttentionRollout
+from vitexplain.attention.class_attention import class_blocks
+from vitexplain.attention.families import ENCODERS, check_classifier
 from vitexplain.attention.tokens import UnsupportedModel, token_layout
 from vitexplain.markers import write_between
+from vitexplain.methods.base import ImageMethod
+from vitexplain.methods.registry import METHODS
 
 BEGIN, END = "<!-- families: made by benchmarks.families -->", "<!-- families end -->"
+CATEGORIES = 10
 
 
 @dataclass
@@ -29,20 +34,26 @@ class Family:
     """The models of one class.
 
     Attributes:
-        sizes: parameters of each supported model, by name.
-        readouts: what their classifiers pool, in words, and how often.
-        refused: reason -> names.
+        rolled: parameters of each model that rollout explains, by name.
+        others: of each that only methods without attention explain.
+        readouts: what the classifiers of the former pool, in words, and how often.
+        reasons: why rollout does not explain the latter -> names.
+        refused: why no method explains a model -> names.
+        class_attention: whether a class token reads the patches in blocks of its own.
     """
 
-    sizes: dict[str, int] = field(default_factory=dict)
+    rolled: dict[str, int] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
     readouts: Counter = field(default_factory=Counter)
+    reasons: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     refused: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    class_attention: bool = False
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     families = walk(timm.list_models(options.models))
-    tried = {kind: try_smallest(family) for kind, family in families.items() if family.sizes}
+    tried = {kind: try_smallest(family) for kind, family in tqdm(families.items())}
     text = table(families, tried)
     print(text)
     if options.write:
@@ -56,59 +67,96 @@ def walk(names: list[str]) -> dict[str, Family]:
     for name in tqdm(names, disable=not sys.stderr.isatty()):
         with torch.device("meta"):
             model = timm.create_model(name)
-        family = families[type(model).__name__]
-        try:
-            layout = token_layout(model, *model.pretrained_cfg["input_size"][1:])
-        except UnsupportedModel as error:
-            family.refused[error.reason].append(name)
-        else:
-            family.sizes[name] = sum(p.numel() for p in model.parameters())
-            readout = layout.readout.removesuffix(f" from {layout.tokens}")
-            family.readouts["".join(c for c in readout if not c.isdigit())] += 1
+        _sort_in(families[type(model).__name__], name, model)
     return dict(sorted(families.items()))
 
 
+def _sort_in(family: Family, name: str, model: nn.Module) -> None:
+    size = sum(p.numel() for p in model.parameters())
+    try:
+        layout = token_layout(model, *model.pretrained_cfg["input_size"][1:])
+    except UnsupportedModel as error:
+        family.reasons[error.reason].append(name)
+    else:
+        family.rolled[name] = size
+        readout = layout.readout.removesuffix(f" from {layout.tokens}")
+        family.readouts["".join(c for c in readout if not c.isdigit())] += 1
+        return
+    if not model.num_classes and type(model).__name__ not in ENCODERS:
+        model.reset_classifier(CATEGORIES)  # it takes any number of them
+    try:
+        check_classifier(model)
+    except UnsupportedModel as error:
+        family.refused[error.reason].append(name)
+    else:
+        family.others[name] = size
+        family.class_attention = bool(class_blocks(model))
+
+
 def try_smallest(family: Family) -> str:
-    """Explain the smallest model; returns its name."""
-    name = min(family.sizes, key=family.sizes.__getitem__)
+    """Explain the smallest model, by rollouts if they can; returns its name, or "" if none can."""
+    sizes = family.rolled or family.others
+    if not sizes:
+        return ""
+    name = min(sizes, key=sizes.__getitem__)
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10).eval()
+    model = timm.create_model(name, num_classes=CATEGORIES).eval()
     image = torch.randn(1, *model.pretrained_cfg["input_size"])
-    grid = token_layout(model, *image.shape[2:]).grid
-    masks = [
-        VITAttentionRollout(model, discard_ratio=0.5).batch(image)[0],
-        VITAttentionGradRollout(model, discard_ratio=0.5).batch(image, [3])[0],
-    ]
-    for mask in masks:
-        if mask.shape != grid or not np.isfinite(mask).all() or mask.min() < 0 or mask.max() > 1:
+    if family.rolled:
+        methods = ["attention_rollout", "grad_rollout"]
+    else:
+        methods = ["gradcam", *(["attention"] if family.class_attention else [])]
+    for method in methods:
+        made = METHODS[method].make(model)
+        found = made.explain(image) if isinstance(made, ImageMethod) else made.explain(image, [3])
+        mask = found.masks[0]
+        fits = found.layout is None or not family.rolled or mask.shape == found.layout.grid
+        if not (fits and np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
             raise AssertionError(f"{name}: a map {mask.shape} of {mask.min()} to {mask.max()}")
     return name
 
 
 def table(families: dict[str, Family], tried: dict[str, str]) -> str:
-    """Markdown: a row for each class that works, and a row for each reason for refusal."""
+    """Markdown: a row for each class, those that rollout explains first."""
+    rolled = {kind: family for kind, family in families.items() if family.rolled}
+    others = {kind: family for kind, family in families.items() if not family.rolled}
     count = sum(
-        len(f.sizes) + sum(len(names) for names in f.refused.values()) for f in families.values()
+        len(f.rolled) + len(f.others) + sum(map(len, f.refused.values())) for f in families.values()
     )
+    explained = sum(len(f.rolled) for f in families.values())
+    any_model = sum(len(f.others) for f in families.values())
     lines = [
-        f"timm {timm.__version__}: {count} models of {len(families)} classes.",
+        f"timm {timm.__version__}: {count} models of {len(families)} classes. {explained} by all "
+        f"methods, {any_model} more by those that need no attention.",
         "",
-        "| works | models | pooling | tried |",
+        "| all methods | models | pooling | tried |",
         "|---|---|---|---|",
     ]
-    for kind, name in tried.items():
-        family = families[kind]
+    for kind, family in rolled.items():
         readouts = [" ".join(words.split()) for words, _ in family.readouts.most_common()]
-        lines.append(f"| {kind} | {len(family.sizes)} | {'; '.join(readouts)} | `{name}` |")
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for kind, family in families.items():
-        for reason, names in family.refused.items():
-            partly = f" ({', '.join(f'`{n}`' for n in names)})" if family.sizes else ""
-            reasons[reason].append(f"{kind}{partly}")
-    lines += ["", "| refused, because | classes |", "|---|---|"]
-    for reason, kinds in sorted(reasons.items(), key=lambda item: len(item[1])):
-        lines.append(f"| {reason} | {', '.join(kinds)} |")
+        others_of = f" (and {len(family.others)} by other methods)" if family.others else ""
+        lines.append(
+            f"| {kind} | {len(family.rolled)}{others_of} | {'; '.join(readouts)} "
+            f"| `{tried[kind]}` |"
+        )
+    lines += [
+        "",
+        "| without attention | models | explained by | no rollout, because | tried |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, family in others.items():
+        lines.append(_row_of_others(kind, family, tried[kind]))
     return "\n".join(lines)
+
+
+def _row_of_others(kind: str, family: Family, tried: str) -> str:
+    reason = "; ".join(family.reasons)
+    if not family.others:
+        count, refused = sum(map(len, family.refused.values())), "; ".join(family.refused)
+        return f"| {kind} | {count} | refused: {refused} | {reason} | - |"
+    methods = ["attention (of its class token)"] if family.class_attention else []
+    methods += ["gradcam", "integrated_gradients", "occlusion"]
+    return f"| {kind} | {len(family.others)} | {', '.join(methods)} | {reason} | `{tried}` |"
 
 
 def parser() -> argparse.ArgumentParser:

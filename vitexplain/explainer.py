@@ -12,7 +12,7 @@ from vitexplain.attention.families import check_classifier
 from vitexplain.attention.tokens import UnsupportedModel, layout_if_any
 from vitexplain.errors import MissingPackage, RequestError
 from vitexplain.faithfulness.score import faithfulness
-from vitexplain.methods.base import Explanation
+from vitexplain.methods.base import CategoryMethod, Explanation
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.categories import short_name
 from vitexplain.models.loading import LoadedModel
@@ -125,6 +125,7 @@ class Explainer:
         self.left_out: list[str] = []
         self.methods: list[dict] = []
         self._runs: list[Callable[[Tensor], list[Explanation]]] = []
+        self._of_categories: list[tuple[dict, CategoryMethod]] = []
         chosen = [METHODS[name] for name in names_of(options)]
         check_options(options, chosen)
         if options.compare and not loaded.categories:
@@ -149,6 +150,8 @@ class Explainer:
         made = method.make(self.loaded.model, **options)
         self._runs.append(self._of_category(made) if method.of_category else _of_none(made))
         self.methods.append({"name": method.name, **options})
+        if method.of_category:
+            self._of_categories.append((self.methods[-1], made))
 
     def _of_category(self, made) -> Callable[[Tensor], list[Explanation]]:
         options, has = self.options, len(self.loaded.categories)
@@ -176,8 +179,18 @@ class Explainer:
             return AUTO
         return tuple(self.loaded.category_index(name) for name in names)
 
-    def __call__(self, tensors: Tensor, watch: Watch = silent) -> list[ImageMaps]:
-        """The maps of B images (B, 3, H, W): for each method, for each category."""
+    def __call__(
+        self,
+        tensors: Tensor,
+        watch: Watch = silent,
+        truths: Sequence[int | None] | None = None,
+    ) -> list[ImageMaps]:
+        """The maps of B images (B, 3, H, W): for each method, for each category.
+
+        Args:
+            truths: the true category of each image. A mistake has two more maps by each method of
+                categories: of what is true, and of that against what was predicted.
+        """
         found = [run(tensors) for run in watch(self._runs, "maps")]
         outputs = self._outputs(found[0][0].logits)
         explained = []
@@ -187,6 +200,9 @@ class Explainer:
                 for method, explanations in zip(self.methods, found, strict=True)
                 for explanation in explanations
             ]
+            truth = truths[place] if truths else None
+            if truth is not None and truth != int(shares.argmax()):
+                maps += self._of_mistake(tensors[place : place + 1], truth, shares)
             if self.options.compare:
                 measure = partial(
                     faithfulness, self.loaded.model, tensors[place], labels=self.loaded.labels
@@ -194,6 +210,15 @@ class Explainer:
                 maps = with_faithfulness(maps, measure, int(shares.argmax()), watch)
             explained.append(ImageMaps(self._top(shares), maps))
         return explained
+
+    def _of_mistake(self, tensor: Tensor, truth: int, shares: Tensor) -> list[Map]:
+        """By each method of categories: the map of what is true, and why it is not believed."""
+        predicted = int(shares.argmax())
+        return [
+            self._map(method, made.explain(tensor, [truth], against), 0, shares)
+            for method, made in self._of_categories
+            for against in (None, [predicted])
+        ]
 
     def batch_size(self) -> int:
         """Images per batch that suit the device: on a CPU, as many as its cache can hold."""

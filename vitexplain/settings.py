@@ -105,6 +105,7 @@ class RunOptions:
         anatomy: one figure of what the model does with one image.
         contact_sheet: "png", "pdf" or None.
         batch_size, workers: None for what suits the device and the processor.
+        truth: "folders", or a CSV file: the images' true categories.
         engine: one of choices.ENGINES.
         lines: progress goes to standard error in lines where that is no terminal.
         command: the command line, for the metadata of what is written.
@@ -119,6 +120,7 @@ class RunOptions:
     query: tuple[str, ...] = ()
     report: bool = False
     contact_sheet: str | None = None
+    truth: str | None = None
     batch_size: int | None = None
     workers: int | None = None
     engine: str = "local"

@@ -15,18 +15,27 @@ def test_families_have_a_layout_or_a_reason():
     found = families.walk(names)
     assert list(found) == ["Cait", "ResNet", "VisionTransformer"]
     vit = found["VisionTransformer"]
-    assert list(vit.sizes) == ["test_vit"]
-    assert families.try_smallest(vit) == "test_vit"
-    text = families.table(found, {"VisionTransformer": "test_vit"})
-    assert "| VisionTransformer | 1 | class token | `test_vit` |" in text
-    assert "| its talking heads are mixed after the softmax | Cait |" in text
-    assert "VisionTransformer (`vit_dlittle_patch16_reg1_gap_256`)" in text
+    assert list(vit.rolled) == ["test_vit"]
+    assert list(vit.others) == ["vit_dlittle_patch16_reg1_gap_256"]
+    tried = {kind: families.try_smallest(family) for kind, family in found.items()}
+    text = families.table(found, tried)
+    assert "| VisionTransformer | 1 (and 1 by other methods) | class token | `test_vit` |" in text
+    assert "its talking heads are mixed after the softmax | `cait_xxs24_224` |" in text
+    assert "| ResNet | 1 | gradcam, integrated_gradients, occlusion |" in text
+    assert "4 models of 3 classes. 1 by all methods, 3 more by those" in text
+
+
+def test_what_no_method_explains_has_the_reason():
+    found = families.walk(["mobilenetv5_300m_enc"])
+    ((kind, family),) = found.items()
+    assert families.try_smallest(family) == ""
+    assert "refused: it has features of patches only" in families.table(found, {kind: ""})
 
 
 def test_the_readmes_table_names_what_the_code_supports():
     readme = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     table = readme.split(families.BEGIN)[1].split(families.END)[0]
-    works = set(re.findall(r"^\| (\w+) \| \d+ \|", table, re.MULTILINE))
+    works = set(re.findall(r"^\| (\w+) \| \d+ ", table.split("| without")[0], re.MULTILINE))
     assert works - {"VisionTransformerDistilled"} == {c.__name__ for c in GLOBAL + WINDOWED}
 
 

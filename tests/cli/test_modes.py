@@ -19,6 +19,7 @@ ASKED = {
     "--sweep": ["--sweep", "discard_ratio=0,0.5"],
     "--compare": ["--compare"],
     "--engine ray": ["--engine", "ray"],
+    "--truth": ["--truth", "folders"],
     "several images": ["--top_k", "2"],
     "one image": [],
 }
@@ -36,6 +37,8 @@ GIVEN = {
     "other_method": ["--method", "legrad"],
     "several_methods": ["--method", "legrad", "gradcam"],
     "as_published": ["--as_published"],
+    "truth": ["--truth", "folders"],
+    "similar_to": ["--similar_to", "a.png"],
 }
 
 

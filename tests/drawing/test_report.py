@@ -392,6 +392,94 @@ def test_no_list_of_failures_where_there_are_none(page):
     assert page.locator("#which").is_visible()
 
 
+def judged(folder, pairs):
+    """One image for each (true category, predicted category), the confidence falling."""
+    found = []
+    for number, (truth, predicted) in enumerate(pairs):
+        each = result(folder / "white.png", f"{number}.png", predicted, 0.9 - number / 100)
+        each |= {
+            "truth": {"index": truth, "name": f"category {truth}"},
+            "correct": truth == predicted,
+        }
+        found.append(each)
+    first = found[0]["maps"][0]
+    true = {"index": pairs[0][0], "name": CLOSING, "probability": 0.1}
+    found[0]["maps"] += [
+        {**first, "category": true},
+        {**first, "category": true, "against": [first["category"]], "mask": mask_of(2, 2)},
+    ]
+    return found
+
+
+@pytest.fixture
+def judged_page(folder, open_page):
+    def opened(pairs):
+        results = judged(folder, pairs)
+        right = sum(each["correct"] for each in results)
+        share = {"right": right, "of": len(pairs), "value": right / len(pairs)}
+        accuracy = {**share, "interval": [0.1, 0.9]}
+        write_report(results, folder / "judged.html", "judged", accuracy=accuracy)
+        return open_page(folder / "judged.html")
+
+    return opened
+
+
+PAIRS = [(1, 2), (1, 1), (2, 2), (1, 2), (2, 1), (1, 1)]
+
+
+def test_mistakes_come_first_and_can_be_filtered(judged_page):
+    page = judged_page(PAIRS)
+    assert page.locator("#accuracy").inner_text() == (
+        "3 of 6 predictions are right: top-1 0.500 (95 % interval 0.100 to 0.900)"
+    )
+    assert names(page) == [f"{n}.png" for n in (0, 3, 4, 1, 2, 5)]
+    assert page.locator(".card .wrong").first.inner_text() == "wrong: it is category 1"
+    page.locator("#correct").select_option("right")
+    assert names(page) == ["1.png", "2.png", "5.png"]
+    page.locator("#truth").select_option("2")
+    assert names(page) == ["2.png"]
+
+
+def test_the_confusion_matrix_opens_the_images_of_a_cell(judged_page):
+    page = judged_page(PAIRS)
+    page.locator("#confusion summary").click()
+    rows = [row.split("\t") for row in page.locator("#confusion tr").all_inner_texts()]
+    assert rows[1:] == [["category 1", "2", "2"], ["category 2", "1", "1"]]
+    page.get_by_label("2 of category 1 predicted as category 2: show them").click()
+    assert names(page) == ["0.png", "3.png"]
+    assert focused(page) == "0.png"
+
+
+def test_of_many_categories_the_most_frequent_confusions_are_listed(judged_page):
+    pairs = [(1, 2), (1, 2), *((n, n + 1) for n in range(3, 30))]
+    page = judged_page(pairs)
+    page.locator("#confusion summary").click()
+    rows = page.locator("#confusion tr").all_inner_texts()
+    assert rows[0] == "category 1, taken for category 2\t2"
+    assert len(rows) == 20
+
+
+def test_a_mistakes_maps_are_named_by_what_they_explain(judged_page):
+    page = judged_page(PAIRS)
+    kinds = page.locator("#map option").all_inner_texts()
+    assert kinds == [
+        f"gradient attention rollout, {role}"
+        for role in ("predicted", "true category", "true against predicted")
+    ]
+    page.locator("#map").select_option(kinds[2])
+    page.wait_for_timeout(300)
+    said = page.locator(".card .which").all_inner_texts()
+    assert "against category 2" in said[0]
+    assert said[1] == kinds[0]  # it has no other
+    assert page.locator("header .scale img").count() == 2
+
+
+def test_without_true_categories_nothing_is_said_of_them(page):
+    for place in ("#accuracy", "#confusion", "#truth", "#correct"):
+        assert not page.locator(place).is_visible()
+    assert page.locator("#sort").input_value() == "name"
+
+
 def test_a_click_beside_the_large_view_closes_it(open_page, page_file):
     page = open_page(page_file, viewport={"width": 1400, "height": 700})
     page.locator(".card button").first.click()

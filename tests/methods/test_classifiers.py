@@ -12,6 +12,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from vitexplain import explain
+from vitexplain.attention.class_attention import class_blocks
 from vitexplain.attention.families import check_classifier
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import RequestError
@@ -170,3 +171,39 @@ def test_the_call_explains_any_model():
 def test_refused_with_a_reason(model, reason):
     with pytest.raises(UnsupportedModel, match=reason):
         check_classifier(model())
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "grid"),
+    [
+        ("cait_xxs24_224", {"depth": 1, "embed_dim": 48}, (14, 14)),
+        ("xcit_nano_12_p16_224", {"depth": 1}, (14, 14)),
+        ("volo_d1_224", {}, (14, 14)),
+    ],
+)
+def test_class_attention_is_that_of_its_queries_and_keys(name, changes, grid):
+    """softmax(q k^T / sqrt(d)), by hand from the block's own layers."""
+    model = made(name, **changes)
+    blocks = class_blocks(model)
+    seen = []
+    hook = blocks[-1].attn.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    image = torch.randn(1, *model.pretrained_cfg["input_size"])
+    model(image)
+    hook.remove()
+    attn, tokens = blocks[-1].attn, seen[0]
+    heads = attn.num_heads
+    if hasattr(attn, "kv"):
+        query, key = attn.q(tokens[:, :1]), attn.kv(tokens)[..., : tokens.shape[2]]
+    else:
+        query, key = attn.q(tokens[:, :1]), attn.k(tokens)
+    query, key = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (query, key))
+    expected = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1)  # (1, H, 1, N)
+    for head in (None, 1):
+        found = METHODS["attention"].make(model, head=head).explain(image)
+        row = expected.mean(dim=1) if head is None else expected[:, head]
+        np.testing.assert_allclose(found.scores, row[:, 0, 1:].view(1, *grid), atol=1e-5)
+    torch.testing.assert_close(found.logits, model(image), atol=1e-4, rtol=1e-4)
+    with pytest.raises(RequestError, match=r"block must be from 0 to \d, not 9"):
+        METHODS["attention"].make(model, block=9)
+    with pytest.raises(RequestError, match=r"head must be from 0 to \d+, not 99"):
+        METHODS["attention"].make(model, head=99)(image)

@@ -318,8 +318,8 @@ def test_only_a_few_images_are_on_their_way(monkeypatch):
         future.set_result(value)
         return future
 
-    images = [ImageFile(f"{number}", f"{number}") for number in range(50)]
-    decoded = folder._decoded(Fake(), images, 5)
+    items = [Item(number, ImageFile(f"{number}", f"{number}")) for number in range(50)]
+    decoded = folder._decoded(Fake(), items, 5)
     explained = (dataclasses.replace(item, explained=ImageMaps([], [])) for item in decoded)
     for item in folder._written(Fake(), explained, 3):
         answered.append(item.number)
@@ -338,8 +338,8 @@ def test_very_large_images_come_last(monkeypatch):
             future.set_result(None if number in (0, 3) and not large else number)
             return future
 
-    images = [ImageFile(f"{number}", f"{number}") for number in range(6)]
-    decoded = [item.number for item in folder._decoded(Fake(), images, 2)]
+    items = [Item(number, ImageFile(f"{number}", f"{number}")) for number in range(6)]
+    decoded = [item.number for item in folder._decoded(Fake(), items, 2)]
     assert decoded == [1, 2, 4, 5, 0, 3]
     assert asked == [*((number, False) for number in range(6)), (0, True), (3, True)]
 

@@ -195,7 +195,7 @@ def capture_attention(
             captured.branches.append(kept)
 
             def see(_layer, _inputs, attention, kept=kept, branches=layers, tokens=tokens):
-                _check_is_attention(model, attention, tokens)
+                check_rows(model, attention, (tokens, tokens))
                 if len(kept) == len(branches):
                     raise UnsupportedModel(model, "a block's attention ran twice in one pass")
                 if track_gradient and not attention.requires_grad:
@@ -264,13 +264,12 @@ def _see_grid(captured: CapturedAttention) -> Callable:
     return see_grid
 
 
-def _check_is_attention(model: nn.Module, attention: Tensor, n: int) -> None:
-    """The acceptance test: nothing but softmaxed attention over n tokens passes."""
-    if not (
-        isinstance(attention, Tensor) and attention.ndim == 4 and attention.shape[2:] == (n, n)
-    ):
-        shape = tuple(attention.shape) if isinstance(attention, Tensor) else type(attention)
-        raise UnsupportedModel(model, f"captured {shape} where attention (B, H, {n}, {n}) was due")
+def check_rows(model: nn.Module, attention: Tensor, shape: tuple[int, int]) -> None:
+    """The acceptance test: nothing but softmaxed attention (B, H, *shape) passes."""
+    if not (isinstance(attention, Tensor) and attention.ndim == 4 and attention.shape[2:] == shape):
+        found = tuple(attention.shape) if isinstance(attention, Tensor) else type(attention)
+        due = f"(B, H, {shape[0]}, {shape[1]})"
+        raise UnsupportedModel(model, f"captured {found} where attention {due} was due")
     tolerance = 1e-3 if attention.dtype == torch.float32 else 2e-2
     row_sums = attention.detach().sum(-1, dtype=torch.float32)
     if not bool(((row_sums - 1).abs() <= tolerance).all()):  # NaN and inf fail here too

@@ -41,6 +41,8 @@ REASONS = {
 WORK = ("deit_tiny_patch16_224", "vit_base_patch16_224", "swin_tiny_patch4_window7_224")
 
 UNKNOWN = "its layers are not blocks of attention over one grid of patches"
+ENCODERS = ("DeepseekVitEncoder", "Gemma4VitEncoder", "MobileNetV5Encoder", "Qwen3VitEncoder")
+ENCODER = "it has features of patches only: no categories, and no embedding of an image"
 NO_CATEGORIES = (
     "it has no categories: its embedding can be explained by --similar_to, or by the categories of "
     "--class_embeddings"
@@ -103,6 +105,8 @@ def check_classifier(model: nn.Module) -> nn.Module:
     found = _within(model, lambda module: _is_vit(module) or _is_timms(module), "model")
     if found is None:
         raise UnsupportedModel(model, FOREIGN, instead="")
+    if type(found).__name__ in ENCODERS:
+        raise UnsupportedModel(found, ENCODER, instead="")
     if not has_categories(found):
         raise UnsupportedModel(found, NO_CATEGORIES)
     return found

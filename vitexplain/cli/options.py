@@ -304,6 +304,13 @@ def _add_folder(group: argparse._ArgumentGroup) -> None:
         help="all overlays on one image (png, also without a value) or on A4 pages (pdf)",
     )
     add(
+        "--truth",
+        metavar="FILE",
+        help="the images' true categories: a CSV of file and category, or folders for the names of "
+        "the folders that they are in; a mistake gets the maps of what is true, of what was "
+        "predicted, and of their difference",
+    )
+    add(
         "--batch_size",
         type=_batch_size,
         metavar="N",

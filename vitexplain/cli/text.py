@@ -14,8 +14,20 @@ def folder_text(report: dict) -> str:
         *_opening(report),
         *(f"Method: {_method(method)}" for method in report["methods"]),
         f"{report['pictures']} images: {report['explained']} explained{before}{failed}",
+        *_judged(report.get("accuracy")),
         *_wrote(report),
     ])  # fmt: skip
+
+
+def _judged(accuracy: dict | None) -> list[str]:
+    """How many predictions are right."""
+    if accuracy is None:
+        return []
+    low, high = accuracy["interval"]
+    return [
+        f"{accuracy['right']} of {accuracy['of']} predictions are right: top-1 "
+        f"{accuracy['value']:.3f} (95 % interval {low:.3f} to {high:.3f})"
+    ]
 
 
 def sweep_text(report: dict) -> str:

@@ -96,11 +96,15 @@ class ImageMethod(ABC):
         self, input_tensor: Tensor, *, with_logits: bool
     ) -> tuple[np.ndarray, TokenLayout, Tensor | None]:
         images = images_for(self.model, input_tensor)
-        layout = token_layout(self.model, *images.shape[2:])
+        layout = self._layout(images)
         with torch.inference_mode(), own_code_named(self.model):
             scores, logits = on_shadow(self)._scores(images, layout, with_logits=with_logits)
         check_pass(self.model, images, logits)
         return finite(self.model, scores), layout, logits
+
+    def _layout(self, images: Tensor) -> TokenLayout:
+        """The tokens of these images."""
+        return token_layout(self.model, *images.shape[2:])
 
     @abstractmethod
     def _scores(

@@ -2,6 +2,9 @@
 
 Vaswani et al. 2017, "Attention Is All You Need", equation 1. One row of one block's matrix, such as
 the class token's. It knows nothing of what the blocks before have mixed into the tokens.
+
+In CaiT, XCiT and VOLO, it is the attention of a block of class attention, see
+vitexplain.attention.class_attention.
 """
 
 from functools import partial
@@ -11,6 +14,12 @@ from torch import Tensor, nn
 
 from vitexplain.attention.capture import capture_attention, forward
 from vitexplain.attention.checks import check_block, check_head_fusion
+from vitexplain.attention.class_attention import (
+    class_attention,
+    class_blocks,
+    class_layout,
+    with_class_attention,
+)
 from vitexplain.attention.tokens import (
     WINDOWED,
     TokenLayout,
@@ -26,7 +35,8 @@ class BlockAttention(ImageMethod):
     """Attention of one block of a timm ViT, the same for every category.
 
     Args:
-        model: a timm VisionTransformer; used in evaluation mode, left as it was found.
+        model: a timm VisionTransformer, or one with class attention; used in evaluation mode, left
+            as it was found.
         head_fusion: "mean", "max" or "min".
         block: number of the block, from 0 on; negative ones count from the last.
         head: number of the head, from 0 on; None fuses all.
@@ -43,13 +53,19 @@ class BlockAttention(ImageMethod):
         block: int = -1,
         head: int | None = None,
     ):
-        model = check_supported(model)
+        last = with_class_attention(model)
+        model = check_supported(model) if last is None else last
         if isinstance(model, WINDOWED):
             raise UnsupportedModel(model, "a block looks at windows only: roll its attention out")
-        blocks = len(blocks_of(model))
+        self._of_class = last is not None
         check_head_fusion(head_fusion)
-        check_block(block, blocks)
+        check_block(block, len(class_blocks(model) if self._of_class else blocks_of(model)))
         self.model, self.head_fusion, self.block, self.head = model, head_fusion, block, head
+
+    def _layout(self, images: Tensor) -> TokenLayout:
+        if self._of_class:
+            return class_layout(self.model, *images.shape[2:])
+        return super()._layout(images)
 
     def _scores(
         self,
@@ -59,6 +75,9 @@ class BlockAttention(ImageMethod):
         with_logits: bool,  # noqa: ARG002
     ) -> tuple[np.ndarray, Tensor]:
         fuse = partial(of_head, head=self.head, head_fusion=self.head_fusion)
+        if self._of_class:
+            attention, logits = class_attention(self.model, images, layout, self.block)
+            return on_grid(fuse(attention)[:, 0, 1:], layout.grid), logits
         with capture_attention(self.model, layout, reduce=fuse) as captured:
             logits = forward(self.model, images)
         attention = captured.summed()[self.block]

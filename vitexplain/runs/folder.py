@@ -21,7 +21,7 @@ from tqdm import tqdm
 from vitexplain.drawing.contact_sheet import write_contact_sheet
 from vitexplain.drawing.report.report import write_report
 from vitexplain.errors import one_line
-from vitexplain.images.finding import ImageFile, find_images
+from vitexplain.images.finding import find_images
 from vitexplain.images.reading import PictureError
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.categories import short_name
@@ -31,6 +31,7 @@ from vitexplain.runs.batches import explained
 from vitexplain.runs.items import Item, empty_notice, result_of
 from vitexplain.runs.results import ERRORS, RESULTS, Results, read_results
 from vitexplain.runs.session import Session, model_report, open_session
+from vitexplain.runs.truth import accuracy, digest_of, true_categories
 from vitexplain.runs.workers import Decoded, Workers, Written, processors
 from vitexplain.settings import Settings
 from vitexplain.versions import versions
@@ -61,15 +62,18 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
     session = open_session(settings)
     for notice in notices + ([session.loaded.notice] if session.loaded.notice else []):
         tell(notice)
+    truths = true_categories(run.truth, images, session.loaded, tell) if run.truth else {}
     with Results(session.folder, _record(session), images, tell) as results:
         before = results.done
         if results.missing:
-            _explain_missing(session, results, tell_beside_the_bar)
+            _explain_missing(session, results, truths, tell_beside_the_bar)
         results.check_folder()
         files = _look_at_all(session, results.failures, tell)
     files = {"errors": session.folder / ERRORS, **files} if results.failed else files
     counts = (len(images), before, results.done - before, results.failed)
-    return run_report(session, started, counts, {"results": session.folder / RESULTS, **files})
+    report = run_report(session, started, counts, {"results": session.folder / RESULTS, **files})
+    judged = accuracy(read_results(session.folder / RESULTS)) if truths else None
+    return report if judged is None else {**report, "accuracy": judged}
 
 
 def run_report(
@@ -112,7 +116,8 @@ def _look_at_all(
     if run.report and results:
         files["report"] = session.folder / "report.html"
         title = f"What the model {session.loaded.name} looked at"
-        write_report(results, files["report"], title, style.alpha, style.colormap, failures)
+        judged = accuracy(results) if run.truth else None
+        write_report(results, files["report"], title, style.alpha, style.colormap, failures, judged)
     if run.contact_sheet and results:
         path = session.folder / f"contact_sheet.{run.contact_sheet}"
         cells = [
@@ -137,7 +142,9 @@ def _caption(result: dict, found: dict) -> str:
     return "\n".join([result["name"], *([", ".join(about)] if about else [])])
 
 
-def _explain_missing(session: Session, results: Results, tell: Callable[[str], None]) -> None:
+def _explain_missing(
+    session: Session, results: Results, truths: Mapping[str, int], tell: Callable[[str], None]
+) -> None:
     run = session.settings.run
     progress = Bar(
         total=len(results.images),
@@ -151,7 +158,11 @@ def _explain_missing(session: Session, results: Results, tell: Callable[[str], N
     notices: list[tuple[str, str]] = []
     try:
         with progress, Workers(count, session.overlay, session.folder) as workers:
-            items = _decoded(workers, results.missing, ahead=2 * size + count)
+            items = [
+                Item(number, image, truths.get(image.name))
+                for number, image in enumerate(results.missing)
+            ]
+            items = _decoded(workers, items, ahead=2 * size + count)
             items = explained(session, items, size, tell)
             for item in _written(workers, items, ahead=2 * size):
                 if item.failure:
@@ -182,13 +193,12 @@ def _tell_together(notices: Sequence[tuple[str, str]], tell: Callable[[str], Non
         )
 
 
-def _decoded(workers: Workers, images: Sequence[ImageFile], ahead: int) -> Iterator[Item]:
-    """Yield the images in order, opened or failed, while up to `ahead` are being opened.
+def _decoded(workers: Workers, items: Sequence[Item], ahead: int) -> Iterator[Item]:
+    """Yield the items in order, opened or failed, while up to `ahead` are being opened.
 
     Those of very many pixels come last, as they are opened one at a time: all others are done
     before the first of them.
     """
-    items = (Item(number, image) for number, image in enumerate(images))
     submitted = ((item, workers.decode(item.number, item.image)) for item in items)
     large = []
     for item, future in in_order(submitted, ahead):
@@ -246,6 +256,7 @@ def _record(session: Session) -> dict:
         "img_size": settings.model.img_size,
         "labels": loaded.labels,
         "stretch": settings.model.stretch,
+        **({"truth": digest_of(settings.run.truth)} if settings.run.truth else {}),
         **asdict(settings.maps),
         **asdict(settings.style),
         "methods": session.explainer.methods,

@@ -18,10 +18,16 @@ from vitexplain.runs.workers import Decoded, Written
 
 @dataclass
 class Item:
-    """One image on its way through a run; `failure` says why it was given up."""
+    """One image on its way through a run.
+
+    Attributes:
+        truth: the index of its true category, if that is known.
+        failure: why it was given up.
+    """
 
     number: int
     image: ImageFile
+    truth: int | None = None
     failure: str = ""
     decoded: Decoded | None = None
     explained: ImageMaps | None = None
@@ -35,7 +41,7 @@ def explain_items(
     """Fill in the maps and the most likely categories of one batch of decoded items."""
     started = time.perf_counter()
     seen = [transform.tensor(Image.fromarray(item.decoded.seen)) for item in batch]
-    explained = explainer(torch.stack(seen))
+    explained = explainer(torch.stack(seen), truths=[item.truth for item in batch])
     milliseconds = 1000 * (time.perf_counter() - started) / len(batch)
     for item, each in zip(batch, explained, strict=True):
         item.explained, item.model_milliseconds = each, milliseconds
@@ -65,6 +71,7 @@ def result_of(item: Item, session: Session) -> dict:
         "region_seen": [round(edge, 2) for edge in decoded.region],
         "model": session.loaded.name,
         "top": [each.as_json() for each in item.explained.top],
+        **_judged(item, session),
         "maps": maps,
         "milliseconds": {
             "decode": round(decoded.milliseconds, 1),
@@ -72,6 +79,15 @@ def result_of(item: Item, session: Session) -> dict:
             "write": round(written.milliseconds, 1),
         },
     }
+
+
+def _judged(item: Item, session: Session) -> dict:
+    """What is true, and whether it was predicted; nothing where it is not known."""
+    if item.truth is None:
+        return {}
+    name = session.loaded.categories[item.truth]
+    correct = item.explained.top[0].index == item.truth
+    return {"truth": {"index": item.truth, "name": name}, "correct": correct}
 
 
 def empty_notice(maps: Sequence[Map]) -> str:

@@ -75,15 +75,21 @@ def open_session(settings: Settings) -> Session:
 
 
 def _maps_of(settings: Settings) -> MapOptions:
-    """What is asked of a similarity is why two images are alike, unless it is said otherwise."""
+    """What is asked, also where it is not said.
+
+    Of a similarity, it is why two images are alike; where true categories are known, what was
+    predicted.
+    """
     maps = settings.maps
     if settings.model.similar_to is not None and maps.against:
         raise RequestError("--against does not apply to --similar_to, which has two sides already")
     asked = maps.category is not None or maps.top_k
     of_category = not maps.method or any(METHODS[name].of_category for name in maps.method)
-    if settings.model.similar_to is None or asked or not of_category:
+    if asked or not of_category:
         return maps
-    return replace(maps, category=ALIKE[1])
+    if settings.run.truth is not None:
+        return replace(maps, category="top")
+    return maps if settings.model.similar_to is None else replace(maps, category=ALIKE[1])
 
 
 def existing(path: str) -> Path:

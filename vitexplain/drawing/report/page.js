@@ -19,6 +19,7 @@ const share = ({ probability, output }) =>
 const top1 = (image) => image.top[0] ?? { name: "no categories", probability: null };
 const height = ({ probability, output }) => probability ?? output ?? 0;
 const pixelsOf = (image) => JSON.parse($(`images-${image.number}`).textContent);
+const judged = images.filter((image) => image.truth);
 const describe = (map) =>
   map.category
     ? [`${map.category.name}, ${share(map.category)}`, map.against.map((c) => c.name).join("; ")]
@@ -32,8 +33,14 @@ for (const image of images) {
     ranks.set(map.method, map.rank + 1);
   }
 }
+// Of what is known to be right or wrong, by what it explains.
+for (const image of judged)
+  for (const map of image.maps.filter((map) => map.category))
+    map.role = map.against.length ? "true against predicted"
+      : map.category.index === top1(image).index ? "predicted" : "true category";
 const ranked = new Set(images.flatMap((image) => image.maps.filter((map) => map.rank).map((map) => map.method)));
-const kind = ({ method, rank }) => (ranked.has(method) ? `${method}, category ${rank + 1}` : method);
+const kind = ({ method, rank, role }) =>
+  role ? `${method}, ${role}` : ranked.has(method) ? `${method}, category ${rank + 1}` : method;
 const kinds = [...new Set(images.flatMap((image) => image.maps.map(kind)))];
 const HIGHEST = "highest faithfulness";
 if (images.some((image) => image.maps.some((map) => map.faithfulness !== null))) kinds.unshift(HIGHEST);
@@ -47,8 +54,7 @@ function chosen(image) {
 }
 
 function scale() {
-  const [low, high] = run.scale.words;
-  return [low, img(run.scale.bar, ""), high];
+  return run.scales.map(({ bar, words: [low, high] }) => make("span", "bar-of-colours", low, img(bar, ""), high));
 }
 
 // The image with one map over it (or none), drawn by the browser: the slider only sets opacity.
@@ -82,11 +88,14 @@ const cards = images.map((image) => {
   const text = make("span", "caption",
     make("span", "first", make("span", "category", first.name), make("span", "share", share(first))),
     make("span", "name", image.name));
+  if (image.correct === false) text.append(make("span", "wrong", `wrong: it is ${image.truth.name}`));
+  if (image.correct) text.append(make("span", "right", "right"));
   if (kinds.length > 1) text.append(make("span", "which"));
   const button = make("button", "", make("span", "frame"), text);
   button.type = "button";
   button.title = image.name;
-  button.ariaLabel = `${[`${image.name}: ${first.name}`, share(first)].filter(Boolean).join(", ")}. Open large view`;
+  const verdict = image.correct === false ? `wrong, it is ${image.truth.name}` : image.correct ? "right" : "";
+  button.ariaLabel = `${[`${image.name}: ${first.name}`, share(first), verdict].filter(Boolean).join(", ")}. Open large view`;
   button.tabIndex = -1;
   button.addEventListener("click", (event) => {
     // a finger can't hover: on the image it switches, below it opens
@@ -126,26 +135,98 @@ function list() {
   const wanted = $("search").value.toLowerCase();
   const category = $("category").value;
   shown = images.filter((image) =>
-    [image.name, ...image.top.map((c) => c.name)].some((name) => name.toLowerCase().includes(wanted)) &&
-    (category === "" || String(top1(image).index) === category));
+    [image.name, image.truth?.name ?? "", ...image.top.map((c) => c.name)]
+      .some((name) => name.toLowerCase().includes(wanted)) &&
+    (category === "" || String(top1(image).index) === category) &&
+    ($("truth").value === "" || String(image.truth?.index) === $("truth").value) &&
+    ($("correct").value === "" || image.correct === ($("correct").value === "right")));
   const direction = $("sort").value === "least" ? -1 : 1;
   if ($("sort").value !== "name")
     shown.sort((a, b) => direction * (height(top1(b)) - height(top1(a))));
+  if ($("sort").value === "mistakes") // a stable sort: the most confident ones first
+    shown.sort((a, b) => (a.correct ?? true) - (b.correct ?? true));
   $("cards").replaceChildren(...shown.map((image) => cards[image.number]));
   $("count").textContent = `${shown.length} of ${images.length} images`;
   cards.forEach((card) => { card.firstChild.tabIndex = -1; });
   if (shown.length) cards[shown[0].number].firstChild.tabIndex = 0;
 }
 
-function categories() {
+// The categories of a kind, by name, with how many images have each.
+function counted(categoryOf) {
   const counts = new Map();
   for (const image of images) {
-    const { index, name } = top1(image);
+    const { index, name } = categoryOf(image) ?? {};
     if (index === undefined) continue;
-    counts.set(index, { name, count: (counts.get(index)?.count ?? 0) + 1 });
+    counts.set(index, { index, name, count: (counts.get(index)?.count ?? 0) + 1 });
   }
-  const sorted = [...counts].sort(([, a], [, b]) => a.name.localeCompare(b.name));
-  for (const [index, { name, count }] of sorted) $("category").append(new Option(`${name} (${count})`, index));
+  return [...counts.values()].sort((a, b) => a.name.localeCompare(b.name));
+}
+
+function categories(select, categoryOf) {
+  for (const { index, name, count } of counted(categoryOf)) select.append(new Option(`${name} (${count})`, index));
+}
+
+// How often each category was predicted for each true one; a number shows its images.
+const MOST = 20; // categories of a matrix; of more, the most frequent confusions are listed
+function confusion() {
+  const pairs = new Map();
+  for (const image of judged) {
+    const key = `${image.truth.index} ${top1(image).index}`;
+    pairs.set(key, [...(pairs.get(key) ?? []), image]);
+  }
+  const link = (truth, predicted, text) => {
+    const button = make("button", "", text);
+    button.type = "button";
+    const count = pairs.get(`${truth.index} ${predicted.index}`).length;
+    button.ariaLabel = `${count} of ${truth.name} predicted as ${predicted.name}: show them`;
+    button.addEventListener("click", () => {
+      $("truth").value = truth.index;
+      $("category").value = predicted.index;
+      $("correct").value = $("search").value = "";
+      list();
+      $("cards").scrollIntoView();
+      cards[shown[0].number].firstChild.focus();
+    });
+    return button;
+  };
+  const all = [...new Map([...judged.map((image) => image.truth), ...judged.map(top1)]
+    .map((category) => [category.index, category])).values()].sort((a, b) => a.name.localeCompare(b.name));
+  if (all.length > MOST) {
+    const frequent = [...pairs.values()].filter(([image]) => !image.correct)
+      .sort((a, b) => b.length - a.length).slice(0, MOST);
+    const rows = frequent.map((found) => {
+      const [{ truth }, predicted] = [found[0], top1(found[0])];
+      return [`${truth.name}, taken for ${predicted.name}`, link(truth, predicted, `${found.length}`)];
+    });
+    return table("Most frequent confusions", rows);
+  }
+  const head = make("tr", "", make("td", "", "true ↓ predicted →"),
+    ...all.map((category) => { const th = make("th", "", category.name); th.scope = "col"; return th; }));
+  const lines = all.map((truth) => {
+    const th = make("th", "", truth.name);
+    th.scope = "row";
+    return make("tr", "", th, ...all.map((predicted) => {
+      const found = pairs.get(`${truth.index} ${predicted.index}`);
+      const cell = make("td", truth.index === predicted.index ? "number on" : "number");
+      if (found) cell.append(link(truth, predicted, `${found.length}`));
+      return cell;
+    }));
+  });
+  return make("table", "matrix", head, ...lines);
+}
+
+function accuracy() {
+  for (const label of document.querySelectorAll(".judged")) label.hidden = !judged.length;
+  $("accuracy").hidden = $("confusion").hidden = !judged.length;
+  if (!judged.length) return;
+  const { right, of, value, interval } = run.accuracy;
+  $("accuracy").textContent = `${right} of ${of} predictions are right: top-1 ${value.toFixed(3)} ` +
+    `(95 % interval ${interval.map((end) => end.toFixed(3)).join(" to ")})`;
+  $("sort").prepend(new Option("mistakes first", "mistakes"));
+  $("sort").value = "mistakes";
+  const scrolls = make("div", "scrolls", confusion());
+  scrolls.tabIndex = 0; // the keyboard can move it, too
+  $("confusion").append(scrolls);
 }
 
 // One tab stop for the whole grid; arrows move within it.
@@ -191,6 +272,8 @@ function open(place) {
   $("maps").replaceChildren(...figures);
   $("maps").classList.toggle("many", figures.length > 3);
   $("numbers").replaceChildren(
+    ...(image.truth ? [table("true category", [[`${image.truth.index} ${image.truth.name}`,
+      image.correct ? "predicted" : "not predicted"]])] : []),
     table("most likely categories", image.top.map((c) => [`${c.index} ${c.name}`, share(c)])),
     table("how it was made", image.facts),
     make("details", "", make("summary", "", "options and times"), table("", image.details)));
@@ -234,7 +317,7 @@ for (const slider of document.querySelectorAll("input[type=range]"))
     document.documentElement.style.setProperty("--blend", slider.value / 100);
     for (const other of document.querySelectorAll("input[type=range]")) other.value = slider.value;
   });
-for (const id of ["search", "category", "sort"]) $(id).addEventListener("input", list);
+for (const id of ["search", "category", "truth", "correct", "sort"]) $(id).addEventListener("input", list);
 $("map").addEventListener("input", () => cards.forEach((card) => near.observe(card)));
 
 // Focus must not move below the header, which stays where it is.
@@ -251,5 +334,7 @@ $("failed").hidden = !run.failures.length;
 $("failed").firstChild.textContent = `${run.failures.length} images could not be explained`;
 $("failed").append(table("", run.failures));
 cards.forEach((card) => near.observe(card));
-categories();
+categories($("category"), (image) => image.top[0]);
+categories($("truth"), (image) => image.truth);
+accuracy();
 list();

@@ -48,6 +48,7 @@ def write_report(
     alpha: float = 0.5,
     colormap: str = "turbo",
     failures: Sequence[tuple[str, str]] = (),
+    accuracy: dict | None = None,
 ) -> None:
     """Write the page to `path`, next to the files that the results name.
 
@@ -56,12 +57,14 @@ def write_report(
         alpha: initial position of the slider.
         colormap: name of an OpenCV colour map.
         failures: (file, reason) of each image that could not be explained.
+        accuracy: how many of the predictions are right: "right", "of", "value", "interval".
     """
     side = SIDE if len(results) <= MANY else SIDE_OF_MANY
     run = {
         "made": _made(results),
-        "scale": _scale(results, colormap),
+        "scales": _scales(results, colormap),
         "failures": [(_text(file), _text(reason)) for file, reason in failures],
+        "accuracy": accuracy,
     }
 
     def write(file: BinaryIO) -> None:
@@ -121,6 +124,8 @@ def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, s
         "file": _link(Path(result["path"]), folder),
         "size": result["size"],
         "top": result["top"],
+        "truth": result.get("truth"),
+        "correct": result.get("correct"),
         "maps": maps,
         "facts": _facts(result),
         "details": _details(result),
@@ -141,11 +146,11 @@ def _transparent(levels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.uint8(np.round(pixels)))
 
 
-def _scale(results: Sequence[dict], colormap: str) -> dict:
-    """What the colours mean: a bar, and words at its ends."""
-    signed = any("against" in found for result in results for found in result["maps"])
-    bar, words = scale(256, 8, colormap, signed=signed)
-    return {"bar": _webp(bar), "words": words}
+def _scales(results: Sequence[dict], colormap: str) -> list[dict]:
+    """What the colours mean: a bar, and words at its ends, for each kind of map there is."""
+    kinds = {"against" in found for result in results for found in result["maps"]}
+    scales = [scale(256, 8, colormap, signed=signed) for signed in sorted(kinds)]
+    return [{"bar": _webp(bar), "words": words} for bar, words in scales]
 
 
 def _placed(mask: np.ndarray, result: dict) -> tuple[list[float], np.ndarray]:
