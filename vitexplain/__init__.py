@@ -12,6 +12,7 @@ _PLACES = {
     "METHODS": "methods.registry",
     "RequestError": "errors",
     "explain": "api",
+    "features": "api",
     "load_model": "models.loading",
 }
 __all__ = [*_PLACES, "__version__"]

@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vitexplain.attention.families import timms_model
+from vitexplain.components import Features, final_features
 from vitexplain.device import choose_device, in_batches
 from vitexplain.drawing.heatmap import check_style, color_bar
 from vitexplain.drawing.overlay import Overlay, texts_for
 from vitexplain.errors import RequestError
-from vitexplain.explainer import Category, Explainer, Map, check_of
+from vitexplain.explainer import Block, Category, Explainer, Map, blocks_of_image, check_of
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.images.reading import open_image, to_rgb, upright
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_array, write_png, write_whole
 from vitexplain.methods.registry import METHODS, method_named, methods_of
-from vitexplain.models.loading import LoadedModel, load_model, wrap_model
+from vitexplain.models.loading import LoadedModel, any_model, load_model, wrap_model
 from vitexplain.models.transform import InputTransform
 from vitexplain.settings import MapOptions, Style
 
@@ -107,6 +110,16 @@ class Explanation:
     def rivals(self) -> tuple[Category, ...]:
         """What the category was set against."""
         return self.result.rivals
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """What the model would answer after each of its blocks, see vitexplain.lens.
+
+        Raises:
+            UnsupportedModel: if the model is no ViT whose blocks can be followed.
+            RequestError: if it has no categories.
+        """
+        return blocks_of_image(self.model, self.opened.tensor)
 
     @property
     def method(self) -> dict:
@@ -294,6 +307,40 @@ def explain(
     batches = in_batches(run, images, explainer.batch_size(), warnings.warn)
     found = [each for batch in batches for each in batch]
     return found if several else found[0]
+
+
+def features(
+    images: ImageLike | Sequence[ImageLike],
+    *,
+    model: str | LoadedModel | nn.Module = "auto",
+    device: str = "auto",
+) -> Features:
+    """What a model's final features tell apart in images, by models without a classifier too.
+
+    Args:
+        images: as for `explain`; one fit for all of them.
+        model, device: as for `explain`; any model of timm.
+
+    Returns:
+        Features, with `colours` (h, w, 3) and `foreground` (h, w) of each image.
+
+    Raises:
+        RequestError: if something can't be done as asked.
+
+    Example:
+        >>> found = features("examples/both.png", model="bundled")
+        >>> found.colours[0].shape
+        (14, 14, 3)
+    """
+    if isinstance(model, nn.Module):
+        loaded = wrap_model(model, check=timms_model)
+    elif isinstance(model, LoadedModel):
+        loaded = model
+    else:
+        loaded = load_model(model, device=choose_device(device)[0], check=any_model)
+    _, given = _as_list(images)
+    tensors = (loaded.transform(as_image(each, stretch=loaded.transform.stretch)) for each in given)
+    return Features([final_features(loaded.model, each[None])[0].numpy() for each in tensors])
 
 
 def explain_opened(

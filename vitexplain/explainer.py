@@ -12,6 +12,7 @@ from vitexplain.attention.families import check_classifier
 from vitexplain.attention.tokens import UnsupportedModel, layout_if_any
 from vitexplain.errors import MissingPackage, RequestError
 from vitexplain.faithfulness.score import faithfulness
+from vitexplain.lens import predictions_by_block
 from vitexplain.methods.base import CategoryMethod, Explanation
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.categories import short_name
@@ -104,6 +105,67 @@ class ImageMaps:
 
     top: list[Category]
     maps: list[Map]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the head answers to the tokens after one block, see vitexplain.lens.
+
+    Attributes:
+        number: the block's, from 0 on.
+        top: the three most likely categories.
+        votes: (h, w) int64, the category that each patch alone votes for.
+        shares: (h, w) float32, its probability.
+        names: of all categories in `votes`, in short.
+    """
+
+    number: int
+    top: tuple[Category, ...]
+    votes: np.ndarray
+    shares: np.ndarray
+    names: Mapping[int, str]
+
+    def as_json(self) -> dict:
+        """As reports have it: the votes as how many patches are for each category."""
+        numbers, counts = np.unique(self.votes, return_counts=True)
+        votes = [
+            {"index": int(index), "name": self.names[int(index)], "patches": int(count)}
+            for index, count in zip(numbers, counts, strict=True)
+        ]
+        top = [each.as_json() for each in self.top]
+        return {"block": self.number, "top": top, "votes": sorted(votes, key=_fewest_last)}
+
+
+def _fewest_last(vote: dict) -> int:
+    return -vote["patches"]
+
+
+def blocks_of_image(loaded: LoadedModel, tensor: Tensor) -> tuple[Block, ...]:
+    """The predictions after each block that has what the head reads, of one image (3, H, W).
+
+    Raises:
+        UnsupportedModel: if the model's blocks can't be followed.
+        RequestError: if it has no categories, or its outputs are no probabilities.
+    """
+    if not loaded.categories:
+        raise RequestError("the model has no categories: no block predicts one")
+    return tuple(
+        Block(
+            each.block,
+            tuple(Category(index, loaded.categories[index], share) for index, share in each.top),
+            each.votes,
+            each.shares,
+            {i: short_name(loaded.categories[i]) for i in np.unique(each.votes).tolist()},
+        )
+        for each in predictions_by_block(loaded.model, tensor[None], loaded.labels)
+    )
+
+
+def answer_stays(blocks: Sequence[Block]) -> int:
+    """The number of the block from which the most likely category is the last one's."""
+    answer = blocks[-1].top[0].index
+    after = (each.number for each in reversed(blocks) if each.top[0].index != answer)
+    return next(after, blocks[0].number - 1) + 1
 
 
 class Explainer:

@@ -103,6 +103,8 @@ class RunOptions:
         sweep: values of one or two parameters, to draw one image with all of them.
         query: tokens of one image, as "X,Y", "class" or "register:1": what each looks at.
         anatomy: one figure of what the model does with one image.
+        features: the principal components of the final features, as colours.
+        save_features: the features themselves, too, as .npz.
         contact_sheet: "png", "pdf" or None.
         batch_size, workers: None for what suits the device and the processor.
         truth: "folders", or a CSV file: the images' true categories.
@@ -118,6 +120,8 @@ class RunOptions:
     sweep: Sweep | None = None
     anatomy: bool = False
     query: tuple[str, ...] = ()
+    features: bool = False
+    save_features: bool = False
     report: bool = False
     contact_sheet: str | None = None
     truth: str | None = None

@@ -13,6 +13,7 @@ from vitexplain.errors import RequestError
 
 # how each mode, and each option that a mode excludes, is asked for
 ASKED = {
+    "--features": ["--features"],
     "--query": ["--query", "1,1"],
     "--anatomy": ["--anatomy"],
     "--evaluate": ["--evaluate"],
@@ -24,6 +25,8 @@ ASKED = {
     "one image": [],
 }
 GIVEN = {
+    "query": ["--query", "1,1"],
+    "class_embeddings": ["--class_embeddings", "a.npy"],
     "anatomy": ["--anatomy"],
     "method": ["--method", "legrad"],
     "evaluate": ["--evaluate"],

@@ -102,13 +102,23 @@ def check_classifier(model: nn.Module) -> nn.Module:
     Raises:
         UnsupportedModel: if it has no categories, or is not timm's.
     """
-    found = _within(model, lambda module: _is_vit(module) or _is_timms(module), "model")
-    if found is None:
-        raise UnsupportedModel(model, FOREIGN, instead="")
+    found = timms_model(model)
     if type(found).__name__ in ENCODERS:
         raise UnsupportedModel(found, ENCODER, instead="")
     if not has_categories(found):
         raise UnsupportedModel(found, NO_CATEGORIES)
+    return found
+
+
+def timms_model(model: nn.Module) -> nn.Module:
+    """timm's model that `model` is, or holds.
+
+    Raises:
+        UnsupportedModel: if there is none.
+    """
+    found = _within(model, lambda module: _is_vit(module) or _is_timms(module), "model")
+    if found is None:
+        raise UnsupportedModel(model, FOREIGN, instead="")
     return found
 
 

@@ -58,9 +58,6 @@ def last_grid(model: nn.Module, height: int, width: int) -> LastGrid | None:
     """
     shadow = shadow_of(model)
     weight = next(filter(torch.is_floating_point, shadow.parameters()))
-    image = torch.randn(
-        1, channels_of(model), height, width, generator=torch.Generator().manual_seed(0)
-    )
     found: list[tuple[LastGrid, Tensor]] = []
 
     def see(place: str, module: nn.Module | None, output: object) -> None:
@@ -74,6 +71,8 @@ def last_grid(model: nn.Module, height: int, width: int) -> LastGrid | None:
                 watch(shadow, name, lambda out, n=name, m=module: see(n, m, out), undo)
         if hasattr(shadow, FEATURES):
             watch(shadow, FEATURES, lambda out: see(FEATURES, None, out), undo)
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(1, channels_of(model), height, width, generator=generator)
         outputs = forward(shadow, image.to(weight).requires_grad_())
         if not found or not outputs.requires_grad:
             return None

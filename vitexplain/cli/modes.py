@@ -40,6 +40,18 @@ class Mode:
 
 MODES = (
     Mode(
+        "--features",
+        lambda options, _one: options["features"] or options["save_features"],
+        ("vitexplain.runs.features", "explain_features"),
+        text.features_text,
+        excludes=(
+            *("query", "anatomy", "evaluate", "sweep", "compare", "report", "contact_sheet"),
+            *("category", "top_k", "against", "method", "as_published", "truth", "similar_to"),
+            *("class_embeddings",),
+        ),
+        tells=True,
+    ),
+    Mode(
         "--query",
         lambda options, _one: options["query"],
         ("vitexplain.runs.single", "explain_queries"),

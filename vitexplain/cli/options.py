@@ -174,6 +174,17 @@ def _add_views(group: argparse._ArgumentGroup) -> None:
         "their attention in --block and --head, their rollout, and the patches like them",
     )
     add(
+        "--features",
+        action="store_true",
+        help="what the final features tell apart, by models without a classifier too: their "
+        "principal components as colours, the same for all images, and the foreground",
+    )
+    add(
+        "--save_features",
+        action="store_true",
+        help="with --features, also save the features and their components as .npz",
+    )
+    add(
         "--anatomy",
         action="store_true",
         help="one figure of what the model does with one image, block by block: patches, position "

@@ -59,10 +59,24 @@ def queries_text(report: dict) -> str:
     return "\n".join([*_opening(report), *lines, *_wrote(report)])
 
 
+def features_text(report: dict) -> str:
+    """What the features of images tell apart."""
+    shares = ", ".join(f"{share:.0%}" for share in report["variance"])
+    failed = f", {report['failed']} failed" if report["failed"] else ""
+    return "\n".join([
+        *_opening(report),
+        f"{report['pictures']} images{failed}; variance along red, green and blue: {shares}",
+        *_wrote(report),
+    ])  # fmt: skip
+
+
 def anatomy_text(report: dict) -> str:
     """The anatomy of a model on one image."""
-    method = f"Method: {_method(report['method'])}"
-    return "\n".join([*_opening(report), method, *_wrote(report)])
+    lines = [*_opening(report), f"Method: {_method(report['method'])}"]
+    if report["blocks"]:
+        answer, stays = report["blocks"][-1]["top"][0], report["answer_stays_from_block"]
+        lines.append(f"{answer['name']}, {share_of(answer)}: first from block {stays + 1} on")
+    return "\n".join([*lines, *_wrote(report)])
 
 
 def _opening(report: dict) -> list[str]:

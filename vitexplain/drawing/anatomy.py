@@ -35,6 +35,8 @@ from vitexplain.drawing.panels import (
     tile,
 )
 from vitexplain.drawing.sheet import columns_of, fit, wrap
+from vitexplain.drawing.votes import draw_votes
+from vitexplain.explainer import Block
 
 LARGE = (ROOM - 2 * BETWEEN) // 3  # sides of the three images on top
 MOSAIC = 640  # sides of all maps of position similarity together, about
@@ -53,6 +55,7 @@ def draw_anatomy(
     image_seen: Image.Image,
     title: str,
     *,
+    predictions: Sequence[Block] = (),
     alpha: float = 0.5,
     colormap: str = "turbo",
 ) -> Image.Image:
@@ -61,6 +64,7 @@ def draw_anatomy(
     Args:
         image_seen: RGB, what the model sees, before normalisation.
         title: one line.
+        predictions: after the blocks, if the model has categories.
         alpha, colormap: of the overlays, as in vitexplain.drawing.heatmap.draw_overlay.
 
     Raises:
@@ -98,6 +102,10 @@ def draw_anatomy(
             _growth(anatomy, seen, overlay),
         ),
     ]
+    if predictions:
+        shown = [predictions[place] for place in sample(len(predictions), MOST_BLOCKS)]
+        votes = draw_votes(shown, image_seen, _block_side(len(shown)), ACROSS)
+        panels.append(panel("6  The prediction after each block", *votes))
     return stacked(panels, MARGIN, MARGIN)
 
 

@@ -13,7 +13,7 @@ from vitexplain.errors import RequestError
 from vitexplain.explainer import Explainer, check_of
 from vitexplain.images.writing import writable_folder
 from vitexplain.methods.registry import METHODS
-from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.models.loading import Check, LoadedModel, load_model
 from vitexplain.models.transform import InputTransform
 from vitexplain.models.zero_shot import ALIKE
 from vitexplain.settings import MapOptions, Settings
@@ -47,6 +47,16 @@ def open_session(settings: Settings) -> Session:
         raise RequestError("as_published explains the whole image: leave out --crop")
     settings = replace(settings, maps=_maps_of(settings))
     folder = writable_folder(settings.run.output_dir)
+    loaded, device = load_for(settings, check_of(settings.maps))
+    explainer = Explainer(settings.maps, loaded)
+    transform = _published_transform(loaded) if as_published else loaded.transform
+    texts = texts_for(loaded, settings.run.command)
+    overlay = Overlay(settings.style, transform, texts, as_published)
+    return Session(settings, folder, device, loaded, explainer, overlay)
+
+
+def load_for(settings: Settings, check: Check) -> tuple[LoadedModel, dict[str, str]]:
+    """The requested model, if `check` lets it pass, and its device's name and notice."""
     options = settings.model
     device, notice = choose_device(options.device, options.use_cuda)
     loaded = load_model(
@@ -64,14 +74,9 @@ def open_session(settings: Settings) -> Session:
         class_embeddings=options.class_embeddings,
         logit_scale=options.logit_scale,
         similar_to=options.similar_to,
-        check=check_of(settings.maps),
+        check=check,
     )
-    explainer = Explainer(settings.maps, loaded)
-    transform = _published_transform(loaded) if as_published else loaded.transform
-    texts = texts_for(loaded, settings.run.command)
-    overlay = Overlay(settings.style, transform, texts, as_published)
-    about_device = {"name": str(device), "notice": notice}
-    return Session(settings, folder, about_device, loaded, explainer, overlay)
+    return loaded, {"name": str(device), "notice": notice}
 
 
 def _maps_of(settings: Settings) -> MapOptions:

@@ -20,7 +20,7 @@ from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.queries import draw_queries
 from vitexplain.drawing.sheet import draw_sheet, fit, with_scale
 from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
-from vitexplain.explainer import Explainer, Map, most_faithful
+from vitexplain.explainer import Explainer, Map, answer_stays, blocks_of_image, most_faithful
 from vitexplain.images.reading import open_image
 from vitexplain.images.writing import short_stem, write_array, write_png
 from vitexplain.methods.registry import METHODS
@@ -185,11 +185,26 @@ def explain_anatomy(settings: Settings) -> dict:
     found = anatomy(session.loaded.model, opened.tensor[None], *options)
     style = settings.style
     title = f"{path.name}, seen by the model {session.loaded.name}"
-    figure = draw_anatomy(found, opened.seen, title, alpha=style.alpha, colormap=style.colormap)
+    blocks = ()
+    if session.loaded.categories and session.loaded.labels != "none":
+        blocks = blocks_of_image(session.loaded, opened.tensor)
+    figure = draw_anatomy(
+        found,
+        opened.seen,
+        title,
+        predictions=blocks,
+        alpha=style.alpha,
+        colormap=style.colormap,
+    )
     files = {"anatomy": session.folder / f"{short_stem(path.stem)}_anatomy.png"}
     write_png(files["anatomy"], figure, session.overlay.texts)
     rollout = Map(found.rollout, None, method)
-    return {**_report(session, [rollout], files), "method": method}
+    return {
+        **_report(session, [rollout], files),
+        "method": method,
+        "blocks": [each.as_json() for each in blocks],
+        "answer_stays_from_block": answer_stays(blocks) if blocks else None,
+    }
 
 
 def _opened(settings: Settings) -> tuple[Session, Path, OpenImage]:
