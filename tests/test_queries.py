@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-import windowed
 from helpers import ROOT, make_vit
 from vit_explain import main
 from vit_rollout import VITAttentionRollout
+from vitexplain import query
 from vitexplain.attention.tokens import UnsupportedModel, prefix_names, token_layout
 from vitexplain.errors import RequestError
 from vitexplain.images.region import Region
@@ -142,9 +142,42 @@ def test_what_can_not_be_asked(image):
             token_maps(model, image, [0], **options)
     with pytest.raises(RequestError, match="token must be from 0 to 16, not 17"):
         token_maps(model, image, [17])
-    swin = windowed.make(windowed.MODELS[0], 64, 64, 4)
-    with pytest.raises(UnsupportedModel, match="looks at its window only"):
-        token_maps(swin, torch.zeros(1, 3, 64, 64), [0])
+
+
+@pytest.fixture(scope="module")
+def swin():
+    torch.manual_seed(0)
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=112, num_classes=5)
+    return model.eval(), torch.randn(1, 3, 112, 112)
+
+
+def test_a_patch_of_swin_attends_to_its_window(swin):
+    """In blocks without a shift, windows are the squares of the grid."""
+    model, image = swin
+    row, column = 11, 25  # of the first grid, 28 x 28
+    (found,) = token_maps(model, image, [row * 28 + column])
+    shapes = [each.shape for each in found.blocks]
+    assert shapes == [(28, 28)] * 2 + [(14, 14)] * 2 + [(7, 7)] * 6 + [(4, 4)] * 2
+    for number, halved, window in ((0, 0, 7), (2, 1, 7), (4, 2, 7), (10, 3, 4)):
+        seen = found.blocks[number] > 0
+        rows, columns = (np.arange(side) // window for side in seen.shape)
+        here = (row >> halved) // window, (column >> halved) // window
+        np.testing.assert_array_equal(seen, np.outer(rows == here[0], columns == here[1]))
+        assert found.blocks[number].sum() == pytest.approx(1, abs=1e-4)
+
+
+@torch.no_grad()
+def test_the_mean_of_swins_last_tokens_is_attention_rollout(swin):
+    model, image = swin
+    tokens = [8 * row * 28 + 8 * column for row in range(4) for column in range(4)]
+    tokens = [min(token, 28 * 28 - 1) for token in tokens]
+    found = token_maps(model, image, tokens, head_fusion="mean", discard_ratio=0)
+    expected = VITAttentionRollout(model, discard_ratio=0).explain(image).scores[0]
+    mean = np.mean([each.rollout for each in found], axis=0)
+    np.testing.assert_allclose(mean, expected, atol=1e-6)
+    final = F.normalize(model.forward_features(image)[0], dim=2)  # (4, 4, C)
+    cosines = torch.einsum("hwc,c->hw", final, final[1, 2])
+    np.testing.assert_allclose(found[6].cosine, cosines, atol=1e-5)
 
 
 def test_a_model_of_parallel_branches_is_refused(image):
@@ -162,13 +195,21 @@ def test_a_patch_looks_at_its_own_animal(tmp_path, capsys):
     assert code == 0
     report = json.loads(capsys.readouterr().out)
     assert [each["token"] for each in report["queries"]] == [60, 109]
-    maps = np.load(report["files"]["masks"])  # (queries, kinds, h, w)
-    for side, (attention, _, cosine) in zip((slice(0, 7), slice(7, 14)), maps, strict=True):
+    maps = np.load(report["files"]["masks"])
+    assert {*maps} == {"attention", "rollout", "cosine", *(f"block_{n}" for n in range(4))}
+    np.testing.assert_array_equal(maps["attention"], maps["block_3"])
+    asked = zip((slice(0, 7), slice(7, 14)), maps["attention"], maps["cosine"], strict=True)
+    for side, attention, cosine in asked:
         assert attention[:, side].sum() > 0.6 * attention.sum()
         nearest = np.argsort(-cosine, axis=None)[:30] % 14  # columns
         assert np.isin(nearest, np.r_[side]).sum() >= 28
     with Image.open(report["files"]["sheet"]) as sheet:
         assert sheet.width > 4 * 280
+    with Image.open(report["files"]["blocks"]) as strip:
+        assert 4 * 180 < strip.width < 4 * 280
+    found = query(BOTH, (200, 150), "650,250", model="bundled", discard_ratio=0.9)
+    for number, each in enumerate(found):
+        np.testing.assert_allclose(each.rollout, maps["rollout"][number], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ _PLACES = {
     "explain": "api",
     "features": "api",
     "load_model": "models.loading",
+    "query": "api",
 }
 __all__ = [*_PLACES, "__version__"]
 

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vitexplain.attention.families import timms_model
+from vitexplain.attention.tokens import token_layout
 from vitexplain.components import Features, final_features
 from vitexplain.device import choose_device, in_batches
 from vitexplain.drawing.heatmap import check_style, color_bar
@@ -29,6 +30,7 @@ from vitexplain.images.writing import write_array, write_png, write_whole
 from vitexplain.methods.registry import METHODS, method_named, methods_of
 from vitexplain.models.loading import LoadedModel, any_model, load_model, wrap_model
 from vitexplain.models.transform import InputTransform
+from vitexplain.queries import TokenMaps, token_maps, token_named
 from vitexplain.settings import MapOptions, Style
 
 SHOWN = 480  # pixels of the longer side of what a notebook displays
@@ -307,6 +309,43 @@ def explain(
     batches = in_batches(run, images, explainer.batch_size(), warnings.warn)
     found = [each for batch in batches for each in batch]
     return found if several else found[0]
+
+
+def query(
+    image: ImageLike,
+    *tokens: str | tuple[float, float],
+    model: str | LoadedModel | nn.Module = "auto",
+    device: str = "auto",
+    **options: object,
+) -> list[TokenMaps]:
+    """What single tokens of a ViT look at.
+
+    Args:
+        image: as for `explain`.
+        tokens: (x, y), a pixel of the image; or "class", or "register:1".
+        model, device: as for `explain`.
+        **options: block, head, head_fusion, discard_ratio, start_block, as for
+            vitexplain.queries.token_maps.
+
+    Returns:
+        The maps of each token: its attention in one block and in each, its rollout, and the cosine
+        of its final features with every patch's.
+
+    Raises:
+        RequestError: if something can't be done as asked.
+
+    Example:
+        >>> (found,) = query("examples/both.png", (650, 250), model="bundled")
+        >>> found.patch
+        (7, 10)
+    """
+    loaded = _loaded(model, device, None, None, MapOptions())
+    opened = as_image(image, stretch=loaded.transform.stretch)
+    opened = OpenImage.of(opened, loaded.transform)
+    layout = token_layout(loaded.model, *loaded.transform.size)
+    names = [name if isinstance(name, str) else ",".join(map(str, name)) for name in tokens]
+    numbers = [token_named(name, loaded.model, layout, opened.region)[0] for name in names]
+    return token_maps(loaded.model, opened.tensor[None], numbers, **options)
 
 
 def features(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from vitexplain.methods.base import CategoryMethod, Explanation
 from vitexplain.methods.registry import METHODS, Method, methods_of
 from vitexplain.models.categories import short_name
 from vitexplain.models.loading import LoadedModel
-from vitexplain.outputs import are_probabilities, both_sides, probabilities
+from vitexplain.outputs import are_probabilities, are_values, both_sides, probabilities
 from vitexplain.progress import Watch, silent
 from vitexplain.settings import MapOptions
 from vitexplain.targets import AUTO, set_against
@@ -217,7 +217,7 @@ class Explainer:
 
     def _of_category(self, made) -> Callable[[Tensor], list[Explanation]]:
         options, has = self.options, len(self.loaded.categories)
-        against = self._rivals()
+        against = self.rivals
         if options.category in (None, "top"):
             count = options.top_k or 1
             if count > has:
@@ -228,7 +228,8 @@ class Explainer:
             set_against(index, against, has)  # it says what is wrong before the first pass
         return lambda x: [made.explain(x, [index] * len(x), against)]
 
-    def _rivals(self) -> str | tuple[int, ...] | None:
+    @cached_property
+    def rivals(self) -> str | tuple[int, ...] | None:
         """What categories are set against: "auto", their indices, or nothing."""
         names = self.options.against
         if not names:
@@ -297,7 +298,7 @@ class Explainer:
             raise UnsupportedModel(
                 self.loaded.model, f"its outputs {tuple(logits.shape)} are not (B, categories)"
             )
-        if self.loaded.labels == "none":
+        if are_values(self.loaded.labels):
             return both_sides(logits)
         if are_probabilities(logits):
             raise UnsupportedModel(
@@ -325,7 +326,7 @@ class Explainer:
 
     def _category(self, index: int, outputs: Tensor) -> Category:
         output, name = float(outputs[index]), self.loaded.categories[index]
-        if self.loaded.labels == "none":
+        if are_values(self.loaded.labels):
             return Category(index, name, None, output)
         return Category(index, name, output)
 

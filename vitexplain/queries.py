@@ -2,15 +2,18 @@
 
 For a token t of N, after the pass over one image:
 
-- its attention in one block: row t of A_l, of one head or of all (Vaswani et al. 2017, equation 1);
+- its attention in each block: row t of A_l, of one head or all (Vaswani et al. 2017, equation 1);
 - its rollout: row t of A~_L ... A~_1 (Abnar & Zuidema 2020, section 3), which patches have reached
   it through all blocks;
 - the cosine of its final features, after the last norm, with those of every patch (as in Siméoni et
   al. 2025, "DINOv3").
+
+In Swin, a patch is a token of the first grid; in later ones it is the merged token that it became
+part of. Its attention there is within the window that this token is in.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vitexplain.attention.capture import AttentionFactors, Factor, capture_attention, forward
+from vitexplain.attention.capture import CapturedAttention, capture_attention, forward
 from vitexplain.attention.checks import (
     check_block,
     check_one_image,
@@ -27,7 +30,6 @@ from vitexplain.attention.checks import (
 )
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import (
-    WINDOWED,
     TokenLayout,
     UnsupportedModel,
     blocks_of,
@@ -35,6 +37,7 @@ from vitexplain.attention.tokens import (
     prefix_names,
     token_layout,
 )
+from vitexplain.attention.windows import windows_of
 from vitexplain.errors import RequestError
 from vitexplain.images.region import Region
 from vitexplain.methods.base import on_grid
@@ -43,12 +46,13 @@ from vitexplain.methods.product import fuse_heads, of_head, rollout_scores
 
 @dataclass(frozen=True)
 class TokenMaps:
-    """The maps (h, w), float32, of one token.
+    """The maps, float32, of one token: (h, w) on the patch grid, in Swin on each block's own grid.
 
     Attributes:
         token: its number among all N.
         patch: its row and column on the patch grid; None of a prefix token.
         attention: its row of one block, at the patches; >= 0, the sum at most 1.
+        blocks: the same of each block.
         rollout: its row of the rollout, likewise.
         cosine: of its final features with each patch's, -1 to 1.
     """
@@ -56,6 +60,7 @@ class TokenMaps:
     token: int
     patch: tuple[int, int] | None
     attention: np.ndarray
+    blocks: tuple[np.ndarray, ...]
     rollout: np.ndarray
     cosine: np.ndarray
 
@@ -74,17 +79,15 @@ def token_maps(
     """The maps of some tokens of one image (1, 3, H, W), from one forward pass.
 
     Args:
-        model: a timm ViT without windows; left as it was found.
+        model: a timm ViT; left as it was found.
         block, head: of the attention; negative blocks count from the last, None fuses all heads.
         head_fusion, discard_ratio, start_block: of the rollout, see vit_rollout.
 
     Raises:
-        UnsupportedModel: if its attention can't be captured, or is in windows.
+        UnsupportedModel: if its attention can't be captured.
         RequestError: if an argument is out of range.
     """
     model = check_supported(model)
-    if isinstance(model, WINDOWED):
-        raise UnsupportedModel(model, "a token of its blocks looks at its window only")
     blocks = len(blocks_of(model))
     check_rollout_options(discard_ratio, head_fusion, start_block, False, blocks)
     check_block(block, blocks)
@@ -95,19 +98,15 @@ def token_maps(
         if not 0 <= token < layout.tokens:
             raise RequestError(f"token must be from 0 to {layout.tokens - 1}, not {token}")
     with torch.inference_mode():
-        fused, row_of, features = _one_pass(
-            model, images, layout, block % blocks, head, head_fusion
-        )
-        return [
-            TokenMaps(
-                token,
-                _patch_of(token, layout),
-                _at_patches(row_of[:, token], layout),
-                _rollout(fused[start_block:], layout, discard_ratio, token),
-                _cosines(features, layout, token),
-            )
-            for token in tokens
-        ]
+        captured, of_heads, features = _one_pass(model, images, layout, head, head_fusion)
+        found = []
+        for token in tokens:
+            patch = _patch_of(token, layout)
+            rows = tuple(_rows(captured, of_heads, token, patch))
+            rollout = _rollout(captured, discard_ratio, start_block, token, patch)
+            cosine = _cosines(features, token, patch, layout)
+            found.append(TokenMaps(token, patch, rows[block], rows, rollout, cosine))
+        return found
 
 
 def token_named(
@@ -162,44 +161,82 @@ def _patch_of(token: int, layout: TokenLayout) -> tuple[int, int] | None:
 
 
 def _one_pass(
-    model: nn.Module,
-    images: Tensor,
-    layout: TokenLayout,
-    block: int,
-    head: int | None,
-    head_fusion: str,
-) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Every block's attention (1, N, N), heads fused; one head's of a block; features (N, C)."""
+    model: nn.Module, images: Tensor, layout: TokenLayout, head: int | None, head_fusion: str
+) -> tuple[CapturedAttention, list[Tensor], Tensor]:
+    """The attention with its heads fused; of each block that of one head; the features (N, C).
+
+    Attention is (1, N, N), in Swin of windows, (W, A, A).
+    """
     shadow = shadow_of(model)
-    seen: list[Tensor | None] = []
+    of_heads: list[Tensor] = []
     last: list[Tensor] = []
 
     def reduce(attention: Tensor) -> Tensor:
-        asked = len(seen) == block
-        seen.append(of_head(attention, head, head_fusion) if asked else None)
+        of_heads.append(of_head(attention, head, head_fusion))
         return fuse_heads(attention, head_fusion)
 
     blocks_of(shadow)[-1].register_forward_hook(lambda _b, _i, tokens: last.append(tokens))
     with capture_attention(shadow, layout, reduce=reduce) as captured:
         forward(shadow, images)
-    if len(seen) != len(blocks_of(shadow)):
+    if len(of_heads) != len(blocks_of(shadow)):
         raise UnsupportedModel(model, "its blocks have several branches of attention")
     norm = shadow.norm if not isinstance(shadow.norm, nn.Identity) else shadow.fc_norm
-    return captured.summed(), seen[block], norm(last[0])[0].float()
+    features = norm(last[0])[0].float()
+    return captured, of_heads, features.flatten(0, -2)
+
+
+def _rows(
+    captured: CapturedAttention,
+    of_heads: Sequence[Tensor],
+    token: int,
+    patch: tuple[int, int] | None,
+) -> Iterator[np.ndarray]:
+    """What a token attends to in each block, (h, w)."""
+    if not captured.grids:
+        yield from (_at_patches(each[:, token], captured.layout) for each in of_heads)
+        return
+    blocks = zip(blocks_of(captured.model), captured.grids, of_heads, strict=True)
+    for block, grid, attention in blocks:
+        whole = windows_of(block, *grid).spread(attention)  # (1, N, N)
+        yield on_grid(whole[:, _merged(patch, captured.grids, grid)], grid)[0]
+
+
+def _merged(patch: tuple[int, int], grids: Sequence[tuple[int, int]], grid: tuple[int, int]) -> int:
+    """The token of a later grid that a patch of the first one has become part of."""
+    halved = list(dict.fromkeys(grids)).index(grid)
+    return (patch[0] >> halved) * grid[1] + (patch[1] >> halved)
 
 
 def _rollout(
-    fused: Sequence[Tensor], layout: TokenLayout, discard_ratio: float, token: int
+    captured: CapturedAttention,
+    discard_ratio: float,
+    start_block: int,
+    token: int,
+    patch: tuple[int, int] | None,
 ) -> np.ndarray:
     # what is discarded goes in place, and each token needs the whole
-    attention = AttentionFactors([Factor(matrix.clone()) for matrix in fused])
-    start = F.one_hot(torch.tensor([token]), layout.tokens).to(fused[-1])
-    return rollout_scores(attention, layout, discard_ratio, start)[0]
+    attention = captured.factors(
+        [matrix.clone() for matrix in captured.summed()], start_block=start_block
+    )
+    if captured.grids:
+        token = _merged(patch, captured.grids, captured.grids[-1])
+    last = attention.factors[-1].matrix
+    start = F.one_hot(torch.tensor([token]), last.shape[-2]).to(last)
+    return rollout_scores(attention, captured.layout, discard_ratio, start)[0]
 
 
-def _cosines(features: Tensor, layout: TokenLayout, token: int) -> np.ndarray:
+def _cosines(
+    features: Tensor, token: int, patch: tuple[int, int] | None, layout: TokenLayout
+) -> np.ndarray:
     directions = F.normalize(features, dim=1)
-    return _at_patches((directions @ directions[token])[None], layout)
+    if not layout.last_tokens:
+        return _at_patches((directions @ directions[token])[None], layout)
+    grids = [layout.grid]  # each stage merges 2x2 tokens
+    while grids[-1][0] * grids[-1][1] != layout.last_tokens:
+        height, width = grids[-1]
+        grids.append(((height + 1) // 2, (width + 1) // 2))
+    token = _merged(patch, grids, grids[-1])
+    return on_grid((directions @ directions[token])[None], grids[-1])[0]
 
 
 def _at_patches(row: Tensor, layout: TokenLayout) -> np.ndarray:

@@ -26,6 +26,7 @@ class ModelOptions:
         img_size: (H, W) of the input in pixels; None for the model's own.
         class_embeddings: a file with one embedding for each category.
         logit_scale: of their cosines with the image's.
+        text: categories in words, see models.texts.
         similar_to: an image, or a folder of images: the cosine with their embedding is explained.
     """
 
@@ -43,6 +44,7 @@ class ModelOptions:
     img_size: tuple[int, int] | None = None
     class_embeddings: str | None = None
     logit_scale: float = 100.0
+    text: tuple[str, ...] = ()
     similar_to: str | None = None
 
 

@@ -56,6 +56,11 @@ def value_of(target: Chosen, outputs: Tensor) -> Tensor:
     return target.of(outputs) if isinstance(target, Target) else outputs[target]
 
 
+def indices_of(target: Chosen) -> tuple[int, ...]:
+    """The categories that a target is about, its own one first."""
+    return (target.index, *target.rivals) if isinstance(target, Target) else (int(target),)
+
+
 def set_against(index: int, rivals: Sequence[int], count: int) -> Target:
     """A category against others that count the same.
 

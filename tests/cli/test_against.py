@@ -115,7 +115,6 @@ def test_comparing_measures_the_contrast(tmp_path, capsys):
         (["--method", "rollout", "--against", "auto"], "leave --against out"),
         (["--against", "auto", "--as_published"], "does not apply to --as_published"),
         (["--anatomy", "--against", "auto"], "--anatomy can't be combined with --against"),
-        (["--evaluate", "--against", "auto"], "--evaluate can't be combined with --against"),
     ],
 )
 def test_wrong_requests(arguments, message, tmp_path, capsys):
@@ -123,3 +122,16 @@ def test_wrong_requests(arguments, message, tmp_path, capsys):
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert not list(tmp_path.glob("out/*.png"))
+
+
+def test_methods_are_evaluated_on_the_contrast(tmp_path, capsys):
+    """The share of the two categories' probabilities takes the place of the probability."""
+    measured = {}
+    for against in ([], ["--against", "tiger cat"]):
+        assert run(tmp_path, "--evaluate", "--category", "bull mastiff", "--method", "gradcam",
+                   "--json", *against) == 0  # fmt: skip
+        report = json.loads(capsys.readouterr().out)
+        measured[len(against)] = report["methods"]["gradcam"]
+        assert report["against"] == against[1:]
+    alone, contrast = (measured[n]["insertion_mean"]["mean"] for n in (0, 2))
+    assert contrast > 2 * alone  # a share of two is above that of a thousand

@@ -27,6 +27,7 @@ ASKED = {
 GIVEN = {
     "query": ["--query", "1,1"],
     "class_embeddings": ["--class_embeddings", "a.npy"],
+    "text": ["--text", "a cat", "a dog"],
     "anatomy": ["--anatomy"],
     "method": ["--method", "legrad"],
     "evaluate": ["--evaluate"],

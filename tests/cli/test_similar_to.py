@@ -13,7 +13,10 @@ from helpers import ROOT
 from vit_explain import main
 from vitexplain import explain, load_model
 from vitexplain.errors import RequestError
+from vitexplain.faithfulness.removal import Removal
+from vitexplain.faithfulness.score import faithfulness
 from vitexplain.images.reading import open_image
+from vitexplain.methods.registry import METHODS
 
 EXAMPLES = ROOT / "examples"
 BOTH, CAT, DOG = (str(EXAMPLES / name) for name in ("both.png", "cat.jpg", "dog.jpg"))
@@ -62,6 +65,24 @@ def test_a_folder_is_compared_by_its_mean(tmp_path, capsys):
     assert "sheet" not in report["files"]
 
 
+def test_maps_of_a_similarity_are_measured_by_the_cosine(tmp_path, capsys):
+    """By hand: the cosine with the cat's embedding as patches are taken from the whole image."""
+    methods = ["--method", "gradcam", "rollout"]
+    assert run(tmp_path, "--image_path", BOTH, "--similar_to", CAT, "--compare", "--json",
+               *methods) == 0  # fmt: skip
+    maps = json.loads(capsys.readouterr().out)["maps"]
+    loaded = load_model("bundled", similar_to=CAT)
+    tensor = loaded.transform(open_image(BOTH))
+    mask = METHODS["gradcam"].make(loaded.model)(tensor[None], 1)
+    removal = Removal(loaded.model, tensor[None], [1], "mean", 10, labels="cosine")
+    curve = removal.deletion(mask[None])
+    with torch.no_grad():
+        expected = loaded.model(tensor[None])[0, 0]
+    assert curve.probabilities[0, 0] == pytest.approx(float(expected), abs=1e-5)
+    found = faithfulness(loaded.model, tensor, mask, 1, "cosine")
+    assert maps[0]["faithfulness"] == pytest.approx(found, abs=1e-4)
+
+
 def test_an_image_is_like_itself(tmp_path):
     model = load_model("bundled", similar_to=CAT)
     found = explain(CAT, category="similar", model=model, method="gradcam")
@@ -92,7 +113,6 @@ def test_a_rollout_is_the_same_for_every_question(tmp_path):
     [
         (["--similar_to", "nowhere.png"], "no image at nowhere.png"),
         (["--similar_to", CAT, "--labels", "none"], "similar_to explains one number"),
-        (["--similar_to", CAT, "--compare"], "--compare measures by probabilities"),
         (["--similar_to", CAT, "--against", "auto"], "--against does not apply to --similar_to"),
         (["--logit_scale", "3"], "logit_scale is of class_embeddings: there are none"),
     ],

@@ -6,6 +6,7 @@ import torch
 
 from helpers import make_vit
 from vitexplain.errors import RequestError
+from vitexplain.faithfulness.passes import contrasts_of
 from vitexplain.faithfulness.removal import Removal
 from vitexplain.methods.registry import METHODS
 from vitexplain.targets import RIVALS, Target, nearest_rivals, set_against
@@ -109,6 +110,24 @@ def test_wrong_requests(category, others, reason, model, images):
         METHODS["gradcam"].make(model).explain(images, category, others)
 
 
+@pytest.mark.parametrize("name", OF_CATEGORY)
+def test_each_image_may_have_a_contrast_of_its_own(name, model, images, few_steps):
+    method = METHODS[name].make(model)
+    targets = [set_against(2, [5], 7), set_against(3, [0, 1], 7)]
+    found = method.explain(images, targets)
+    assert found.categories == [2, 3]
+    for place, against in enumerate(([5], [0, 1])):
+        alone = method.explain(images[place : place + 1], [found.categories[place]], against)
+        np.testing.assert_allclose(found.masks[place], alone.masks[0], atol=1e-5)
+
+
+def test_contrasts_that_are_measured_are_those_that_are_explained(model, images):
+    explained = METHODS["gradcam"].make(model).explain(images, against="auto").targets
+    assert contrasts_of(model, images, None, "auto", batch_size=1) == explained
+    named = contrasts_of(model, images, [1, 2], [4])
+    assert named == [set_against(1, [4], 7), set_against(2, [4], 7)]
+
+
 def test_a_single_output_has_two_sides(images):
     one = make_vit(num_classes=1)
     method = METHODS["gradcam"].make(one)
@@ -129,7 +148,8 @@ def test_the_value_of_a_contrast():
 def test_faithfulness_is_measured_on_the_share_of_the_rivals(model, images, labels):
     """By hand: p_a / (p_a + p_b + p_c) after each step, instead of p_a."""
     masks = np.random.default_rng(0).random((2, 4, 4)).astype(np.float32)
-    removal = Removal(model, images, [2, 3], "mean", 4, labels=labels, rivals=[[5], [0, 1]])
+    targets = [set_against(2, [5], 7), set_against(3, [0, 1], 7)]
+    removal = Removal(model, images, targets, "mean", 4, labels=labels)
     curve = removal.deletion(masks)
     for place, among in enumerate(([2, 5], [3, 0, 1])):
         order = np.argsort(-masks[place].ravel(), kind="stable")

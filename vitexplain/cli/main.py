@@ -59,7 +59,7 @@ def _usable_streams() -> Iterator[None]:
 def _main(arguments: list[str]) -> int:
     options = vars(parser().parse_args(arguments))
     as_json, show = options.pop("json"), options.pop("show")
-    for name in ("against", "query"):
+    for name in ("against", "query", "text"):
         options[name] = tuple(options[name] or ())
     options["method"] = tuple(dict.fromkeys(options["method"]))
     options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None

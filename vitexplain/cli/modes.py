@@ -47,7 +47,7 @@ MODES = (
         excludes=(
             *("query", "anatomy", "evaluate", "sweep", "compare", "report", "contact_sheet"),
             *("category", "top_k", "against", "method", "as_published", "truth", "similar_to"),
-            *("class_embeddings",),
+            *("class_embeddings", "text"),
         ),
         tells=True,
     ),
@@ -78,7 +78,7 @@ MODES = (
         lambda options, _one: options["evaluate"],
         ("vitexplain.runs.evaluation", "evaluate"),
         text.evaluation_text,
-        excludes=("report", "contact_sheet", "top_k", "against", "sweep", "truth"),
+        excludes=("report", "contact_sheet", "top_k", "sweep", "truth"),
         tells=True,
     ),
     Mode(

@@ -262,6 +262,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         ".safetensors file, as of a CLIP's text tower; --class_names names them",
     )
     add(
+        "--text",
+        nargs="+",
+        metavar="TEXT",
+        help='the same, of "a photo of a cat" "a photo of a dog": open_clip, if it is installed, '
+        "makes their embeddings for a CLIP of --model",
+    )
+    add(
         "--logit_scale",
         type=float,
         metavar="F",

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vitexplain.drawing.sheet import draw_sheet, fit, with_scale
+from vitexplain.drawing.sheet import draw_sheet, fit, with_scale, wrap
 from vitexplain.images.region import Region
 from vitexplain.queries import TokenMaps
 
-CELL = 280
+CELL, BLOCK = 280, 180  # pixels of a map, and of each block's
+ACROSS = 6  # blocks beside each other
 MARK = (255, 0, 200)
 
 
@@ -41,6 +42,21 @@ def draw_queries(
     height = max(fit(drawn, (CELL, CELL)).height for row in rows for _, drawn in row)
     sheet = draw_sheet(rows, (CELL, height), lines=1)
     return with_scale(sheet, colormap, length=CELL // 2)
+
+
+def draw_query_blocks(
+    found: Sequence[tuple[str, TokenMaps, Region | None]],
+    draw: Callable[[np.ndarray], Image.Image],
+    colormap: str,
+) -> Image.Image:
+    """A sheet: a row for each token, with what it attends to in each block."""
+    rows = [
+        [(f"{name}, block {number + 1}", draw(each)) for number, each in enumerate(maps.blocks)]
+        for name, maps, _ in found
+    ]
+    height = max(fit(drawn, (BLOCK, BLOCK)).height for _, drawn in rows[0])
+    folded = [part for row in rows for part in wrap(row, ACROSS)]
+    return with_scale(draw_sheet(folded, (BLOCK, height), lines=2), colormap, length=BLOCK // 2)
 
 
 def _others(maps: TokenMaps) -> np.ndarray:

@@ -19,6 +19,7 @@ from vitexplain.faithfulness.table import Measure
 from vitexplain.faithfulness.timing import cost
 from vitexplain.methods.registry import METHODS, Method
 from vitexplain.progress import Watch, bar
+from vitexplain.targets import Chosen
 
 ALL = METHODS | BASELINES
 REMOVED = (
@@ -75,7 +76,7 @@ def evaluate_images(
     images: Tensor,
     std: Sequence[float],
     methods: Mapping[str, Method] | None = None,
-    categories: Sequence[int] | None = None,
+    categories: Sequence[Chosen] | None = None,
     *,
     steps: int = STEPS,
     few: int = FEW,
@@ -91,7 +92,7 @@ def evaluate_images(
         images: (B, 3, H, W), transformed; batches of them are moved to the model's device.
         std: what the transform divided the three channels by.
         methods: by name; by default all methods and baselines.
-        categories: B of them; by default the model's most likely ones.
+        categories: B of them, or contrasts; by default the model's most likely categories.
         steps: of the curves, a multiple of 10.
         few: randomisation and stability are measured on this many images, the first ones.
         batch_size: images per forward pass.

@@ -31,6 +31,7 @@ from vitexplain.errors import RequestError
 from vitexplain.faithfulness.passes import BATCH, check_categories, notify
 from vitexplain.methods.patches import patches_of_pixels
 from vitexplain.outputs import both_sides, probabilities
+from vitexplain.targets import Chosen, Target, indices_of
 
 FILLS = ("mean", "blur")
 # standard deviation of the blur, as a share of the shorter side: a patch keeps nothing of its own
@@ -67,14 +68,13 @@ class Removal:
     Args:
         model: gives logits (B, categories); used in evaluation mode, left as it was found.
         images: (B, 3, H, W), normalised: 0 is the mean colour.
-        categories: B of them.
+        categories: B of them, or contrasts: each category's share of its own and its rivals'
+            probabilities, p_a / (p_a + p_b), takes the place of its probability.
         fill: what takes the place of a removed patch, "mean" or "blur".
         steps: the number of roughly equal parts in which patches are removed.
         batch_size: images per forward pass; halved where memory does not suffice.
         seed: of the order of patches with equal values.
         labels: how the outputs become probabilities, "exclusive" or "independent".
-        rivals: for each image, categories that its own is set against: its share of their
-            probabilities, p_a / (p_a + p_b), takes the place of its probability.
 
     Raises:
         RequestError: if an argument is out of range.
@@ -84,14 +84,13 @@ class Removal:
         self,
         model: nn.Module,
         images: Tensor,
-        categories: Sequence[int],
+        categories: Sequence[Chosen],
         fill: str,
         steps: int = 20,
         *,
         batch_size: int = BATCH,
         seed: int = 0,
         labels: str = "exclusive",
-        rivals: Sequence[Sequence[int]] | None = None,
     ):
         if fill not in FILLS:
             raise RequestError(f"fill must be one of {', '.join(FILLS)}, not {fill!r}")
@@ -100,9 +99,12 @@ class Removal:
         check_categories(model, images, categories)
         self.model = shadow_of(model)
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
-        self.labels, self.rivals = labels, rivals
+        self.labels = labels
+        # which outputs compete for each image; False where all of them do
+        self.compared = [isinstance(each, Target) and indices_of(each) for each in categories]
         self.images = images_for(model, images)
-        self.categories = torch.as_tensor(categories, device=self.images.device)
+        own = [indices_of(each)[0] for each in categories]
+        self.categories = torch.as_tensor(own, device=self.images.device)
         self.empty = torch.zeros_like(self.images) if fill == "mean" else blurred(self.images)
         indices = torch.arange(len(images), device=self.images.device)
         self._at_whole = self._batches(lambda i: self._outputs(self.images[i], i), indices)
@@ -159,10 +161,10 @@ class Removal:
         logits = forward(self.model, shown).float()
         wanted = self.categories[indices]
         shares, ranked = probabilities(logits, self.labels), both_sides(logits)
-        if self.rivals is not None:
+        if any(self.compared):
             compared = torch.zeros_like(shares, dtype=torch.bool)
             for row, index in zip(compared, indices.tolist(), strict=True):
-                row[[int(self.categories[index]), *self.rivals[index]]] = True
+                row[list(self.compared[index])] = True
             shares = shares.where(compared, 0)
             shares = shares / shares.sum(dim=1, keepdim=True)
             ranked = ranked.where(compared, -torch.inf)

@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from vitexplain.faithfulness.removal import FILLS, Removal
+from vitexplain.targets import Target
 
 STEPS = 10
 
@@ -37,9 +38,10 @@ def faithfulness(
         RequestError: if image, mask and category don't fit the model.
     """
     images, masks = image[None], mask[None]
-    others = [rivals] if rivals else None
+    # what they weigh does not matter here: their probabilities are summed
+    chosen = Target(category, tuple(rivals), ()) if rivals else category
     differences = []
     for fill in FILLS:
-        removal = Removal(model, images, [category], fill, STEPS, labels=labels, rivals=others)
+        removal = Removal(model, images, [chosen], fill, STEPS, labels=labels)
         differences.append(removal.insertion(masks).areas - removal.deletion(masks).areas)
     return float(np.mean(differences))

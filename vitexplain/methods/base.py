@@ -27,7 +27,15 @@ from vitexplain.attention.tokens import TokenLayout, UnsupportedModel, token_lay
 from vitexplain.attention.verify import check_pass
 from vitexplain.errors import RequestError, is_out_of_memory, one_line
 from vitexplain.outputs import both_sides
-from vitexplain.targets import AUTO, Chosen, Target, nearest_rivals, set_against, value_of
+from vitexplain.targets import (
+    AUTO,
+    Chosen,
+    Target,
+    indices_of,
+    nearest_rivals,
+    set_against,
+    value_of,
+)
 
 # logits (B, categories) -> K categories, or contrasts of them, for each of the B images
 Choose = Callable[[Tensor], list[list[Chosen]]]
@@ -145,12 +153,14 @@ class CategoryMethod(ABC):
     def explain(
         self,
         input_tensor: Tensor,
-        category_indices: Sequence[int] | None = None,
+        category_indices: Sequence[Chosen] | None = None,
         against: Against = None,
     ) -> Explanation:
         """Maps and logits of B images (B, 3, H, W), of one category each (None: the most likely).
 
         Args:
+            category_indices: of categories, or contrasts of each image's own (see
+                vitexplain.targets), which need no `against`.
             against: other categories, the same for all images, that each is set against; "auto"
                 for those whose logits are nearest (see vitexplain.targets). Where the method is
                 not linear, the map is that of the contrast less that of its reverse. An image whose
@@ -162,7 +172,7 @@ class CategoryMethod(ABC):
             RequestError: if a category is out of range, the model has none, or the input is not a
                 batch of images of a size that the model takes.
         """
-        choose = partial(_one_category_each, category_indices)
+        choose = partial(one_category_each, category_indices)
         return self._explain(input_tensor, choose, against, category_indices is None)[0]
 
     def explain_several(
@@ -202,13 +212,13 @@ class CategoryMethod(ABC):
             layout = self._layout(images)
             with own_code_named(self.model):
                 both = not self.linear
-                planned = partial(_contrasts, choose, against, both=both, likely=likely)
+                planned = partial(contrasts, choose, against, both=both, likely=likely)
                 scores, logits, chosen = on_shadow(self)._scores(images, layout, planned)
         check_pass(self.model, images, logits.detach())
         logits = logits.detach().float().cpu()
         scores = [finite(self.model, each) for each in scores]
         targets = list(zip(*chosen, strict=True))  # K times those of the B images
-        if against is None:
+        if not isinstance(targets[0][0], Target):
             return [
                 Explanation(largest_is_one(each), logits, layout, list(of), each)
                 for each, of in zip(scores, targets, strict=True)
@@ -298,12 +308,17 @@ def chosen_logits(
         yield torch.stack(of_images).sum(), number < count - 1
 
 
-def _contrasts(
+def contrasts(
     choose: Choose, against: Against, logits: Tensor, *, both: bool, likely: bool
 ) -> list[list[Chosen]]:
-    """What `choose` picks, set against others; with `both`, each is followed by its reverse."""
+    """What `choose` picks, set against others; with `both`, each is followed by its reverse.
+
+    Args:
+        logits: (B, K).
+        likely: it picks the most likely ones.
+    """
     categories = choose(logits)
-    if against is None:
+    if against is None and not isinstance(categories[0][0], Target):
         return categories
     outputs = both_sides(logits)
     chosen: list[list[Chosen]] = []
@@ -313,7 +328,8 @@ def _contrasts(
             others = against
             if likely and against != AUTO:  # what is most likely can be one of them
                 others = [other for other in against if other != index] or AUTO
-            target = _contrast(index, of_image, others, row)
+            given = isinstance(index, Target)
+            target = index if given else _contrast(index, of_image, others, row)
             chosen[-1] += [target, target.reversed()] if both else [target]
     return chosen
 
@@ -325,7 +341,7 @@ def _contrast(index: int, chosen: Sequence[int], against: Against, outputs: Tens
     return nearest_rivals(index, outputs, others or None)
 
 
-def _one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -> list[list[int]]:
+def one_category_each(category_indices: Sequence[int] | None, logits: Tensor) -> list[list[int]]:
     if category_indices is None:
         return _several_categories_each(1, logits)
     return _several_categories_each([[category] for category in category_indices], logits)
@@ -340,7 +356,10 @@ def _several_categories_each(
         if not 1 <= category_indices <= count:
             raise RequestError(f"the model has 1 to {count} categories, not {category_indices}")
         return logits.topk(category_indices, dim=1).indices.tolist()
-    categories = [[int(category) for category in several] for several in category_indices]
+    categories = [
+        [each if isinstance(each, Target) else int(each) for each in several]
+        for several in category_indices
+    ]
     if len(categories) != len(logits):
         raise RequestError(
             f"category_indices must hold one category for each of {len(logits)} images, "
@@ -349,7 +368,7 @@ def _several_categories_each(
     if not categories[0] or len({len(several) for several in categories}) > 1:
         raise RequestError("category_indices must hold equally many categories for each image")
     for several in categories:
-        for category in several:
+        for category in (index for each in several for index in indices_of(each)):
             if not 0 <= category < count:
                 raise RequestError(f"category_index must be from 0 to {count - 1}, not {category}")
     return categories

@@ -15,6 +15,7 @@ from vitexplain.attention.wrappers import input_size
 from vitexplain.choices import LABELS
 from vitexplain.errors import RequestError
 from vitexplain.models.categories import CategoryError, default_names, read_names
+from vitexplain.outputs import COSINE, are_values
 
 SIDES = ("negative", "positive")
 VALUES = ("lower", "higher")  # of a single output that is no probability
@@ -71,7 +72,7 @@ def name_outputs(
     Raises:
         RequestError: if `labels` is none of these; CategoryError if names don't fit.
     """
-    if labels not in LABELS:
+    if labels not in (*LABELS, COSINE):
         raise RequestError(f"labels must be one of {', '.join(LABELS)}, not {labels!r}")
     count = count_outputs(model)
     if class_names is not None:
@@ -81,7 +82,7 @@ def name_outputs(
     if count == 1:
         given = config.get("label_names") or ()
         names = tuple(map(str, given)) if len(given) == 2 else SIDES
-        return list(VALUES if labels == "none" else names), ""
+        return list(VALUES if are_values(labels) else names), ""
     return default_names(count, config), ""
 
 

@@ -41,8 +41,10 @@ from vitexplain.models.bundled import build_network, bundled_folder, read_config
 from vitexplain.models.categories import find_category
 from vitexplain.models.class_names import names_beside
 from vitexplain.models.hub import WeightsUnavailable, transformers_snapshot, weights_at_hand
+from vitexplain.models.texts import text_embeddings
 from vitexplain.models.transform import InputTransform
 from vitexplain.models.zero_shot import ALIKE, SCALE, Embeddings, similarity, zero_shot
+from vitexplain.outputs import COSINE
 
 AUTO_MODEL = "deit_tiny_patch16_224.fb_in1k"  # the model of the published images
 MOST_PATCHES = 16_384  # one block's attention matrix then takes 1 GiB
@@ -134,6 +136,7 @@ def load_model(
     stretch: bool = False,
     class_embeddings: Embeddings | None = None,
     logit_scale: float = SCALE,
+    texts: Sequence[str] | None = None,
     similar_to: str | Path | Sequence[Image.Image] | None = None,
     check: Check = check_supported,
 ) -> LoadedModel:
@@ -159,6 +162,7 @@ def load_model(
         class_embeddings: one embedding for each category, (K, D): a .npy or .safetensors file, or
             an array. The model's own head, if it has one, is left out; see models.zero_shot.
         logit_scale: of their cosines with the image's embedding.
+        texts: the categories in words, whose embeddings open_clip makes; see models.texts.
         similar_to: an image's file, a folder of images, or images: what is explained is the cosine
             of an image's embedding with theirs. Category 1 is "similar", 0 "different".
         check: refuses a model that can't be explained as it is meant to be, before its weights are
@@ -173,11 +177,17 @@ def load_model(
     if isinstance(name, nn.Module):
         if checkpoint is not None or img_size:
             raise ModelError("a model that is given has weights and a size: pass it alone")
-        if class_embeddings is not None or similar_to is not None:
-            raise ModelError("class_embeddings and similar_to are for a model that is named")
+        if class_embeddings is not None or similar_to is not None or texts is not None:
+            raise ModelError("class_embeddings, texts and similar_to are for a model that is named")
         loaded = wrap_model(name, class_names, labels, crop, check)
         loaded.transform.stretch = stretch
         return loaded
+    if texts is not None:
+        if class_embeddings is not None or class_names is not None or similar_to is not None:
+            raise ModelError(
+                "texts are the categories: leave class_embeddings, class_names and similar_to out"
+            )
+        class_embeddings, class_names = text_embeddings(name, list(texts)), list(texts)
     embeds = class_embeddings is not None or similar_to is not None
     request = _Request(
         name,
@@ -277,7 +287,7 @@ def _compare_with(network: _Network, images: Sequence[Image.Image], crop: str) -
     network.model = check_classifier(
         similarity(network.model, network.names, transform, images).eval()
     )
-    network.labels, network.names = "none", {}
+    network.labels, network.names = COSINE, {}
 
 
 def _images_of(source: str | Path | Sequence[Image.Image], stretch: bool) -> list[Image.Image]:

@@ -12,6 +12,7 @@ from vitexplain.errors import RequestError
 from vitexplain.explainer import options_of
 from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.measures import ALL, MEASURES, Evaluation, evaluate_images
+from vitexplain.faithfulness.passes import contrasts_of
 from vitexplain.faithfulness.table import as_json, as_markdown, as_text, caption
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError, open_image
@@ -52,9 +53,13 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
     category = settings.maps.category
     index = None if category in (None, "top") else session.loaded.category_index(category)
     categories = None if index is None else [index] * len(tensors)
+    inputs = torch.stack(tensors)
+    if session.explainer.rivals is not None:
+        rivals = session.explainer.rivals
+        categories = contrasts_of(session.loaded.model, inputs, categories, rivals)
     found = evaluate_images(
         session.loaded.model,
-        torch.stack(tensors),
+        inputs,
         session.loaded.transform.std,
         methods | BASELINES,
         categories,
@@ -67,6 +72,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         "pictures": len(tensors),
         "failed": len(failures),
         "category": None if index is None else session.loaded.categories[index],
+        "against": list(map(str, settings.maps.against)),
         "model": model_report(session),
         "methods": as_json(found.values, MEASURES),
         "table": as_text(found.values, MEASURES, _titles(found), BASELINES),

@@ -73,6 +73,7 @@ def load_for(settings: Settings, check: Check) -> tuple[LoadedModel, dict[str, s
         stretch=options.stretch,
         class_embeddings=options.class_embeddings,
         logit_scale=options.logit_scale,
+        texts=options.text or None,
         similar_to=options.similar_to,
         check=check,
     )

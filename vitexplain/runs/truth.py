@@ -9,6 +9,7 @@ from vitexplain.errors import RequestError
 from vitexplain.images.finding import ImageFile
 from vitexplain.models.categories import CategoryError
 from vitexplain.models.loading import LoadedModel
+from vitexplain.outputs import are_values
 from vitexplain.training.accuracy import Share
 from vitexplain.training.classify import label_of
 
@@ -30,7 +31,7 @@ def true_categories(
         RequestError: if a category is none of the model's, the file can't be read, or no image has
             a category.
     """
-    if len(loaded.categories) < 2 or loaded.labels == "none":
+    if len(loaded.categories) < 2 or are_values(loaded.labels):
         raise RequestError(
             "--truth is for classifiers: this model has no categories to be right in"
         )

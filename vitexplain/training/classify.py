@@ -8,6 +8,7 @@ import torch
 
 from vitexplain.device import in_batches
 from vitexplain.models.loading import LoadedModel
+from vitexplain.outputs import are_values
 from vitexplain.outputs import probabilities as probabilities_of
 from vitexplain.progress import bar_or_lines
 from vitexplain.training.accuracy import calibration_error, top_k
@@ -23,7 +24,7 @@ def classify(
         DataError: if none can be read, or the outputs are no probabilities.
         CategoryError: if a folder is not named by a category of the model.
     """
-    if loaded.labels == "none":
+    if are_values(loaded.labels):
         raise DataError("the model's outputs are values, no probabilities of categories")
     labels_of = {c: label_of(loaded, c) for c in sorted({category_of(name) for name in names})}
     good, probabilities = [], []
