@@ -32,13 +32,15 @@ SNIPPETS = [
     for document in DOCUMENTS
     if fenced(document, "python") and document.name != "README.fr.md"  # the README's own code
 ]
-SHEETS = {"--sweep", "--anatomy", "--compare", "--query"}
+SHEETS = {"--sweep", "--anatomy", "--compare", "--features"}
 
 
 def expected_files(options):
     """How many files a command writes."""
     if SHEETS & {*options}:
         return 1
+    if "--query" in options:
+        return 2  # the sheet, and that of all blocks
     if "--evaluate" in options:
         return 3  # table, numbers, figure
     images = options[options.index("--image_path") + 1 :]

@@ -51,12 +51,12 @@ def draw_query_blocks(
 ) -> Image.Image:
     """A sheet: a row for each token, with what it attends to in each block."""
     rows = [
-        [(f"{name}, block {number + 1}", draw(each)) for number, each in enumerate(maps.blocks)]
+        [(f"{name}, block {number}", draw(each)) for number, each in enumerate(maps.blocks)]
         for name, maps, _ in found
     ]
     height = max(fit(drawn, (BLOCK, BLOCK)).height for _, drawn in rows[0])
     folded = [part for row in rows for part in wrap(row, ACROSS)]
-    return with_scale(draw_sheet(folded, (BLOCK, height), lines=2), colormap, length=BLOCK // 2)
+    return with_scale(draw_sheet(folded, (BLOCK, height), lines=1), colormap, length=BLOCK // 2)
 
 
 def _others(maps: TokenMaps) -> np.ndarray:

@@ -200,10 +200,15 @@ function confusion() {
     });
     return table("Most frequent confusions", rows);
   }
-  const head = make("tr", "", make("td", "", "true ↓ predicted →"),
-    ...all.map((category) => { const th = make("th", "", category.name); th.scope = "col"; return th; }));
+  const short = ({ name }) => name.split(",")[0]; // the first synonym, as on overlays
+  const heads = all.map((category) => {
+    const th = make("th", "", short(category));
+    th.scope = "col";
+    return th;
+  });
+  const head = make("tr", "", make("td", "", "true ↓ predicted →"), ...heads);
   const lines = all.map((truth) => {
-    const th = make("th", "", truth.name);
+    const th = make("th", "", short(truth));
     th.scope = "row";
     return make("tr", "", th, ...all.map((predicted) => {
       const found = pairs.get(`${truth.index} ${predicted.index}`);
