@@ -19,13 +19,24 @@ The weighting is in vitexplain/methods/weighting.py, the product in vitexplain/m
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from vitexplain.attention.capture import capture_attention, forward
 from vitexplain.attention.checks import check_matrices, check_rollout_options
-from vitexplain.attention.tokens import TokenLayout, blocks_of, check_supported
+from vitexplain.attention.pyramid import (
+    PYRAMIDS,
+    check_rollable,
+    count_blocks,
+    in_rows,
+    pyramid_attention,
+    pyramid_factors,
+    rollout_layout,
+)
+from vitexplain.attention.tokens import TokenLayout
 from vitexplain.methods.as_published import published_grad_rollout
 from vitexplain.methods.base import (
     CategoryMethod,
@@ -33,8 +44,14 @@ from vitexplain.methods.base import (
     Explanation,
     chosen_logits,
     largest_is_one,
+    on_grid,
 )
-from vitexplain.methods.product import masks_of_matrices, rollout_scores
+from vitexplain.methods.product import (
+    fuse_heads,
+    masks_of_matrices,
+    pyramid_scores,
+    rollout_scores,
+)
 from vitexplain.methods.weighting import gradient_weighted, weighted_attention
 
 __all__ = ["Explanation", "VITAttentionGradRollout", "grad_rollout"]
@@ -61,8 +78,8 @@ class VITAttentionGradRollout(CategoryMethod):
         as_published: bool = False,
         exact: bool = False,
     ):
-        model = check_supported(model)
-        blocks = len(blocks_of(model))
+        model = check_rollable(model, as_published=as_published)
+        blocks = count_blocks(model)
         check_rollout_options(discard_ratio, head_fusion, start_block, as_published, blocks)
         self.model = model
         self.attention_layer_name = attention_layer_name
@@ -75,6 +92,8 @@ class VITAttentionGradRollout(CategoryMethod):
     def _scores(
         self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
+        if isinstance(self.model, PYRAMIDS):
+            return self._pyramid_scores(images, layout, choose)
         if self.as_published:
             return self._published_scores(images, layout, choose)
         weighted, logits, categories = weighted_attention(
@@ -88,6 +107,27 @@ class VITAttentionGradRollout(CategoryMethod):
             exact=self.exact,
         )
         scores = [rollout_scores(each, layout, self.discard_ratio) for each in weighted]
+        return scores, logits, categories
+
+    def _layout(self, images: Tensor) -> TokenLayout:
+        return rollout_layout(self.model, images)
+
+    def _pyramid_scores(
+        self, images: Tensor, layout: TokenLayout, choose: Choose
+    ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
+        attentions, logits = pyramid_attention(self.model, images, track_gradient=True)
+        categories = choose(logits.detach())
+        fuse = partial(fuse_heads, head_fusion=self.head_fusion)
+        scores = []
+        for logit, again in chosen_logits(logits, categories):
+            gradients = torch.autograd.grad(logit, attentions, retain_graph=again)
+            weighted = [
+                (attention.detach() * gradient).clamp(min=0)
+                for attention, gradient in zip(attentions, gradients, strict=True)
+            ]
+            factors = pyramid_factors(self.model, weighted, fuse, self.start_block)
+            shares = pyramid_scores(factors, layout, self.discard_ratio)
+            scores.append(on_grid(in_rows(self.model, shares), layout.grid))
         return scores, logits, categories
 
     def _published_scores(

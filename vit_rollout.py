@@ -27,10 +27,24 @@ from vitexplain.attention.capture import CapturedAttention, capture_attention, f
 from vitexplain.attention.checks import check_matrices, check_rollout_options
 from vitexplain.attention.fused import fused_factors
 from vitexplain.attention.intercept import can_intercept
-from vitexplain.attention.tokens import TokenLayout, blocks_of, check_supported
+from vitexplain.attention.pyramid import (
+    PYRAMIDS,
+    check_rollable,
+    count_blocks,
+    in_rows,
+    pyramid_attention,
+    pyramid_factors,
+    rollout_layout,
+)
+from vitexplain.attention.tokens import TokenLayout
 from vitexplain.methods.as_published import published_rollout
-from vitexplain.methods.base import Explanation, ImageMethod, largest_is_one
-from vitexplain.methods.product import fuse_heads, masks_of_matrices, rollout_scores
+from vitexplain.methods.base import Explanation, ImageMethod, largest_is_one, on_grid
+from vitexplain.methods.product import (
+    fuse_heads,
+    masks_of_matrices,
+    pyramid_scores,
+    rollout_scores,
+)
 
 __all__ = ["Explanation", "VITAttentionRollout", "rollout"]
 
@@ -39,7 +53,8 @@ class VITAttentionRollout(ImageMethod):
     """Attention rollout of a timm ViT.
 
     Args:
-        model: a timm VisionTransformer; used in evaluation mode, left as it was found.
+        model: a timm VisionTransformer, or one of attention.pyramid; used in evaluation mode, left
+            as it was found.
         attention_layer_name: part of the name of the modules that attention passes through.
         head_fusion: "mean" as in the paper, "max" or "min". The command's default is "max", as in
             the older script's published images (see vitexplain.methods.registry).
@@ -62,8 +77,8 @@ class VITAttentionRollout(ImageMethod):
         start_block: int = 0,
         as_published: bool = False,
     ):
-        model = check_supported(model)
-        blocks = len(blocks_of(model))
+        model = check_rollable(model, as_published=as_published)
+        blocks = count_blocks(model)
         check_rollout_options(discard_ratio, head_fusion, start_block, as_published, blocks)
         self.model = model
         self.attention_layer_name = attention_layer_name
@@ -72,9 +87,18 @@ class VITAttentionRollout(ImageMethod):
         self.start_block = start_block
         self.as_published = as_published
 
+    def _layout(self, images: Tensor) -> TokenLayout:
+        return rollout_layout(self.model, images)
+
     def _scores(
         self, images: Tensor, layout: TokenLayout, *, with_logits: bool
     ) -> tuple[np.ndarray, Tensor | None]:
+        if isinstance(self.model, PYRAMIDS):
+            fuse = partial(fuse_heads, head_fusion=self.head_fusion)
+            attentions, logits = pyramid_attention(self.model, images)
+            factors = pyramid_factors(self.model, attentions, fuse, self.start_block)
+            shares = pyramid_scores(factors, layout, self.discard_ratio)
+            return on_grid(in_rows(self.model, shares), layout.grid), logits
         if self.as_published:
             captured, logits = self._capture(images, layout)
             return published_rollout(captured.summed(), self.discard_ratio, layout), logits

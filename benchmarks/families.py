@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from vitexplain.attention.class_attention import class_blocks
 from vitexplain.attention.families import ENCODERS, check_classifier
-from vitexplain.attention.tokens import UnsupportedModel, token_layout
+from vitexplain.attention.pyramid import PYRAMIDS, check_rollable, rollout_layout
+from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.markers import write_between
 from vitexplain.methods.base import ImageMethod
 from vitexplain.methods.registry import METHODS
@@ -39,6 +40,8 @@ class Family:
         readouts: what the classifiers of the former pool, in words, and how often.
         reasons: why rollout does not explain the latter -> names.
         refused: why no method explains a model -> names.
+        shrinks: whether both rollouts follow its grid as it shrinks, and other methods of attention
+            do not.
         class_attention: whether a class token reads the patches in blocks of its own.
     """
 
@@ -48,6 +51,7 @@ class Family:
     reasons: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     refused: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     class_attention: bool = False
+    shrinks: bool = False
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +78,9 @@ def walk(names: list[str]) -> dict[str, Family]:
 def _sort_in(family: Family, name: str, model: nn.Module) -> None:
     size = sum(p.numel() for p in model.parameters())
     try:
-        layout = token_layout(model, *model.pretrained_cfg["input_size"][1:])
+        family.shrinks = isinstance(check_rollable(model), PYRAMIDS)
+        images = torch.zeros(1, *model.pretrained_cfg["input_size"], device="meta")
+        layout = rollout_layout(model, images)
     except UnsupportedModel as error:
         family.reasons[error.reason].append(name)
     else:
@@ -123,11 +129,13 @@ def table(families: dict[str, Family], tried: dict[str, str]) -> str:
     count = sum(
         len(f.rolled) + len(f.others) + sum(map(len, f.refused.values())) for f in families.values()
     )
-    explained = sum(len(f.rolled) for f in families.values())
+    explained = sum(len(f.rolled) for f in families.values() if not f.shrinks)
+    shrinking = sum(len(f.rolled) for f in families.values() if f.shrinks)
     any_model = sum(len(f.others) for f in families.values())
     lines = [
         f"timm {timm.__version__}: {count} models of {len(families)} classes. {explained} by all "
-        f"methods, {any_model} more by those that need no attention.",
+        f"methods, {shrinking} by both rollouts and those that need no attention, {any_model} by "
+        "the latter.",
         "",
         "| all methods | models | pooling | tried |",
         "|---|---|---|---|",
@@ -135,8 +143,9 @@ def table(families: dict[str, Family], tried: dict[str, str]) -> str:
     for kind, family in rolled.items():
         readouts = [" ".join(words.split()) for words, _ in family.readouts.most_common()]
         others_of = f" (and {len(family.others)} by other methods)" if family.others else ""
+        only = ", by both rollouts and without attention" if family.shrinks else ""
         lines.append(
-            f"| {kind} | {len(family.rolled)}{others_of} | {'; '.join(readouts)} "
+            f"| {kind}{only} | {len(family.rolled)}{others_of} | {'; '.join(readouts)} "
             f"| `{tried[kind]}` |"
         )
     lines += [

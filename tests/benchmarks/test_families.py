@@ -7,6 +7,7 @@ import pytest
 from benchmarks import families, speed
 from helpers import ROOT
 from vitexplain.attention.families import GLOBAL, WINDOWED
+from vitexplain.attention.pyramid import PYRAMIDS
 from vitexplain.markers import write_between
 
 
@@ -22,7 +23,17 @@ def test_families_have_a_layout_or_a_reason():
     assert "| VisionTransformer | 1 (and 1 by other methods) | class token | `test_vit` |" in text
     assert "its talking heads are mixed after the softmax | `cait_xxs24_224` |" in text
     assert "| ResNet | 1 | gradcam, integrated_gradients, occlusion |" in text
-    assert "4 models of 3 classes. 1 by all methods, 3 more by those" in text
+    assert "4 models of 3 classes. 1 by all methods, 0 by both rollouts and those that" in text
+
+
+def test_grids_that_shrink_are_rolled_out():
+    found = families.walk(["pit_ti_224", "hiera_tiny_224", "levit_128s"])
+    assert all(family.shrinks and family.rolled for family in found.values())
+    text = families.table(found, {kind: families.try_smallest(f) for kind, f in found.items()})
+    assert (
+        "| PoolingVisionTransformer, by both rollouts and without attention | 1 | class token"
+        in text
+    )
 
 
 def test_what_no_method_explains_has_the_reason():
@@ -35,8 +46,9 @@ def test_what_no_method_explains_has_the_reason():
 def test_the_readmes_table_names_what_the_code_supports():
     readme = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     table = readme.split(families.BEGIN)[1].split(families.END)[0]
-    works = set(re.findall(r"^\| (\w+) \| \d+ ", table.split("| without")[0], re.MULTILINE))
-    assert works - {"VisionTransformerDistilled"} == {c.__name__ for c in GLOBAL + WINDOWED}
+    works = set(re.findall(r"^\| (\w+).* \| \d+ ", table.split("| without")[0], re.MULTILINE))
+    supported = {c.__name__ for c in (*GLOBAL, *WINDOWED, *PYRAMIDS)}
+    assert works - {"VisionTransformerDistilled"} == supported
 
 
 def test_speed_measures_and_tells(monkeypatch, capsys, tmp_path):

@@ -16,6 +16,8 @@ from vitexplain.attention.class_attention import class_blocks
 from vitexplain.attention.families import check_classifier
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import RequestError
+from vitexplain.faithfulness.measures import evaluate_images
+from vitexplain.faithfulness.sanity import stages_of
 from vitexplain.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -207,3 +209,13 @@ def test_class_attention_is_that_of_its_queries_and_keys(name, changes, grid):
         METHODS["attention"].make(model, block=9)
     with pytest.raises(RequestError, match=r"head must be from 0 to \d+, not 99"):
         METHODS["attention"].make(model, head=99)(image)
+
+
+def test_methods_are_evaluated_on_any_classifier():
+    model, images = made("test_resnet"), torch.randn(2, 3, 96, 96)
+    methods = {name: METHODS[name] for name in ("gradcam", "attention_rollout")}
+    found = evaluate_images(model, images, (0.2, 0.2, 0.2), methods, [1, 2], steps=10, few=1)
+    assert list(found.values) == ["gradcam"]
+    assert "not blocks of attention" in found.left_out["attention_rollout"]
+    assert np.isfinite([each.mean() for each in found.values["gradcam"].values()]).all()
+    assert list(stages_of(model)) == ["fc", "layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]

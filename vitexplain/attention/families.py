@@ -23,6 +23,7 @@ GLOBAL = (VisionTransformer, Eva, Beit, VisionTransformerRelPos)
 # attention in windows, on ever fewer tokens
 WINDOWED = (SwinTransformer, SwinTransformerV2)
 
+SHRINKS = "its grid shrinks from block to block, which only both rollouts follow"
 # why a family is refused, by the name of its class; UNKNOWN for all others
 REASONS = {
     "Cait": "its talking heads are mixed after the softmax",
@@ -31,9 +32,11 @@ REASONS = {
     "EdgeNeXt": "its attention is between channels, not between patches",
     "DaVit": "half of its attention is between channels, not between patches",
     "NaFlexVit": "its patches come as a list without a grid",
-    "Levit": "its grid shrinks within attention, which passes no hook",
-    "LevitDistilled": "its grid shrinks within attention, which passes no hook",
-    "MaxxVit": "it attends in windows and grids in turn, between convolutions",
+    **dict.fromkeys(("PoolingVisionTransformer", "Levit", "LevitDistilled", "Hiera"), SHRINKS),
+    "MaxxVit": "convolutions between its windows and grids mix patches outside of attention",
+    "MultiScaleVit": "convolutions of queries, keys and values mix patches outside of attention",
+    "PyramidVisionTransformerV2": "convolutions in its MLPs mix patches outside of attention",
+    "Twins": "convolutions in its stages mix patches outside of attention",
     "CrossVit": "two grids of patches attend to each other",
     "VisionTransformerSAM": "its attention is in windows, with heads and images in one dimension",
 }
@@ -89,6 +92,7 @@ def check_supported(model: nn.Module) -> nn.Module:
             raise UnsupportedModel(model, FOREIGN, instead="")
         reason = REASONS.get(type(classifier).__name__, UNKNOWN)
         instead = "gradcam" if has_categories(classifier) else ""
+        instead = "grad_rollout" if reason == SHRINKS and instead else instead
         raise UnsupportedModel(classifier, reason, instead=instead)
     _check_attention(vit)
     if is_timms_own(vit):

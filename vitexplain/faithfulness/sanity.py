@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitexplain.attention.families import GLOBAL
 from vitexplain.attention.shadow import shadow_of
-from vitexplain.attention.tokens import blocks_of
+from vitexplain.attention.tokens import WINDOWED, blocks_of
 from vitexplain.attention.wrappers import WRAPPER
 from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
 from vitexplain.faithfulness.ranks import rank_correlation
@@ -39,8 +40,11 @@ def stages_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     """The weights in the order in which they are randomised.
 
     Head, last norm, blocks from the last to the first, and all the rest as "embedding" (in Swin
-    including the layers that merge patches). Every parameter is in exactly one stage.
+    including the layers that merge patches). A model that is no ViT has its children as stages, the
+    last one first. Every parameter is in exactly one stage.
     """
+    if not isinstance(model, GLOBAL + WINDOWED):
+        return _children_of(model)
     blocks = blocks_of(model)
     in_block = {
         parameter: f"block {number}"
@@ -53,6 +57,13 @@ def stages_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
         stage = AFTER_BLOCKS.get(name.partition(".")[0], "embedding")
         stages[in_block.get(parameter, stage)].append(parameter)
     return {name: parameters for name, parameters in stages.items() if parameters}
+
+
+def _children_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    stages: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in reversed(list(model.named_parameters())):
+        stages.setdefault(name.partition(".")[0], []).append(parameter)
+    return stages
 
 
 def shuffle_(parameters: Sequence[nn.Parameter], generator: torch.Generator) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vitexplain.attention.capture import AttentionFactors, Factor
+from vitexplain.attention.pyramid import PyramidFactor
 from vitexplain.attention.tokens import TokenLayout
 from vitexplain.errors import RequestError
 from vitexplain.methods.base import largest_is_one, on_grid
@@ -66,6 +67,31 @@ def rollout_scores(
     kept = discard(attention.factors, discard_ratio, layout.prefix_tokens)
     row = propagate(kept, readout)
     return on_grid(row[:, layout.prefix_tokens :], layout.grid)
+
+
+def pyramid_scores(
+    factors: Sequence[PyramidFactor], layout: TokenLayout, discard_ratio: float
+) -> Tensor:
+    """The patches' shares (B, h*w), in the model's order, on a grid that shrinks.
+
+    A~_l = rownorm(F_l + M_l), M_l saying how tokens are merged where they are; without a residual
+    connection, M_l is 0. See vitexplain.attention.pyramid.
+
+    Args:
+        factors: used up, their weakest entries are set to 0 in place.
+    """
+    last = next(factor.matrix for factor in reversed(factors) if factor.matrix is not None)
+    row = layout.readout_weights(last)[:, None]  # (B, 1, N)
+    for factor in reversed(factors):
+        if factor.matrix is None:
+            row = row @ factor.residual
+            continue
+        kept = discard_weakest_(factor.matrix, discard_ratio, layout.prefix_tokens, factor.paths)
+        merged = 0 if factor.residual is None else 1
+        sums = kept.sum(dim=-1)[:, None] + merged
+        weighted = row / torch.where(sums > 0, sums, 1)
+        row = weighted @ kept + (weighted @ factor.residual if merged else 0)
+    return row[:, 0, layout.prefix_tokens :]
 
 
 def relevance_scores(attention: AttentionFactors, layout: TokenLayout) -> np.ndarray:
