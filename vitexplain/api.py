@@ -72,6 +72,9 @@ class Explanation:
         model: the model, with its transform and the names of its categories.
         opened: the image with the part of it that the model sees.
         drawn_by: how overlays of it are drawn by default.
+        truth: the true category, if `explain` was told.
+        mistake: of an image that is classified wrongly, the explanations of what is true, and of
+            that against what was predicted.
     """
 
     result: Map
@@ -79,6 +82,13 @@ class Explanation:
     model: LoadedModel
     opened: OpenImage
     drawn_by: Overlay
+    truth: Category | None = None
+    mistake: tuple["Explanation", ...] = ()
+
+    @property
+    def correct(self) -> bool | None:
+        """Whether the most likely category is the true one; None where that is not known."""
+        return None if self.truth is None else self.top[0].index == self.truth.index
 
     @property
     def image(self) -> Image.Image:
@@ -255,6 +265,7 @@ def explain(
     class_names: str | Path | Sequence[str] | None = None,
     stretch: bool | None = None,
     against: int | str | Sequence[int | str] | None = None,
+    truth: int | str | Sequence[int | str | None] | None = None,
     **options: object,
 ) -> Explanation | list[Explanation]:
     """Show what a Vision Transformer looked at in an image.
@@ -274,6 +285,8 @@ def explain(
             load_model was told.
         against: index or name of another category, or several: why `category` and not these. "auto"
             takes the nearest, by their logits (Zhang et al. 2025, see vitexplain.targets).
+        truth: index or name of the true category, or one (or None) for each image of a list. What
+            was predicted is explained then; see Explanation.correct and .mistake.
         **options: of the method, such as head_fusion, discard_ratio, start_block.
 
     Returns:
@@ -287,10 +300,15 @@ def explain(
         >>> found.map.shape
         (14, 14)
     """
+    if truth is not None:
+        if category not in (None, "top") or against is not None:
+            raise RequestError("truth explains what was predicted: leave category and against out")
+        category = "top"
     asked = _map_options(category, method, against, options)
     loaded = _loaded(model, device, class_names, labels, asked)
     several, images = _as_list(image)
     explainer = Explainer(asked, loaded)
+    truths = _truths(truth, len(images), loaded)
     stretch = loaded.transform.stretch if stretch is None else stretch
     given = {"category": category, "method": method, "stretch": stretch or None} | options
     given["against"] = against
@@ -298,15 +316,17 @@ def explain(
     texts = texts_for(loaded, f"explain({', '.join(['image', *said])})")
     overlay = Overlay(Style(), loaded.transform, texts)
 
-    def run(batch: Sequence[ImageLike]) -> list[Explanation]:
-        images = [as_image(each, stretch=stretch) for each in batch]
-        for image in images:
+    def run(places: range) -> list[Explanation]:
+        part = slice(places.start, places.stop)
+        batch = [as_image(each, stretch=stretch) for each in images[part]]
+        for image in batch:
             if image.info.get("notice"):
                 warnings.warn(image.info["notice"], stacklevel=3)
-        opened = [OpenImage.of(image, loaded.transform) for image in images]
-        return [found for (found,) in explain_opened(explainer, overlay, opened)]
+        opened = [OpenImage.of(image, loaded.transform) for image in batch]
+        found = explain_opened(explainer, overlay, opened, truths[part])
+        return [replace(first, mistake=tuple(others)) for first, *others in found]
 
-    batches = in_batches(run, images, explainer.batch_size(), warnings.warn)
+    batches = in_batches(run, range(len(images)), explainer.batch_size(), warnings.warn)
     found = [each for batch in batches for each in batch]
     return found if several else found[0]
 
@@ -383,14 +403,31 @@ def features(
 
 
 def explain_opened(
-    explainer: Explainer, overlay: Overlay, opened: Sequence[OpenImage]
+    explainer: Explainer,
+    overlay: Overlay,
+    opened: Sequence[OpenImage],
+    truths: Sequence[int | None] | None = None,
 ) -> list[list[Explanation]]:
     """One batch: of each image its maps by all methods of the explainer."""
-    explained = explainer(torch.stack([each.tensor for each in opened]))
+    truths = [None] * len(opened) if truths is None else truths
+    explained = explainer(torch.stack([each.tensor for each in opened]), truths=truths)
+    loaded = explainer.loaded
     return [
-        [Explanation(found, tuple(of.top), explainer.loaded, image, overlay) for found in of.maps]
+        [Explanation(found, tuple(of.top), loaded, image, overlay, of.truth) for found in of.maps]
         for image, of in zip(opened, explained, strict=True)
     ]
+
+
+def _truths(
+    truth: int | str | Sequence[int | str | None] | None, count: int, loaded: LoadedModel
+) -> list[int | None]:
+    """The index of the true category of each image, or None."""
+    if truth is None:
+        return [None] * count
+    each = [truth] if isinstance(truth, int | str) else list(truth)
+    if len(each) != count:
+        raise RequestError(f"truth must name one category for each of {count} images")
+    return [None if name is None else loaded.category_index(name) for name in each]
 
 
 def as_image(image: ImageLike, *, stretch: bool = False) -> Image.Image:

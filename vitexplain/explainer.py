@@ -101,10 +101,11 @@ class Map:
 
 @dataclass(frozen=True)
 class ImageMaps:
-    """One image's most likely categories, and its maps."""
+    """One image's most likely categories, its maps, and its true category if that is known."""
 
     top: list[Category]
     maps: list[Map]
+    truth: Category | None = None
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,8 @@ class Explainer:
                     faithfulness, self.loaded.model, tensors[place], labels=self.loaded.labels
                 )
                 maps = with_faithfulness(maps, measure, int(shares.argmax()), watch)
-            explained.append(ImageMaps(self._top(shares), maps))
+            known = None if truth is None else self._category(truth, shares)
+            explained.append(ImageMaps(self._top(shares), maps, known))
         return explained
 
     def _of_mistake(self, tensor: Tensor, truth: int, shares: Tensor) -> list[Map]:

@@ -1,5 +1,7 @@
 """Rollout where the grid shrinks: matrices against the models' own arithmetic, and influence."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import timm
@@ -14,7 +16,11 @@ from vitexplain.errors import RequestError
 from vitexplain.methods.product import fuse_heads
 from vitexplain.methods.registry import METHODS
 
-NAMES = ("pit_ti_224", "pit_ti_distilled_224", "levit_128s", "levit_conv_128s", "hiera_tiny_224")
+NAMES = (
+    *("pit_ti_224", "pit_ti_distilled_224", "levit_128s", "levit_conv_128s", "hiera_tiny_224"),
+    *("twins_svt_small", "twins_pcpvt_small"),
+)
+slow = partial(pytest.param, marks=pytest.mark.slow)  # of 3,136 patches
 ONE_OF_EACH = ("pit_ti_224", "levit_128s", "hiera_tiny_224")
 
 
@@ -123,9 +129,91 @@ def test_what_a_patch_of_hiera_reaches_is_what_it_changes(models, image):
 
 
 @torch.no_grad()
+def test_what_a_patch_of_twins_reaches_is_what_it_changes(models, image):
+    """The influence test in the first stage: squares, the convolution, then all of them."""
+    model = models["twins_svt_small"]
+    attentions, _ = pyramid.pyramid_attention(model, image)
+    factors = pyramid.pyramid_factors(model, attentions, lambda a: fuse_heads(a, "mean"))
+    start, size = model.patch_embeds[0](image)
+    first, second = model.blocks[0]
+    parts = (
+        lambda x: first(x, size),
+        lambda x: model.pos_block[0](x, size),
+        lambda x: second(x, size),
+    )
+    for token in (0, 1500, 3135):
+        before, after = start, start.clone()
+        after[0, token] += torch.randn(start.shape[2])
+        reached = torch.zeros(1, start.shape[1])
+        reached[0, token] = 1
+        counts = []
+        for part, factor in zip(parts, factors[:3], strict=True):
+            before, after = part(before), part(after)
+            whole = factor.residual + (0 if factor.matrix is None else factor.matrix[0])
+            reached = (reached @ whole.T > 0).float()
+            assert torch.equal((after - before).abs().amax(dim=2) > 0, reached > 0)
+            counts.append(int(reached.sum()))
+        assert counts[0] == 49 < counts[1] < counts[2] == 3136
+
+
+@torch.no_grad()
+def test_twins_squares_are_what_its_layers_read(models, image):
+    """Matrix times values is attention before its projection; keys are read from their squares."""
+    model = models["twins_svt_small"]
+    local, wide = (block.attn for block in model.blocks[0])
+    seen = []
+    hook = local.register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
+    attentions, _ = pyramid.pyramid_attention(model, image)
+    hook.remove()
+    (factor, *_) = pyramid.pyramid_factors(model, attentions, lambda a: a[:, 1])
+    values = local.qkv(seen[0])[0].unflatten(1, (3, local.num_heads, -1))[:, 2, 1]
+    found = []
+    hook = local.proj.register_forward_pre_hook(lambda _m, inputs: found.append(inputs[0]))
+    local(seen[0], (56, 56))
+    hook.remove()
+    expected = found[0][0].unflatten(1, (local.num_heads, -1))[:, 1]
+    torch.testing.assert_close(factor.matrix[0] @ values, expected, atol=1e-4, rtol=1e-3)
+    keys = pyramid._squares(56, 56, wide.sr_ratio)  # (49, 3136)
+    tokens = torch.randn(1, wide.dim, 56, 56)
+    for token in (0, 1000, 3135):
+        changed = tokens.clone()
+        changed.flatten(2)[..., token] += 1
+        moved = (wide.sr(changed) - wide.sr(tokens)).flatten(2)[0].norm(dim=0) > 1e-6
+        assert torch.equal(moved, keys[:, token] > 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "layer", "size"),
+    [
+        ("pvt_v2_b0", lambda m: (m.stages[0].blocks[0].mlp, (8, 8)), 64),
+        ("mvitv2_tiny", lambda m: (m.stages[0].blocks[0].attn.pool_q, None), 64),
+        ("maxvit_tiny_tf_224", lambda m: (m.stages[0].blocks[0].conv, None), 64),
+    ],
+)
+def test_why_others_are_left_out(name, layer, size):
+    """One token changed before a layer that is no attention changes its neighbours, too."""
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    module, grid = layer(model)
+    channels = next(module.parameters()).shape[1 if grid else 0]
+    if grid:
+        tokens = torch.randn(1, size, channels)
+        changed = tokens.clone()
+        changed[0, 27] += 1
+        moved = (module(changed, grid) - module(tokens, grid)).norm(dim=2)[0] > 0
+    else:
+        tokens = torch.randn(1, channels, 8, 8)
+        changed = tokens.clone()
+        changed[0, :, 3, 3] += 1
+        moved = (module(changed) - module(tokens)).norm(dim=1).flatten() > 0
+    assert int(moved.sum()) > 1
+
+
+@torch.no_grad()
 def test_pits_merging_is_what_its_convolution_reads(models, image):
     model = models["pit_ti_224"]
-    steps = [step for step in pyramid._steps(model) if not step.attends]
+    steps = [step for step in pyramid._steps(model) if step.arrange is None]
     assert [tuple(step.residual.shape) for step in steps] == [(197, 730), (50, 197)]
     pool = model.transformers[1].pool
     tokens = torch.randn(1, pool.conv.in_channels, 27, 27)
@@ -140,7 +228,7 @@ def test_pits_merging_is_what_its_convolution_reads(models, image):
     assert torch.equal(steps[0].residual[0], torch.eye(730)[0])  # the class token stays what it is
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:5], *(slow(name) for name in NAMES[5:])])
 def test_rollout_is_the_product_of_the_matrices(name, models, image):
     model = models[name]
     found = VITAttentionRollout(model, discard_ratio=0).explain(image)
@@ -194,7 +282,7 @@ def with_weight(model, image, number, place, change):
         return model(image)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES[:4], *(slow(name) for name in NAMES[4:])])
 def test_a_map_for_each_category_and_batches(name, models, image):
     model = models[name]
     images = torch.cat([image, image.flip(3)])
@@ -204,7 +292,7 @@ def test_a_map_for_each_category_and_batches(name, models, image):
     alone = method.explain(images[1:], [0])
     np.testing.assert_allclose(second.scores[1:], alone.scores, atol=1e-5)
     assert first.masks.shape[1:] == pyramid.pyramid_layout(model).grid
-    assert np.abs(first.masks - second.masks).max() > 0.05
+    assert np.abs(first.masks - second.masks).max() > 0.01
     contrast = method.explain(images, [1, 1], against=[4])
     assert contrast.masks.min() < 0 < contrast.masks.max()
 

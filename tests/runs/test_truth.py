@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from helpers import ROOT
+from vitexplain import explain
 from vitexplain.drawing.heatmap import levels_of
 from vitexplain.errors import RequestError
 from vitexplain.images.reading import open_image
@@ -136,3 +137,27 @@ def test_folders_that_are_no_categories(photos, tmp_path):
 def test_values_have_no_right_answer(photos, tmp_path):
     with pytest.raises(RequestError, match="no categories to be right in"):
         run(photos, tmp_path / "out", truth="folders", labels="none")
+
+
+def test_the_call_judges_too(photos):
+    paths = [
+        photos / "koala" / "koala.jpg",
+        photos / "tabby" / "cat.jpg",
+        photos / "tabby" / "cat.jpg",
+    ]
+    found = explain(paths, model="bundled", truth=["koala", TABBY, None])
+    assert [each.correct for each in found] == [True, False, None]
+    assert [len(each.mistake) for each in found] == [0, 2, 0]
+    assert found[1].category.index == EGYPTIAN_CAT
+    assert found[1].truth.name.startswith("tabby")
+    true, contrast = found[1].mistake
+    assert (true.category.index, true.rivals) == (TABBY, ())
+    assert [rival.index for rival in contrast.rivals] == [EGYPTIAN_CAT]
+    alone = explain(paths[1], TABBY, model="bundled", against=EGYPTIAN_CAT)
+    np.testing.assert_allclose(contrast.map, alone.map, atol=1e-5)
+    assert not explain(paths[1], model="bundled", truth="tabby").correct
+    for wrong in ({"truth": ["koala"]}, {"truth": "no such thing"}):
+        with pytest.raises(RequestError):
+            explain(paths, model="bundled", **wrong)
+    with pytest.raises(RequestError, match="leave category and against out"):
+        explain(paths[0], "koala", model="bundled", truth="koala")

@@ -32,11 +32,12 @@ REASONS = {
     "EdgeNeXt": "its attention is between channels, not between patches",
     "DaVit": "half of its attention is between channels, not between patches",
     "NaFlexVit": "its patches come as a list without a grid",
-    **dict.fromkeys(("PoolingVisionTransformer", "Levit", "LevitDistilled", "Hiera"), SHRINKS),
+    **dict.fromkeys(
+        ("PoolingVisionTransformer", "Levit", "LevitDistilled", "Hiera", "Twins"), SHRINKS
+    ),
     "MaxxVit": "convolutions between its windows and grids mix patches outside of attention",
     "MultiScaleVit": "convolutions of queries, keys and values mix patches outside of attention",
     "PyramidVisionTransformerV2": "convolutions in its MLPs mix patches outside of attention",
-    "Twins": "convolutions in its stages mix patches outside of attention",
     "CrossVit": "two grids of patches attend to each other",
     "VisionTransformerSAM": "its attention is in windows, with heads and images in one dimension",
 }

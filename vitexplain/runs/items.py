@@ -71,7 +71,7 @@ def result_of(item: Item, session: Session) -> dict:
         "region_seen": [round(edge, 2) for edge in decoded.region],
         "model": session.loaded.name,
         "top": [each.as_json() for each in item.explained.top],
-        **_judged(item, session),
+        **_judged(item),
         "maps": maps,
         "milliseconds": {
             "decode": round(decoded.milliseconds, 1),
@@ -81,13 +81,12 @@ def result_of(item: Item, session: Session) -> dict:
     }
 
 
-def _judged(item: Item, session: Session) -> dict:
+def _judged(item: Item) -> dict:
     """What is true, and whether it was predicted; nothing where it is not known."""
-    if item.truth is None:
+    truth = item.explained.truth
+    if truth is None:
         return {}
-    name = session.loaded.categories[item.truth]
-    correct = item.explained.top[0].index == item.truth
-    return {"truth": {"index": item.truth, "name": name}, "correct": correct}
+    return {"truth": truth.as_json(), "correct": item.explained.top[0].index == truth.index}
 
 
 def empty_notice(maps: Sequence[Map]) -> str:
