@@ -228,7 +228,7 @@ def test_models_of_timm_end_to_end(name):
     ("name", "reason"),
     [
         ("resnet18", "not blocks of attention over one grid"),
-        ("maxvit_tiny_rw_224", "windows and grids in turn"),
+        ("maxvit_tiny_rw_224", "convolutions between its windows and grids"),
         ("cait_xxs24_224", "mixed after the softmax"),
         ("xcit_nano_12_p16_224", "between channels"),
         ("vit_dlittle_patch16_reg1_gap_256", "signed"),

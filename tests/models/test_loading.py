@@ -330,3 +330,11 @@ def test_model_that_need_not_be_explained(tmp_path):
     assert len(loaded.categories) == 3
     with pytest.raises(UnsupportedModel):
         load_model("test_resnet", tmp_path / "cnn.safetensors")
+
+
+def test_models_whose_size_is_fixed_say_so():
+    model = timm.create_model("pit_ti_224").eval()
+    set_input_size(model, (224, 224))
+    with pytest.raises(ModelError, match="does not take 256x256 images: The size of tensor"):
+        set_input_size(model, (256, 256))
+    set_input_size(timm.create_model("test_resnet").eval(), (70, 90))

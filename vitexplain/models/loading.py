@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from vitexplain.attention.families import GLOBAL, WINDOWED, check_classifier, check_supported
 from vitexplain.attention.readout import channels_of
+from vitexplain.attention.shadow import shadow_of
 from vitexplain.checkpoints.fitting import fit
 from vitexplain.checkpoints.instances import converted
 from vitexplain.checkpoints.nesting import find_weights
@@ -328,7 +329,8 @@ def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     """
     height, width = img_size
     if not hasattr(model, "set_input_size"):
-        return  # a CNN takes any size
+        _check_size(model, height, width)  # most CNNs take any
+        return
     down, across = model.patch_embed.feat_ratio(as_scalar=False)  # pixels of a patch
     if height % down or width % across:
         raise ModelError(
@@ -348,6 +350,18 @@ def set_input_size(model: nn.Module, img_size: tuple[int, int]) -> None:
         raise ModelError(
             f"the model does not take {height}x{width} images: {one_line(error, LONGEST)}"
         ) from error
+
+
+def _check_size(model: nn.Module, height: int, width: int) -> None:
+    """Raise ModelError unless one image of this size passes."""
+    weight = next(model.parameters())
+    image = torch.zeros(1, channels_of(model), height, width, device=weight.device)
+    try:
+        with torch.inference_mode():
+            shadow_of(model)(image.to(weight.dtype))
+    except Exception as error:  # whatever its layers raise
+        reason = one_line(error, LONGEST)
+        raise ModelError(f"the model does not take {height}x{width} images: {reason}") from error
 
 
 def _automatic() -> _Network:
