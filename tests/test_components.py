@@ -13,7 +13,7 @@ import vit_explain
 from helpers import ROOT, make_vit
 from vitexplain import features
 from vitexplain.attention.tokens import UnsupportedModel
-from vitexplain.components import Features, final_features
+from vitexplain.components import Features, FinalFeatures
 from vitexplain.errors import RequestError
 
 BOTH, PANDA = (ROOT / "examples" / name for name in ("both.png", "panda.jpg"))
@@ -82,7 +82,7 @@ def test_a_vits_features_are_its_tokens_after_the_final_norm(changes):
         tokens = block(tokens)
     norm = model.fc_norm if isinstance(model.norm, torch.nn.Identity) else model.norm
     expected = norm(tokens)[:, model.num_prefix_tokens :].reshape(2, 4, 4, -1)
-    torch.testing.assert_close(final_features(model, images), expected)
+    torch.testing.assert_close(FinalFeatures(model)(images), expected)
 
 
 @torch.no_grad()
@@ -94,7 +94,7 @@ def test_other_models_have_their_last_grid(name, categories):
     images = torch.randn(2, 3, 96, 128)
     expected = model.forward_features(images)
     expected = expected if name == "test_mambaout" else expected.permute(0, 2, 3, 1)
-    torch.testing.assert_close(final_features(model, images), expected)
+    torch.testing.assert_close(FinalFeatures(model)(images), expected)
 
 
 def test_what_is_not_finite_or_no_model_of_timm_is_refused():
@@ -102,9 +102,9 @@ def test_what_is_not_finite_or_no_model_of_timm_is_refused():
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
     with pytest.raises(UnsupportedModel, match="not finite"):
-        final_features(model, torch.zeros(1, 3, 32, 32))
+        FinalFeatures(model)(torch.zeros(1, 3, 32, 32))
     with pytest.raises(UnsupportedModel, match="not timm's"):
-        final_features(torch.nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 32, 32))
+        FinalFeatures(torch.nn.Conv2d(3, 4, 3))
 
 
 def test_the_panda_is_the_foreground():

@@ -228,3 +228,22 @@ def test_wrong_requests(arguments, message, tmp_path, capsys):
     err = capsys.readouterr().err
     assert message in err and err.count("\n") == 1
     assert not list(tmp_path.glob("out/*.png"))
+
+
+def test_a_folder_has_sheets_for_each_image(tmp_path, capsys):
+    """In the small image, the second pixel is beside it: that one fails, the other is drawn."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    with Image.open(BOTH) as image:
+        image.save(folder / "large.png")
+        image.resize((100, 60)).save(folder / "small.png")
+    code = main(["--image_path", str(folder), "--model", "bundled", "--query", "class", "650,250",
+                 "--output_dir", str(tmp_path / "out"), "--json"])  # fmt: skip
+    assert code == 3
+    captured = capsys.readouterr()
+    assert "small.png: the model did not see pixel 650,250" in captured.err
+    report = json.loads(captured.out)
+    assert (report["pictures"], report["failed"]) == (2, 1)
+    assert [each["image"] for each in report["queries"]] == ["large.png"] * 2
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["large.png_query.png", "large.png_query_blocks.png"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitexplain.attention.families import timms_model
 from vitexplain.attention.tokens import token_layout
-from vitexplain.components import Features, final_features
+from vitexplain.components import Features, FinalFeatures
 from vitexplain.device import choose_device, in_batches
 from vitexplain.drawing.heatmap import check_style, color_bar
 from vitexplain.drawing.overlay import Overlay, texts_for
@@ -399,7 +399,8 @@ def features(
         loaded = load_model(model, device=choose_device(device)[0], check=any_model)
     _, given = _as_list(images)
     tensors = (loaded.transform(as_image(each, stretch=loaded.transform.stretch)) for each in given)
-    return Features([final_features(loaded.model, each[None])[0].numpy() for each in tensors])
+    of = FinalFeatures(loaded.model)
+    return Features([of(each[None])[0].numpy() for each in tensors])
 
 
 def explain_opened(

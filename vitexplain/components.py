@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
 from vitexplain.attention.families import GLOBAL, UnsupportedModel, timms_model
-from vitexplain.attention.last_grid import last_grid, watch
+from vitexplain.attention.last_grid import LastGrid, last_grid, watch
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import token_layout
 from vitexplain.errors import RequestError
@@ -33,39 +33,52 @@ COLOURS = 3
 PERCENTILES = (1, 99)  # of a component, between which its colour goes from none to full
 
 
-def final_features(model: nn.Module, tensor: Tensor) -> Tensor:
-    """(B, h, w, C) float32 on the CPU: each patch's final features, of B images (B, 3, H, W).
+class FinalFeatures:
+    """Each patch's final features: (B, 3, H, W) -> (B, h, w, C) float32 on the CPU.
+
+    Args:
+        model: timm's; left as it was found.
 
     Raises:
-        UnsupportedModel: if they are no grid of patches, or not finite.
+        UnsupportedModel: if it is not timm's; on a call, if its features are no grid of patches, or
+            not finite.
     """
-    model = timms_model(model)
-    images = images_for(model, tensor)
-    with torch.inference_mode(), own_code_named(model):
-        found = (_of_vit if isinstance(model, GLOBAL) else _of_grid)(model, images)
-    if not bool(found.isfinite().all()):
-        raise UnsupportedModel(model, "its features are not finite: are there NaNs in its weights?")
-    return found.float().cpu()
 
+    def __init__(self, model: nn.Module):
+        self.model = timms_model(model)
+        self._grids: dict[tuple[int, int], LastGrid | None] = {}
 
-def _of_vit(model: nn.Module, images: Tensor) -> Tensor:
-    layout = token_layout(model, *images.shape[2:])
-    shadow = shadow_of(model)
-    tokens = shadow.forward_features(images)  # (B, N, C)
-    if isinstance(shadow.norm, nn.Identity):
-        tokens = shadow.fc_norm(tokens)  # which comes after the mean otherwise
-    return tokens[:, layout.prefix_tokens :].unflatten(1, layout.grid)
+    def __call__(self, tensor: Tensor) -> Tensor:
+        images = images_for(self.model, tensor)
+        with torch.inference_mode(), own_code_named(self.model):
+            is_vit = isinstance(self.model, GLOBAL)
+            found = self._of_vit(images) if is_vit else self._of_grid(images)
+        if not bool(found.isfinite().all()):
+            raise UnsupportedModel(
+                self.model, "its features are not finite: are there NaNs in its weights?"
+            )
+        return found.float().cpu()
 
+    def _of_vit(self, images: Tensor) -> Tensor:
+        layout = token_layout(self.model, *images.shape[2:])
+        shadow = shadow_of(self.model)
+        tokens = shadow.forward_features(images)  # (B, N, C)
+        if isinstance(shadow.norm, nn.Identity):
+            tokens = shadow.fc_norm(tokens)  # which comes after the mean otherwise
+        return tokens[:, layout.prefix_tokens :].unflatten(1, layout.grid)
 
-def _of_grid(model: nn.Module, images: Tensor) -> Tensor:
-    grid = last_grid(model, *images.shape[2:])
-    if grid is None:
-        raise UnsupportedModel(model, "no grid of features that its outputs read was seen")
-    shadow, seen = shadow_of(model), []
-    with ExitStack() as undo:
-        watch(shadow, grid.place, seen.append, undo)
-        forward(shadow, images)
-    return grid.patches(seen[-1]).unflatten(1, grid.shape)
+    def _of_grid(self, images: Tensor) -> Tensor:
+        size = tuple(images.shape[2:])
+        if size not in self._grids:
+            self._grids[size] = last_grid(self.model, *size)
+        grid = self._grids[size]
+        if grid is None:
+            raise UnsupportedModel(self.model, "no grid of features that its outputs read was seen")
+        shadow, seen = shadow_of(self.model), []
+        with ExitStack() as undo:
+            watch(shadow, grid.place, seen.append, undo)
+            forward(shadow, images)
+        return grid.patches(seen[-1]).unflatten(1, grid.shape)
 
 
 class Covariance:

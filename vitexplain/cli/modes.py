@@ -54,13 +54,13 @@ MODES = (
     Mode(
         "--query",
         lambda options, _one: options["query"],
-        ("vitexplain.runs.single", "explain_queries"),
+        ("vitexplain.runs.queries", "explain_queries"),
         text.queries_text,
         excludes=(
             *("anatomy", "evaluate", "sweep", "compare", "report", "contact_sheet"),
             *("category", "top_k", "against", "method", "as_published", "truth"),
         ),
-        one_image=True,
+        tells=True,
     ),
     Mode(
         "--anatomy",

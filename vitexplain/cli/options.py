@@ -170,7 +170,7 @@ def _add_views(group: argparse._ArgumentGroup) -> None:
         "--query",
         nargs="+",
         metavar="X,Y",
-        help="what single tokens of one image look at: patches by a pixel, class, or register:1; "
+        help="what single tokens look at: patches by a pixel, class, or register:1; "
         "their attention in --block and --head, their rollout, and the patches like them",
     )
     add(

@@ -55,7 +55,10 @@ def evaluation_text(report: dict) -> str:
 
 def queries_text(report: dict) -> str:
     """What single tokens look at."""
-    lines = [f"Token {each['token']}: {each['query']}" for each in report["queries"]]
+    lines = [
+        ", ".join([f"Token {each['token']}: {each['query']}", *filter(None, [each.get("image")])])
+        for each in report["queries"]
+    ]
     return "\n".join([*_opening(report), *lines, *_wrote(report)])
 
 

@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from vitexplain.api import OpenImage
-from vitexplain.components import Covariance, Palette, components_of, final_features, palette
+from vitexplain.components import Covariance, FinalFeatures, Palette, components_of, palette
 from vitexplain.drawing.features import draw_features
 from vitexplain.drawing.overlay import texts_for
 from vitexplain.errors import RequestError, one_line
 from vitexplain.images.finding import ImageFile, find_images, is_one_image
 from vitexplain.images.reading import PictureError, open_image
-from vitexplain.images.writing import short_stem, writable_folder, write_png, write_whole
+from vitexplain.images.writing import writable_folder, write_png, write_whole
 from vitexplain.models.loading import LoadedModel, any_model
 from vitexplain.progress import watch_of
-from vitexplain.runs.session import existing, load_for
+from vitexplain.runs.session import existing, load_for, output_base
 from vitexplain.settings import Settings
 from vitexplain.versions import versions
 
@@ -47,15 +47,11 @@ def explain_features(settings: Settings, tell: Callable[[str], None]) -> dict:
     files: dict[str, Path] = {}
     texts = texts_for(loaded, run.command)
     for image, components in found.items():
-        base = folder / image.name
-        if is_one_image(run.image_path):
-            base = base.with_name(Path(image.name).stem)
-        base = base.with_name(f"{short_stem(base.name)}_features.png")
-        base.parent.mkdir(parents=True, exist_ok=True)
-        write_png(base, features.drawn(image, components), texts)
-        files[image.name] = base
+        base = output_base(folder, image, one=is_one_image(run.image_path))
+        files[image.name] = base.with_name(f"{base.name}_features.png")
+        write_png(files[image.name], features.drawn(image, components), texts)
         if run.save_features:
-            _save(base.with_suffix(".npz"), features, image, components)
+            _save(files[image.name].with_suffix(".npz"), features, image, components)
     height, width = loaded.transform.size
     return {
         "pictures": len(images),
@@ -80,6 +76,7 @@ class _Features:
 
     def __init__(self, loaded: LoadedModel, settings: Settings, tell: Callable[[str], None]):
         self.loaded, self.settings, self.tell = loaded, settings, tell
+        self.features = FinalFeatures(loaded.model)
         self.palette: Palette | None = None
 
     def components(self, images: list[ImageFile]) -> dict[ImageFile, np.ndarray]:
@@ -101,7 +98,7 @@ class _Features:
 
     def of(self, image: ImageFile) -> Tensor:
         """(h, w, C)."""
-        return final_features(self.loaded.model, self._opened(image).tensor[None])[0]
+        return self.features(self._opened(image).tensor[None])[0]
 
     def drawn(self, image: ImageFile, components: np.ndarray) -> Image.Image:
         opened = self._opened(image)

@@ -11,7 +11,8 @@ from vitexplain.drawing.heatmap import check_style
 from vitexplain.drawing.overlay import Overlay, texts_for
 from vitexplain.errors import RequestError
 from vitexplain.explainer import Explainer, check_of
-from vitexplain.images.writing import writable_folder
+from vitexplain.images.finding import ImageFile
+from vitexplain.images.writing import short_stem, writable_folder
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import Check, LoadedModel, load_model
 from vitexplain.models.transform import InputTransform
@@ -105,6 +106,14 @@ def existing(path: str) -> Path:
         beside, installed = package.parent / DEFAULT_IMAGE, package / DEFAULT_IMAGE
         return installed if installed.exists() else beside
     return Path(path)
+
+
+def output_base(folder: Path, image: ImageFile, *, one: bool) -> Path:
+    """What the names of an image's files begin with; of one image, without its ending."""
+    base = folder / image.name
+    base = base.with_name(short_stem(base.stem if one else base.name))
+    base.parent.mkdir(parents=True, exist_ok=True)
+    return base
 
 
 def model_report(session: Session) -> dict:

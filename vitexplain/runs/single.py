@@ -6,36 +6,29 @@ request that can't be met; nothing has been written then, unless writing itself 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from vitexplain.anatomy import anatomy
 from vitexplain.api import OpenImage, explain_opened
-from vitexplain.attention.tokens import token_layout
 from vitexplain.drawing.anatomy import draw_anatomy
 from vitexplain.drawing.comparison import draw_compare
-from vitexplain.drawing.heatmap import draw_overlay
-from vitexplain.drawing.queries import draw_queries, draw_query_blocks
 from vitexplain.drawing.sheet import draw_sheet, fit, with_scale
 from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
 from vitexplain.explainer import Explainer, Map, answer_stays, blocks_of_image, most_faithful
 from vitexplain.images.reading import open_image
-from vitexplain.images.writing import short_stem, write_png, write_whole
+from vitexplain.images.writing import short_stem, write_png
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.zero_shot import seen_from
 from vitexplain.outputs import are_values
 from vitexplain.progress import watch_of
-from vitexplain.queries import TokenMaps, token_maps, token_named
 from vitexplain.runs.items import empty_notice
 from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.runs.sweep import sweep_maps
-from vitexplain.settings import MapOptions, Settings
+from vitexplain.settings import Settings
 from vitexplain.versions import versions
 
-QUERY_FILES = (("sheet", "query"), ("blocks", "query_blocks"))
 SIMILAR = 280  # pixels of the cells of a similarity's sheet
 
 
@@ -125,70 +118,6 @@ def explain_compare(settings: Settings) -> dict:
             for place, found in enumerate(explained.maps)
         ],
     }
-
-
-def explain_queries(settings: Settings) -> dict:
-    """What single tokens of one image look at, on a sheet."""
-    maps = settings.maps
-    asked = MapOptions(discard_ratio=maps.discard_ratio, start_block=maps.start_block)
-    session, path, opened = _opened(replace(settings, maps=asked))
-    loaded, run = session.loaded, settings.run
-    layout = token_layout(loaded.model, *loaded.transform.size)
-    small, region = shrunk(opened.image, opened.region)
-    named = [token_named(name, loaded.model, layout, opened.region) for name in run.query]
-    found = token_maps(
-        loaded.model,
-        opened.tensor[None],
-        [token for token, _ in named],
-        block=-1 if maps.block is None else maps.block,
-        head=maps.head,
-        head_fusion=maps.head_fusion or "mean",
-        discard_ratio=maps.discard_ratio,
-        start_block=maps.start_block,
-    )
-    share = small.width / opened.image.width, small.height / opened.image.height
-    rows = [
-        (name, each, None if patch is None else patch.scaled(*share))
-        for name, each, (_, patch) in zip(run.query, found, named, strict=True)
-    ]
-    block = "last block" if maps.block is None else f"block {maps.block}"
-    head = "" if maps.head is None else f", head {maps.head}"
-    style = settings.style
-
-    def draw(mask: np.ndarray) -> Image.Image:
-        return draw_overlay(small, mask, region, style.alpha, style.colormap)
-
-    sheet = draw_queries(
-        small,
-        rows,
-        draw,
-        f"attention, {block}{head}",
-        style.colormap,
-    )
-    strip = draw_query_blocks(rows, draw, style.colormap)
-    base = session.folder / short_stem(path.stem)
-    files = {kind: base.with_name(f"{base.name}_{name}.png") for kind, name in QUERY_FILES}
-    write_png(files["sheet"], sheet, session.overlay.texts)
-    write_png(files["blocks"], strip, session.overlay.texts)
-    if style.save_mask:
-        files["masks"] = base.with_name(f"{base.name}_query.npz")
-        write_whole(files["masks"], partial(np.savez, **_arrays(found)))
-    return {
-        **_report(session, [], files),
-        "queries": [
-            {"query": name, "token": token}
-            for name, (token, _) in zip(run.query, named, strict=True)
-        ],
-    }
-
-
-def _arrays(found: Sequence[TokenMaps]) -> dict[str, np.ndarray]:
-    """All maps of some tokens, by names; each array has a row for each token."""
-    kinds = ("attention", "rollout", "cosine")
-    arrays = {kind: np.stack([getattr(each, kind) for each in found]) for kind in kinds}
-    for number in range(len(found[0].blocks)):
-        arrays[f"block_{number}"] = np.stack([each.blocks[number] for each in found])
-    return arrays
 
 
 def explain_anatomy(settings: Settings) -> dict:
