@@ -52,7 +52,8 @@ class Explanation:
             counts).
         logits: (B, categories) on the CPU; (B, features) for a model without a classifier; (B, 1)
             for a single output, whose categories are 0 (against) and 1 (for).
-        layout: the tokens of this input, and which of them the classifier pools.
+        layout: the tokens of this input, and which of them the classifier pools; None of a model
+            whose attention can't be explained.
         categories: the category explained, for each image; None if the method has none.
         scores: (B, h, w) float32, the method's own numbers before they were scaled.
         targets: for each image, what its category was set against; None if it was against none.
@@ -61,7 +62,7 @@ class Explanation:
 
     masks: np.ndarray
     logits: Tensor
-    layout: TokenLayout
+    layout: TokenLayout | None
     categories: list[int] | None = None
     scores: np.ndarray | None = None
     targets: list[Target] | None = None
@@ -234,7 +235,7 @@ class CategoryMethod(ABC):
         ]
 
     def _layout(self, images: Tensor) -> TokenLayout | None:
-        """The tokens of these images; None for a model without tokens."""
+        """The tokens of these images; None where the method needs to know of none."""
         return token_layout(self.model, *images.shape[2:])
 
     @abstractmethod
