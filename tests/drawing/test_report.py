@@ -474,6 +474,16 @@ def test_a_mistakes_maps_are_named_by_what_they_explain(judged_page):
     assert page.locator("header .scale img").count() == 2
 
 
+def test_both_scales_stay_within_the_header_of_a_phone(judged_page, folder, open_page):
+    judged_page(PAIRS)
+    page = open_page(folder / "judged.html", viewport={"width": 390, "height": 800})
+    header = page.locator("header").bounding_box()
+    for bar in page.locator("header .scale img").all():
+        box = bar.bounding_box()
+        assert box["y"] + box["height"] <= header["y"] + header["height"]
+        assert box["x"] + box["width"] <= 390
+
+
 def test_without_true_categories_nothing_is_said_of_them(page):
     for place in ("#accuracy", "#confusion", "#truth", "#correct"):
         assert not page.locator(place).is_visible()
