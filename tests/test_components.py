@@ -62,6 +62,8 @@ def test_the_foreground_is_what_the_border_is_not():
 def test_features_that_are_all_the_same_have_no_colours():
     with pytest.raises(RequestError, match="there is nothing to show"):
         Features([np.ones((4, 4, 8), np.float32)])
+    with pytest.raises(RequestError, match="at least one image"):
+        features([], model="bundled")
 
 
 @torch.no_grad()
@@ -72,6 +74,7 @@ def test_features_that_are_all_the_same_have_no_colours():
         {"reg_tokens": 4},
         {"class_token": False, "global_pool": "avg", "fc_norm": True},
         {"num_classes": 0},
+        {"global_pool": "max", "fc_norm": False},
     ],
 )
 def test_a_vits_features_are_its_tokens_after_the_final_norm(changes):

@@ -24,6 +24,7 @@ from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
 from vitexplain.attention.families import GLOBAL, UnsupportedModel, timms_model
 from vitexplain.attention.last_grid import LastGrid, last_grid, watch
+from vitexplain.attention.readout import has_own_code
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import token_layout
 from vitexplain.errors import RequestError
@@ -60,12 +61,19 @@ class FinalFeatures:
         return found.float().cpu()
 
     def _of_vit(self, images: Tensor) -> Tensor:
-        layout = token_layout(self.model, *images.shape[2:])
+        prefix, grid = self._tokens(tuple(images.shape[2:]))
         shadow = shadow_of(self.model)
         tokens = shadow.forward_features(images)  # (B, N, C)
         if isinstance(shadow.norm, nn.Identity):
             tokens = shadow.fc_norm(tokens)  # which comes after the mean otherwise
-        return tokens[:, layout.prefix_tokens :].unflatten(1, layout.grid)
+        return tokens[:, prefix:].unflatten(1, grid)
+
+    def _tokens(self, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+        """How many tokens stand before a ViT's patches, and their grid; of any pooling."""
+        if has_own_code(self.model):
+            layout = token_layout(self.model, *size)  # it finds out where they are
+            return layout.prefix_tokens, layout.grid
+        return self.model.num_prefix_tokens, tuple(self.model.patch_embed.dynamic_feat_size(size))
 
     def _of_grid(self, images: Tensor) -> Tensor:
         size = tuple(images.shape[2:])
@@ -98,8 +106,10 @@ class Covariance:
         """(mean (C,), axes (COLOURS, C) of length 1, the share of the variance along each).
 
         Raises:
-            RequestError: if there is nothing to tell apart.
+            RequestError: if there are no features, or nothing to tell apart.
         """
+        if not self.count:
+            raise RequestError("features are of at least one image")
         mean = self.sum / self.count
         covariance = self.products / self.count - mean[:, None] * mean
         values, vectors = torch.linalg.eigh(covariance)  # the smallest first
