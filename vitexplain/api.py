@@ -5,7 +5,7 @@ import html
 import io
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,14 +15,26 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from vitexplain.anatomy import anatomy
 from vitexplain.attention.families import timms_model
 from vitexplain.attention.tokens import token_layout
 from vitexplain.components import Features, FinalFeatures
 from vitexplain.device import choose_device, in_batches
+from vitexplain.drawing.explore.explore import Page, explore_page
 from vitexplain.drawing.heatmap import check_style, color_bar
 from vitexplain.drawing.overlay import Overlay, texts_for
 from vitexplain.errors import RequestError
-from vitexplain.explainer import Block, Category, Explainer, Map, blocks_of_image, check_of
+from vitexplain.explainer import (
+    TOP,
+    Block,
+    Category,
+    Explainer,
+    Map,
+    blocks_of_image,
+    check_of,
+)
+from vitexplain.exploration import check_explorable
+from vitexplain.exploration import explore as attention_of
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.images.reading import open_image, to_rgb, upright
 from vitexplain.images.region import Region
@@ -30,6 +42,8 @@ from vitexplain.images.writing import write_array, write_png, write_whole
 from vitexplain.methods.registry import METHODS, method_named, methods_of
 from vitexplain.models.loading import LoadedModel, any_model, load_model, wrap_model
 from vitexplain.models.transform import InputTransform
+from vitexplain.outputs import are_values
+from vitexplain.progress import Watch, silent
 from vitexplain.queries import TokenMaps, token_maps, token_named
 from vitexplain.settings import MapOptions, Style
 
@@ -178,6 +192,22 @@ class Explanation:
             kind = Image.registered_extensions()[suffix]
             write_whole(path, lambda file: drawn.save(file, kind, quality=92))
         return path
+
+    def explore(self, path: str | Path) -> Page:
+        """Write an interactive page of the image; a notebook shows what is returned in place.
+
+        It holds the attention of all blocks and heads, from which rollout is recalculated in the
+        page, and the maps of all methods that take few passes for the five most likely categories,
+        each with its faithfulness (about forty forward passes for each).
+
+        Raises:
+            UnsupportedModel: if the model's attention isn't over one grid of patches.
+            OSError: if it can't be written.
+        """
+        explainer = Explainer(explored_maps(MapOptions(), self.model), self.model)
+        style = self.drawn_by.style
+        page = exploration_page(explainer, self.opened, "image", colormap=style.colormap)
+        return page.write(path)
 
     def show(self) -> None:
         """Display it: in a notebook below the cell, elsewhere in a window until that is closed.
@@ -401,6 +431,57 @@ def features(
     tensors = (loaded.transform(as_image(each, stretch=loaded.transform.stretch)) for each in given)
     of = FinalFeatures(loaded.model)
     return Features([of(each[None])[0].numpy() for each in tensors])
+
+
+def explored_maps(maps: MapOptions, loaded: LoadedModel) -> MapOptions:
+    """Which maps an interactive page has, of those requested: without a request, many.
+
+    Raises:
+        UnsupportedModel: if no page can show this model's attention.
+    """
+    check_explorable(loaded.model)
+    if not loaded.categories:
+        return maps
+    if are_values(loaded.labels):
+        return replace(maps, quick=True)
+    top_k = maps.top_k or min(TOP, len(loaded.categories))
+    if maps.category not in (None, "top"):
+        top_k = maps.top_k
+    return replace(maps, compare=True, quick=True, top_k=top_k)
+
+
+def exploration_page(
+    explainer: Explainer,
+    opened: OpenImage,
+    name: str,
+    *,
+    colormap: str,
+    rollout: Mapping | None = None,
+    watch: Watch = silent,
+) -> Page:
+    """The interactive page of one image, with the explainer's maps.
+
+    Args:
+        rollout: head_fusion, discard_ratio, start_block that it begins with; by default the
+            command's.
+    """
+    loaded = explainer.loaded
+    images = opened.tensor[None]
+    (found,) = explainer(images, watch)
+    answers = bool(loaded.categories) and not are_values(loaded.labels)
+    return explore_page(
+        attention_of(loaded.model, images),
+        anatomy(loaded.model, images).blocks,
+        found.maps,
+        blocks_of_image(loaded, opened.tensor) if answers else (),
+        image=opened.image,
+        region=opened.region,
+        name=name,
+        model=loaded.name,
+        top=found.top,
+        rollout=rollout or {"head_fusion": "max", "discard_ratio": 0.9, "start_block": 0},
+        colormap=colormap,
+    )
 
 
 def explain_opened(

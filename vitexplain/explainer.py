@@ -383,7 +383,9 @@ def rows_of(maps: Sequence[Map]) -> list[int]:
 def names_of(options: MapOptions) -> tuple[str, ...]:
     """The names of the requested methods."""
     of_category = bool(options.category is not None or options.top_k or options.against)
-    return methods_of(options.method, every=options.compare, of_category=of_category)
+    return methods_of(
+        options.method, every=options.compare, of_category=of_category, quick=options.quick
+    )
 
 
 def check_of(options: MapOptions) -> Callable[[nn.Module], nn.Module]:

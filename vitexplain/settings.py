@@ -63,6 +63,7 @@ class MapOptions:
         head_fusion: None for the method's own default, see methods.registry.
         block, head: of the method "attention"; the last block and all heads if None.
         compare: all methods, or those named, each with its faithfulness.
+        quick: of all methods, only those that take few passes.
     """
 
     method: tuple[str, ...] = ()
@@ -76,6 +77,7 @@ class MapOptions:
     head: int | None = None
     as_published: bool = False
     compare: bool = False
+    quick: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class RunOptions:
         sweep: values of one or two parameters, to draw one image with all of them.
         query: tokens of one image, as "X,Y", "class" or "register:1": what each looks at.
         anatomy: one figure of what the model does with one image.
+        explore: one interactive page of one image.
         features: the principal components of the final features, as colours.
         save_features: the features themselves, too, as .npz.
         contact_sheet: "png", "pdf" or None.
@@ -121,6 +124,7 @@ class RunOptions:
     evaluate: bool = False
     sweep: Sweep | None = None
     anatomy: bool = False
+    explore: bool = False
     query: tuple[str, ...] = ()
     features: bool = False
     save_features: bool = False

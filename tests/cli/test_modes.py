@@ -15,6 +15,7 @@ from vitexplain.errors import RequestError
 ASKED = {
     "--features": ["--features"],
     "--query": ["--query", "1,1"],
+    "--explore": ["--explore"],
     "--anatomy": ["--anatomy"],
     "--evaluate": ["--evaluate"],
     "--sweep": ["--sweep", "discard_ratio=0,0.5"],
@@ -29,6 +30,7 @@ GIVEN = {
     "class_embeddings": ["--class_embeddings", "a.npy"],
     "text": ["--text", "a cat", "a dog"],
     "anatomy": ["--anatomy"],
+    "explore": ["--explore"],
     "method": ["--method", "legrad"],
     "evaluate": ["--evaluate"],
     "sweep": ["--sweep", "discard_ratio=0,0.5"],
@@ -79,7 +81,7 @@ def test_what_excludes_each_other_is_refused(mode, option):
     assert named in text
 
 
-@pytest.mark.parametrize("flag", ["--anatomy", "--sweep"])
+@pytest.mark.parametrize("flag", ["--explore", "--anatomy", "--sweep"])
 def test_some_modes_are_for_one_image(flag):
     with pytest.raises(RequestError, match=f"{flag} is for one image: name one"):
         chosen_mode(options_of(*ASKED[flag]), one_image=False)

@@ -5,7 +5,8 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+import webbrowser
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -87,18 +88,24 @@ def _run(options: dict, as_json: bool, show: bool) -> int:
     if not options["quiet"]:
         text = to_json(report, indent=2) if as_json else _printable_lines(as_text(report))
         print(text, flush=True)
-    images = [path for path in report["files"].values() if path.endswith(".png")]
-    if show and images:
-        _show(images[0])
+    if show:
+        _show(report["files"].values())
     return 3 if report.get("failed") else 0
 
 
-def _show(path: str) -> None:
-    from vitexplain.drawing.window import show
+def _show(paths: Iterable[str]) -> None:
+    """The first image in a window, or else the first page in a browser."""
+    paths = list(paths)
+    images = [path for path in paths if path.endswith(".png")]
+    pages = [path for path in paths if path.endswith(".html")]
+    if images:
+        from vitexplain.drawing.window import show
 
-    reason = show(path)
-    if reason:
-        _tell(f"no window: {reason}; the image is {path}")
+        reason = show(images[0])
+        if reason:
+            _tell(f"no window: {reason}; the image is {images[0]}")
+    elif pages and not webbrowser.open(Path(pages[0]).absolute().as_uri()):
+        _tell(f"no browser was found: open {pages[0]} in one")
 
 
 def _printable_lines(text: str) -> str:

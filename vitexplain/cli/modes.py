@@ -45,8 +45,9 @@ MODES = (
         ("vitexplain.runs.features", "explain_features"),
         text.features_text,
         excludes=(
-            *("query", "anatomy", "evaluate", "sweep", "compare", "report", "contact_sheet"),
-            *("category", "top_k", "against", "method", "as_published", "truth", "similar_to"),
+            *("query", "explore", "anatomy", "evaluate", "sweep", "compare", "report"),
+            *("contact_sheet", "category", "top_k", "against", "method", "as_published", "truth"),
+            "similar_to",
             *("class_embeddings", "text"),
         ),
         tells=True,
@@ -57,10 +58,21 @@ MODES = (
         ("vitexplain.runs.queries", "explain_queries"),
         text.queries_text,
         excludes=(
-            *("anatomy", "evaluate", "sweep", "compare", "report", "contact_sheet"),
+            *("explore", "anatomy", "evaluate", "sweep", "compare", "report", "contact_sheet"),
             *("category", "top_k", "against", "method", "as_published", "truth"),
         ),
         tells=True,
+    ),
+    Mode(
+        "--explore",
+        lambda options, _one: options["explore"],
+        ("vitexplain.runs.exploration", "explain_explore"),
+        text.explore_text,
+        excludes=(
+            *("anatomy", "evaluate", "sweep", "compare", "report", "contact_sheet", "truth"),
+            *("as_published",),
+        ),
+        one_image=True,
     ),
     Mode(
         "--anatomy",

@@ -190,6 +190,13 @@ def _add_views(group: argparse._ArgumentGroup) -> None:
         help="one figure of what the model does with one image, block by block: patches, position "
         "embeddings, heads, token norms, and rollout as it grows",
     )
+    add(
+        "--explore",
+        action="store_true",
+        help="one interactive page of one image, which opens from its file: point at a patch and "
+        "see what it attends to, in every block and head, change rollout, compare maps; with a "
+        "guided tour, in English and French",
+    )
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:

@@ -73,6 +73,11 @@ def features_text(report: dict) -> str:
     ])  # fmt: skip
 
 
+def explore_text(report: dict) -> str:
+    """The interactive page of one image."""
+    return "\n".join([*_opening(report), *_wrote(report), "Open it in a browser."])
+
+
 def anatomy_text(report: dict) -> str:
     """The anatomy of a model on one image."""
     lines = [*_opening(report), f"Method: {_method(report['method'])}"]

@@ -30,6 +30,7 @@ class Method:
         place: module and class.
         options: which of head_fusion, discard_ratio, start_block, as_published, block, head it
             takes.
+        slow: it takes many passes for each map.
         defaults: of options, where they are not those of the class. `make`, the command, `explain`
             and `anatomy` all take them from here.
     """
@@ -40,6 +41,7 @@ class Method:
     of_category: bool
     place: tuple[str, str]
     options: tuple[str, ...] = ()
+    slow: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, model: "nn.Module", **options: Any) -> "ImageMethod | CategoryMethod":
@@ -63,7 +65,7 @@ _ALL = (
         ("vit_rollout", "VITAttentionRollout"),
         ("head_fusion", "discard_ratio", "start_block", "as_published"),
         # in the paper and the class "mean"; "max" as in the older script's published images
-        {"head_fusion": "max"},
+        defaults={"head_fusion": "max"},
     ),
     Method(
         "value_rollout",
@@ -80,7 +82,7 @@ _ALL = (
         False,
         ("vitexplain.methods.block_attention", "BlockAttention"),
         ("head_fusion", "block", "head"),
-        {"head_fusion": "mean"},
+        defaults={"head_fusion": "mean"},
     ),
     Method(
         "grad_rollout",
@@ -89,7 +91,7 @@ _ALL = (
         True,
         ("vit_grad_rollout", "VITAttentionGradRollout"),
         ("head_fusion", "discard_ratio", "start_block", "as_published"),
-        {"head_fusion": "mean"},
+        defaults={"head_fusion": "mean"},
     ),
     Method(
         "relevance",
@@ -127,6 +129,7 @@ _ALL = (
         "Sundararajan, Taly & Yan 2017",
         True,
         ("vitexplain.methods.integrated_gradients", "IntegratedGradients"),
+        slow=True,
     ),
     Method(
         "occlusion",
@@ -134,6 +137,7 @@ _ALL = (
         "Zeiler & Fergus 2014",
         True,
         ("vitexplain.methods.occlusion", "Occlusion"),
+        slow=True,
     ),
 )
 
@@ -152,16 +156,19 @@ def method_named(name: str) -> Method:
     return METHODS[full]
 
 
-def methods_of(chosen: Sequence[str], *, every: bool, of_category: bool) -> tuple[str, ...]:
+def methods_of(
+    chosen: Sequence[str], *, every: bool, of_category: bool, quick: bool = False
+) -> tuple[str, ...]:
     """The names of the methods that a request means.
 
     Args:
         chosen: the names that were given, if any.
         every: without names, all methods are meant.
         of_category: else gradient rollout is meant; attention rollout where it is False.
+        quick: of all methods, those that take few passes.
     """
     if chosen:
         return tuple(chosen)
     if every:
-        return tuple(METHODS)
+        return tuple(name for name, method in METHODS.items() if not (quick and method.slow))
     return ("grad_rollout" if of_category else "attention_rollout",)

@@ -34,7 +34,7 @@ SIMILAR = 280  # pixels of the cells of a similarity's sheet
 
 def explain_image(settings: Settings) -> dict:
     """Explain one image by one method: its overlay, and what the model saw."""
-    session, path, opened = _opened(settings)
+    session, path, opened = open_one(settings)
     ((found,),) = explain_opened(session.explainer, session.overlay, [opened])
     base = session.folder / short_stem(path.stem)
     files = session.overlay.write(base, opened.image, opened.seen, found.result)
@@ -46,7 +46,7 @@ def explain_image(settings: Settings) -> dict:
         files["sheet"] = base.with_name(f"{short_stem(name)}.png")
         write_png(files["sheet"], _both_ways(session, opened, found.result), session.overlay.texts)
     return {
-        **_report(session, [found.result], files),
+        **report_of(session, [found.result], files),
         "top": [each.as_json() for each in found.top],
         "method": {**found.method, **found.result.target},
         "picture": {
@@ -82,7 +82,7 @@ def explain_sweep(settings: Settings) -> dict:
     A sweep of one parameter is also written as an animation.
     """
     sweep = settings.run.sweep
-    session, path, opened = _opened(settings)
+    session, path, opened = open_one(settings)
     rows = sweep_maps(session.loaded, opened.tensor[None], settings.maps, sweep)
     small, draw = _small(session, opened)
     base = session.folder / f"{short_stem(path.stem)}_sweep_{'_'.join(sweep)}"
@@ -93,13 +93,13 @@ def explain_sweep(settings: Settings) -> dict:
         files["animation"] = base.with_name(f"{base.name}.gif")
         write_gif(files["animation"], rows[0], draw, session.overlay.texts)
     maps = [each for row in rows for each in row]
-    report = _report(session, [each.found for each in maps], files)
+    report = report_of(session, [each.found for each in maps], files)
     return {**report, "maps": [each.values for each in maps]}
 
 
 def explain_compare(settings: Settings) -> dict:
     """All methods' maps of one image on a sheet, the most faithful one marked."""
-    session, path, opened = _opened(settings)
+    session, path, opened = open_one(settings)
     (explained,) = session.explainer(opened.tensor[None], watch_of(settings.run))
     small, draw = _small(session, opened)
     files = {"sheet": session.folder / f"{short_stem(path.stem)}_compare.png"}
@@ -107,7 +107,7 @@ def explain_compare(settings: Settings) -> dict:
     write_png(files["sheet"], sheet, session.overlay.texts)
     best = most_faithful(explained.maps)
     return {
-        **_report(session, explained.maps, files),
+        **report_of(session, explained.maps, files),
         "top": [each.as_json() for each in explained.top],
         "maps": [
             {
@@ -122,7 +122,7 @@ def explain_compare(settings: Settings) -> dict:
 
 def explain_anatomy(settings: Settings) -> dict:
     """What the model does with one image, block by block, on a figure."""
-    session, path, opened = _opened(settings)
+    session, path, opened = open_one(settings)
     (method,) = session.explainer.methods
     options = (method[name] for name in ("head_fusion", "discard_ratio", "start_block"))
     found = anatomy(session.loaded.model, opened.tensor[None], *options)
@@ -143,14 +143,14 @@ def explain_anatomy(settings: Settings) -> dict:
     write_png(files["anatomy"], figure, session.overlay.texts)
     rollout = Map(found.rollout, None, method)
     return {
-        **_report(session, [rollout], files),
+        **report_of(session, [rollout], files),
         "method": method,
         "blocks": [each.as_json() for each in blocks],
         "answer_stays_from_block": answer_stays(blocks) if blocks else None,
     }
 
 
-def _opened(settings: Settings) -> tuple[Session, Path, OpenImage]:
+def open_one(settings: Settings) -> tuple[Session, Path, OpenImage]:
     """Open the image first, as the model takes longer to load."""
     (path,) = settings.run.image_path
     image = open_image(existing(path), stretch=settings.model.stretch)
@@ -167,7 +167,7 @@ def _small(session: Session, opened: OpenImage) -> tuple[Image.Image, Draw]:
     return small, lambda found: session.overlay.draw(small, opened.seen, found, region)
 
 
-def _report(session: Session, maps: Sequence[Map], files: Mapping[str, Path]) -> dict:
+def report_of(session: Session, maps: Sequence[Map], files: Mapping[str, Path]) -> dict:
     """What every report of one image says."""
     return {
         "model": model_report(session),

@@ -7,9 +7,7 @@ but its own.
 """
 
 import base64
-import hashlib
 import html
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,12 +27,12 @@ from vitexplain.drawing.heatmap import (
     smooth,
     two_sides,
 )
+from vitexplain.drawing.html import json_text, policy, printable_name, webp
 from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.methods.registry import METHODS
 from vitexplain.parallel import in_order
-from vitexplain.words import to_json
 
 SIDE = 320  # of thumbnails, in pixels; of many images they are smaller
 SIDE_OF_MANY, MANY = 192, 1000
@@ -63,14 +61,14 @@ def write_report(
     run = {
         "made": _made(results),
         "scales": _scales(results, colormap),
-        "failures": [(_text(file), _text(reason)) for file, reason in failures],
+        "failures": [(printable_name(file), printable_name(reason)) for file, reason in failures],
         "accuracy": accuracy,
     }
 
     def write(file: BinaryIO) -> None:
         head, tail = _frame(title, alpha)
         file.write(head.encode())
-        file.write(f'<script type="application/json" id="run">{_json(run)}</script>\n'.encode())
+        file.write(f'<script type="application/json" id="run">{json_text(run)}</script>\n'.encode())
         for number, (about, images) in enumerate(_ahead(results, path.parent, side, colormap)):
             file.write(f'<script type="application/json" class="about">{about}</script>\n'
                        f'<script type="application/json" id="images-{number}">{images}</script>\n'
@@ -118,9 +116,9 @@ def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, s
             }
         )
         size = mask.shape[1] * PATCH, mask.shape[0] * PATCH
-        heat.append(_webp(_heat(mask, size, colormap, signed="against" in found)))
+        heat.append(webp(_heat(mask, size, colormap, signed="against" in found)))
     about = {
-        "name": _text(result["name"]),
+        "name": printable_name(result["name"]),
         "file": _link(Path(result["path"]), folder),
         "size": result["size"],
         "top": result["top"],
@@ -130,7 +128,9 @@ def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, s
         "facts": _facts(result),
         "details": _details(result),
     }
-    return _json(about), _json({"thumbnail": _thumbnail(result["path"], side), "heat": heat})
+    return json_text(about), json_text(
+        {"thumbnail": _thumbnail(result["path"], side), "heat": heat}
+    )
 
 
 def _heat(mask: np.ndarray, size: tuple[int, int], colormap: str, *, signed: bool) -> Image.Image:
@@ -150,7 +150,7 @@ def _scales(results: Sequence[dict], colormap: str) -> list[dict]:
     """What the colours mean: a bar, and words at its ends, for each kind of map there is."""
     kinds = {"against" in found for result in results for found in result["maps"]}
     scales = [scale(256, 8, colormap, signed=signed) for signed in sorted(kinds)]
-    return [{"bar": _webp(bar), "words": words} for bar, words in scales]
+    return [{"bar": webp(bar), "words": words} for bar, words in scales]
 
 
 def _placed(mask: np.ndarray, result: dict) -> tuple[list[float], np.ndarray]:
@@ -196,30 +196,13 @@ def _options(method: dict) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in options) or "-"
 
 
-def _text(name: str) -> str:
-    """A file's name, which need not be valid Unicode, as text."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _thumbnail(path: str, side: int) -> str | None:
     try:
         image = open_image(path)
     except (PictureError, OSError):
         return None
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _webp(image)
-
-
-def _webp(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=75)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
-def _json(value: object) -> str:
-    """JSON that can't close the element that contains it."""
-    text = to_json(value, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return webp(image)
 
 
 def _frame(title: str, alpha: float) -> tuple[str, str]:
@@ -229,20 +212,12 @@ def _frame(title: str, alpha: float) -> tuple[str, str]:
         (folder / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
     )
     style += f":root {{ --blend: {alpha}; }}\n"
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
-        f"script-src '{_digest(script)}'"
-    )
     head = (folder / "page.html").read_text(encoding="utf-8")
     for place, text in (
-        ("POLICY", html.escape(policy, quote=False)),
+        ("POLICY", policy(style, script)),
         ("TITLE", html.escape(title)),
         ("STYLE", style),
         ("ALPHA", str(round(100 * alpha))),
     ):
         head = head.replace(f"{{{place}}}", text)
     return head, f"<script>{script}</script>\n</body>\n</html>\n"
-
-
-def _digest(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
