@@ -32,7 +32,7 @@ SNIPPETS = [
     for document in DOCUMENTS
     if fenced(document, "python") and document.name != "README.fr.md"  # the README's own code
 ]
-SHEETS = {"--sweep", "--anatomy", "--compare", "--features"}
+SHEETS = {"--sweep", "--explore", "--anatomy", "--compare", "--features"}
 
 
 def expected_files(options):

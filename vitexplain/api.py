@@ -444,9 +444,10 @@ def explored_maps(maps: MapOptions, loaded: LoadedModel) -> MapOptions:
         return maps
     if are_values(loaded.labels):
         return replace(maps, quick=True)
-    top_k = maps.top_k or min(TOP, len(loaded.categories))
-    if maps.category not in (None, "top"):
-        top_k = maps.top_k
+    top_k = maps.top_k
+    of_category = not maps.method or any(METHODS[name].of_category for name in maps.method)
+    if of_category and maps.category in (None, "top"):
+        top_k = top_k or min(TOP, len(loaded.categories))
     return replace(maps, compare=True, quick=True, top_k=top_k)
 
 

@@ -120,25 +120,25 @@ export const TEXTS = {
     tour: "Suivre la visite guidée", end: "Quitter la visite", back: "Retour", next: "Suite", show: "Montrer",
     step: (number, of) => `Étape ${number} sur ${of}`,
     view: "Montrer", attention: "Attention", rollout: "Rollout", maps: "Cartes des méthodes",
-    norms: "Normes des jetons", votes: "Votes des patches",
+    norms: "Normes des tokens", votes: "Votes des patches",
     block: "Bloc", head: "Tête", fused: "toutes, fusionnées", fusion: "Fusion des têtes",
     mean: "moyenne", max: "maximum", min: "minimum",
     ratio: "Part écartée", start: "Premier bloc",
     direction: "Sens", to: "ce qu’il regarde", from: "qui le regarde",
     category: "Catégorie", against: "contre", blend: "De l’image à la carte", grid: "Grille des patches",
-    smooth: "Lisser", tokens: "Jetons", all: "Ce que lit le classifieur", prediction: "Prédiction après chaque bloc",
+    smooth: "Lisser", tokens: "Tokens", all: "Ce que lit le classifieur", prediction: "Prédiction après chaque bloc",
     help: `Pointez un patch, ou choisissez-le avec les flèches du clavier. Un clic, un appui ou Entrée le retient${NB}; Échap le relâche.`,
     stage: "L’image découpée en patches. Les flèches choisissent un patch, Entrée le retient, Échap le relâche.",
     patch: (row, column) => `patch ligne ${row}, colonne ${column}`,
-    token: { class: "jeton de classe", distillation: "jeton de distillation", register: (n) => `jeton registre ${n}` },
+    token: { class: "token de classe", distillation: "token de distillation", register: (n) => `token registre ${n}` },
     read: "ce que lit le classifieur",
     saying: {
       attention: (token, block) => `Attention, bloc ${block}${NB}: ce que regarde le ${token}`,
-      reads: (block) => `Attention, bloc ${block}${NB}: ce que regardent les jetons lus par le classifieur`,
-      from: (token, block) => `Attention, bloc ${block}${NB}: combien chaque jeton regarde le ${token}`,
+      reads: (block) => `Attention, bloc ${block}${NB}: ce que regardent les tokens lus par le classifieur`,
+      from: (token, block) => `Attention, bloc ${block}${NB}: combien chaque token regarde le ${token}`,
       rollout: (token) => `Rollout${NB}: ce qui atteint le ${token} à travers les blocs`,
       rolloutReads: `Rollout${NB}: ce qui atteint le classifieur à travers les blocs`,
-      norms: (block) => `Longueur de chaque jeton après le bloc ${block}`,
+      norms: (block) => `Longueur de chaque token après le bloc ${block}`,
       votes: (block) => `La catégorie que donnerait chaque patch à lui seul, après le bloc ${block}`,
     },
     value: (place, value) => `${place}${NB}: ${value}`,
@@ -164,8 +164,8 @@ export const TEXTS = {
     steps: {
       patches: {
         title: "Patches",
-        text: (d) => `Le modèle ne voit pas l’image comme vous. Il la découpe en ${d.rows} × ${d.columns} carrés, les patches, et fait de chacun une liste de nombres${NB}: un jeton (token).`,
-        ask: `Avec combien de jetons travaille-t-il${NB}?`,
+        text: (d) => `Le modèle ne voit pas l’image comme vous. Il la découpe en ${d.rows} × ${d.columns} carrés, les patches, et fait de chacun une liste de nombres${NB}: un token.`,
+        ask: `Avec combien de tokens travaille-t-il${NB}?`,
         choices: (d) => [d.patches, d.tokens, 3].filter((n, i, all) => all.indexOf(n) === i).map(String),
         answer: (d) => d.prefix
           ? `${d.tokens}${NB}: un pour chacun des ${d.patches} patches, et ${d.prefix} de plus, qui ne ${d.prefix === 1 ? "correspond" : "correspondent"} à aucun endroit de l’image. On ${d.prefix === 1 ? "le" : "les"} trouve sous l’image.`
@@ -173,25 +173,25 @@ export const TEXTS = {
       },
       position: {
         title: "Position",
-        text: () => `Une liste de jetons n’a ni haut ni gauche. On dit donc au modèle où se trouvait chaque patch${NB}: par des nombres ajoutés à son jeton, par une rotation ou par un biais dans l’attention. Ce qu’il en fait, il l’a appris.`,
+        text: () => `Une liste de tokens n’a ni haut ni gauche. On dit donc au modèle où se trouvait chaque patch${NB}: par des nombres ajoutés à son token, par une rotation ou par un biais dans l’attention. Ce qu’il en fait, il l’a appris.`,
         ask: `Dans le premier bloc, un patch regarde-t-il surtout les patches proches de lui${NB}?`,
         choices: () => ["oui", "non"],
         answer: (d) => `Le patch du milieu a ${d.near} de son attention à deux patches de lui au plus, en moyenne sur les têtes. Répartie également, ce serait ${d.even}.`,
       },
       reads: {
-        title: "Jeton de classe",
+        title: "Token de classe",
         text: (d) => d.classToken
-          ? `À la fin, une seule liste de nombres doit représenter toute l’image. Ce modèle a pour cela un jeton, le jeton de classe${NB}: il est d’abord le même pour toutes les images, puis il recueille auprès des patches ce dont il a besoin.`
-          : `À la fin, une seule liste de nombres doit représenter toute l’image. Ce modèle n’a pas de jeton de classe${NB}: son classifieur lit «${NB}${d.readout}${NB}».`,
-        ask: `Ce que lit le classifieur, est-ce le jeton du premier patch, en haut à gauche${NB}?`,
+          ? `À la fin, une seule liste de nombres doit représenter toute l’image. Ce modèle a pour cela un token, le token de classe${NB}: il est d’abord le même pour toutes les images, puis il recueille auprès des patches ce dont il a besoin.`
+          : `À la fin, une seule liste de nombres doit représenter toute l’image. Ce modèle n’a pas de token de classe${NB}: son classifieur lit «${NB}${d.readout}${NB}».`,
+        ask: `Ce que lit le classifieur, est-ce le token du premier patch, en haut à gauche${NB}?`,
         choices: () => ["oui", "non"],
         answer: (d) => d.classToken
           ? "Non. Il est le premier de la liste, mais n’est à aucun endroit de l’image. Vous voyez les patches qu’il regarde dans le dernier bloc."
-          : `Non${NB}: c’est fait de tous les jetons. Vous voyez ce qu’ils regardent dans le dernier bloc.`,
+          : `Non${NB}: c’est fait de tous les tokens. Vous voyez ce qu’ils regardent dans le dernier bloc.`,
       },
       head: {
         title: "Une tête",
-        text: () => `Dans chaque bloc, plusieurs têtes regardent les jetons côte à côte. Une tête compare la requête (query) de chaque jeton à la clé (key) de tous les autres${NB}; une softmax en fait des parts, et chaque ligne a pour somme 1. Voici une tête du dernier bloc.`,
+        text: () => `Dans chaque bloc, plusieurs têtes regardent les tokens côte à côte. Une tête compare la requête (query) de chaque token à la clé (key) de tous les autres${NB}; une softmax en fait des parts, et chaque ligne a pour somme 1. Voici une tête du dernier bloc.`,
         ask: `Le patch le plus clair de cette tête l’est-il aussi pour les autres têtes de ce bloc${NB}?`,
         choices: () => ["pour toutes", "pour quelques-unes", "pour aucune"],
         answer: (d) => `Sur les ${d.others} autres têtes, ${d.agree} ${d.agree > 1 ? "ont" : "a"} là le plus d’attention. Essayez le curseur «${NB}Tête${NB}».`,
@@ -205,7 +205,7 @@ export const TEXTS = {
       },
       rollout: {
         title: "Rollout",
-        text: () => `Pour voir à travers tous les blocs, on multiplie leurs attentions${NB}: ce qui a atteint un jeton, qui en a atteint un autre. Chaque matrice reçoit aussi un 1 pour le jeton lui-même, car un bloc ajoute à un jeton, il ne le remplace pas. La part écartée laisse de côté les chemins les plus faibles.`,
+        text: () => `Pour voir à travers tous les blocs, on multiplie leurs attentions${NB}: ce qui a atteint un token, qui en a atteint un autre. Chaque matrice reçoit aussi un 1 pour le token lui-même, car un bloc ajoute à un token, il ne le remplace pas. La part écartée laisse de côté les chemins les plus faibles.`,
         ask: `On écarte davantage de chemins faibles. La carte couvre-t-elle plus de patches, ou moins${NB}?`,
         choices: () => ["plus", "moins"],
         answer: (d) => `Sans rien écarter, elle s’étend sur ${d.all} patches${NB}; en écartant 0,9, sur ${d.few}. Le modèle n’a pas changé${NB}: ce nombre est votre choix, dites-le donc en montrant une carte.`,
