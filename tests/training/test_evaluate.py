@@ -50,7 +50,9 @@ def test_report(data, tmp_path, capsys):
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "88", "105", "285", "388", "967"]
     text = (output / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="(?!data:)', text)
-    assert text.count("<img ") == 1 + 2 + 2
+    assert text.count("<img ") == 1 + 1 + 2 + 2  # confusion, the box, mosaics of two sizes
+    assert "of the map in the box" in text
+    assert "the brightest patch lies in the box in 100% of 1 images" in report["boxes_in_words"][1]
     with Image.open(output / "confusion.png") as image:
         assert np.asarray(image).std() > 10
 

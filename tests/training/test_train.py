@@ -159,3 +159,58 @@ def test_categories_are_drawn_equally_often(data, tmp_path):
         drawn += [training.train_data.labels[i] for i in training._batches().sampler]
     shares = np.bincount(drawn) / len(drawn)
     assert np.abs(shares - 1 / 3).max() < 0.06
+
+
+def grouped(folder):
+    """Two categories, each of three slides whose tint is their own."""
+    rng = np.random.default_rng(0)
+    for category, level in (("light", 190), ("dark", 60)):
+        for slide in range(3):
+            path = folder / category / f"{category}-s{slide}_"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for number in range(6):
+                pixels = np.clip(rng.normal(level, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(f"{path}{number}.png")
+    return folder
+
+
+def test_slides_stay_together(tmp_path, capsys):
+    data = grouped(tmp_path / "data")
+    assert train(data, tmp_path / "random", "--epochs", 1) == 0
+    assert "file names suggest groups: “dark-s0”" in capsys.readouterr().err
+    assert train(data, tmp_path / "whole", "--epochs", 1, "--group", "^[^_]+") == 0
+    captured = capsys.readouterr()
+    assert "4 groups (24 images) in training, 2 (12) in validation" in captured.out
+    assert "suggest groups" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--group", "(["), "is no regular expression"),
+        (("--group", "^s"), "matches nothing in dark/dark-s0_0.png and 35 other names"),
+        (("--group", "^(.+)-"), "no group can be held out"),
+        (("--color_jitter", "-1"), "--color_jitter must be from 0 to 1, not -1"),
+        (("--stain", "nan"), "--stain must be from 0 to 1, not nan"),
+    ],
+)
+def test_wrong_groups_and_colours_are_one_line(tmp_path, capsys, option, said):
+    assert train(grouped(tmp_path / "data"), tmp_path / "run", *option) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("train: ")
+    assert said in error
+    assert not (tmp_path / "run" / "resume.pt").exists()
+
+
+def test_convolutions_of_the_bundled_model_stay_unless_freed(data, tmp_path):
+    """By default the transformer over them learns; with --freeze 0 all of it."""
+    before = load_file(bundled_folder() / "model.safetensors")
+    stem = [name for name in before if "backbone" in name and name.endswith("weight")]
+    for name, options in (("kept", ()), ("free", ("--freeze", 0))):
+        settings = ("--model", "bundled", "--epochs", 1, "--batch_size", 8, "--img_size", 64)
+        assert train(data, tmp_path / name, *settings, *options) == 0
+    kept, free = (load_file(tmp_path / n / "model.safetensors") for n in ("kept", "free"))
+    assert all(torch.equal(kept[name], before[name].float()) for name in stem)
+    assert not all(torch.equal(free[name], before[name].float()) for name in stem)
+    moved = "blocks.0.attn.qkv.weight"
+    assert not torch.equal(kept[moved], before[moved].float())

@@ -37,9 +37,11 @@ from vitexplain.training.localisation import (
     thinned,
 )
 from vitexplain.training.page import confusion_image, page
+from vitexplain.training.pointing import in_words, worst
 from vitexplain.words import to_json
 
 SHOWN_MOSAICS = 6
+SHOWN_MISSES = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,7 +83,13 @@ def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> 
         if text := data.side_file("boxes.csv"):
             boxes = read_boxes(text)
             labelled = dict(zip(names, labels.tolist(), strict=True))
-            report["boxes"] = _on_boxes(maps, loaded, data, labelled, boxes, options.boxes)
+            found, chosen = _on_boxes(maps, loaded, data, labelled, boxes, options.boxes)
+            report["boxes"] = {name: _box_figures(**columns) for name, columns in found.items()}
+            report["boxes_in_words"] = in_words(found) if found else []
+            if found:
+                method = next(iter(of_category))
+                missed = found[method]["energy"], chosen, boxes, maps[method]
+                shown += worst(*missed, loaded, data, SHOWN_MISSES)
         sure = [
             (names[i], int(labels[i])) for i in confident(labels, probabilities, options.confidence)
         ]
@@ -135,12 +143,12 @@ def _on_boxes(
     labels: Mapping[str, int],
     boxes: Mapping[str, Region],
     count: int,
-) -> dict:
-    """Figures of every method, and of a centre Gaussian, on at most `count` images with boxes."""
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
+    """Of every method, and of a centre Gaussian, the values of at most `count` images with boxes;
+    and these images with their categories."""
     chosen = thinned([name for name in labels if name in boxes], count)
     chosen = {name: labels[name] for name in chosen}
-    found = in_boxes(maps, loaded, data, chosen, boxes, bar_or_lines)
-    return {method: _box_figures(**columns) for method, columns in found.items()}
+    return in_boxes(maps, loaded, data, chosen, boxes, bar_or_lines), chosen
 
 
 def _box_figures(pointing: np.ndarray, energy: np.ndarray) -> dict:
@@ -213,6 +221,7 @@ def as_text(report: dict) -> str:
             f"  boxes, {method}: pointing {found['pointing']:.3f}, energy {found['energy']:.3f} "
             f"({found['energy_interval'][0]:.3f} to {found['energy_interval'][1]:.3f})"
         )
+    lines += (f"  {sentence}" for sentence in report.get("boxes_in_words", ()))
     for cells in (2, 4):
         for method, found in report.get(f"mosaics_{cells}", {}).items():
             lines.append(

@@ -35,6 +35,7 @@ from vitexplain.images.writing import writable_folder, write_whole
 from vitexplain.models.bundled import bundled_folder
 from vitexplain.models.loading import any_model, load_model, set_input_size
 from vitexplain.progress import bar_or_lines
+from vitexplain.training.augmentation import training_transform
 from vitexplain.training.curves import draw_curves
 from vitexplain.training.data import (
     DataError,
@@ -44,6 +45,7 @@ from vitexplain.training.data import (
     split,
     usable_names,
 )
+from vitexplain.training.groups import groups_of, split_by_group, torn_apart
 from vitexplain.words import to_json
 
 COLUMNS = ("epoch", "lr", "train_loss", "validation_loss", "validation_top1")
@@ -83,7 +85,7 @@ class Training:
         torch.manual_seed(options.seed)
         self.model, self.data_config = make_model(options, len(self.categories))
         self.model.to(self.device)
-        train, validation = split(names, options.validation, options.seed)
+        train, validation = self._split(names)
         self.train_data = ImageDataset(images, train, self.categories, self._transform(True))
         self.validation_data = ImageDataset(
             images, validation, self.categories, self._transform(False)
@@ -123,12 +125,35 @@ class Training:
                 print(f"epochs left: {left}, about {tqdm.format_interval(seconds)}", flush=True)
         print(f"Explain with: python vit_explain.py --checkpoint {self.output}")
 
+    def _split(self, names: list[str]) -> tuple[list[str], list[str]]:
+        """(training, validation), with what there is to say about it on stderr."""
+        options = self.options
+        if options.group is None:
+            train, validation = split(names, options.validation, options.seed)
+            if notice := torn_apart(train, validation):
+                print(f"train: {notice}", file=sys.stderr)
+            return train, validation
+        groups = groups_of(names, options.group)
+        train, validation = split_by_group(groups, options.validation, options.seed)
+        print(
+            f"{len({groups[name] for name in train})} groups ({len(train)} images) in training, "
+            f"{len({groups[name] for name in validation})} ({len(validation)}) in validation"
+        )
+        missing = {category_of(name) for name in names} - {category_of(n) for n in validation}
+        if validation and missing:
+            print(
+                f"train: no whole group of {', '.join(sorted(missing))} can be held out: "
+                "validation says nothing of it",
+                file=sys.stderr,
+            )
+        return train, validation
+
     def _transform(self, training: bool):
         config = {k: self.data_config[k] for k in ("input_size", "interpolation", "mean", "std")}
         if not training:  # the whole image resized, as vit_explain.py does by default
             return create_transform(**config, crop_pct=1.0, crop_mode="squash")
-        scale = (self.options.smallest_crop, 1.0)
-        return create_transform(**config, is_training=True, scale=scale, ratio=(0.5, 2.0))
+        names = ("smallest_crop", "color_jitter", "hue", "grey", "stain")
+        return training_transform(config, **{name: getattr(self.options, name) for name in names})
 
     def _batches(self) -> DataLoader:
         """Batches in which every category is equally frequent, however many images it has."""
@@ -257,7 +282,9 @@ def make_model(options: argparse.Namespace, categories: int) -> tuple[nn.Module,
         size = (options.img_size, options.img_size)
         set_input_size(model, size)
         config["input_size"] = (3, *size)
-    if options.freeze:
+    if options.freeze is None and options.model == "bundled":
+        freeze(model, ["patch_embed.backbone"])
+    elif options.freeze:
         _freeze(model, options.freeze)
     return model, config
 
@@ -341,8 +368,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--freeze",
         type=int,
-        default=0,
-        help="freeze the embedding and the first N blocks",
+        help="freeze the embedding and the first N blocks, 0 for nothing; default: of the bundled "
+        "model, its convolutions, which are most of the work and learned nothing better",
     )
     add("--epochs", type=int, default=10)
     add("--batch_size", type=int, default=32)
@@ -353,10 +380,25 @@ def parser() -> argparse.ArgumentParser:
     add("--ema", type=float, default=0.999, help="decay of the averaged weights, which are saved")
     add("--clip", type=float, default=1.0, help="largest norm of the gradients")
     add("--smallest_crop", type=float, default=0.35, help="smallest share of an image in a crop")
+    add(
+        "--color_jitter",
+        type=float,
+        default=0.4,
+        help="how far brightness, contrast and saturation change",
+    )
+    add("--hue", type=float, default=0.0, help="how far hues turn, up to 0.5")
+    add("--grey", type=float, default=0.0, help="how often an image is made grey, 0 to 1")
+    add("--stain", type=float, default=0.0, help="how far the stains of microscopy change")
     add("--mixup", type=float, default=0.0, help="alpha of Mixup")
     add("--cutmix", type=float, default=0.0, help="alpha of CutMix")
     add("--smoothing", type=float, default=0.1, help="label smoothing")
     add("--validation", type=float, default=0.15, help="share of each category for validation")
+    add(
+        "--group",
+        metavar="REGEX",
+        help="keep images together in the split whose names agree in what this matches (its first "
+        "group, if it has one): of one patient, one slide, one film",
+    )
     add("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
     add("--device", default="cpu", help="cpu, cuda or mps")
     add("--workers", type=int, default=0, help="processes that read images")
