@@ -84,6 +84,7 @@ def test_slides_that_a_random_split_tears_apart():
     said = torn_apart(*split(names, 0.2, 0))
     assert "“x0” and 7 others are in training and in validation, 16 of 16 images" in said
     assert "--group '^(.+)[_-]'" in said
+    assert torn_apart(*split([*names, "x/cover.jpg"], 0.2, 0)) is not None
     groups = groups_of(names, SUGGESTED)
     assert torn_apart(*split_by_group(groups, 0.2, 0)) is None
 

@@ -15,6 +15,7 @@ from vitexplain.training.data import DataError, category_of
 NUMBERED = re.compile(r"(.+)[_-][^_-]*\d[^_-]*")
 SUGGESTED = "^(.+)[_-]"  # the same, as an option
 SMALLEST = 3  # images of a group, on average
+MOST = 0.9  # of all names
 
 
 def groups_of(names: Sequence[str], pattern: str) -> dict[str, str]:
@@ -52,8 +53,9 @@ def split_by_group(
     """(training, validation): every group whole in one of them.
 
     About `share` of every category is held out, as nearly as whole groups allow: first one group of
-    each category, then others as long as that brings all shares nearer. A category of a single
-    group is in training only, as is what would leave one without training.
+    each category by chance, of no more than twice the share if there is one; then others as long as
+    that brings all shares nearer. A category of a single group is in training only, as is what
+    would leave one without training.
 
     Raises:
         DataError: if no group can be held out.
@@ -82,8 +84,12 @@ def split_by_group(
 
     for category in sorted(totals):
         own = [group for group in order if counts[group][category]]
-        if not any(group in held for group in own) and (best := nearest(own)) is not None:
-            held.append(best)
+        if any(group in held for group in own):
+            continue
+        small = [g for g in own if counts[g][category] <= 2 * share * totals[category]]
+        first = next((g for g in small if distance([*held, g]) < float("inf")), nearest(own))
+        if first is not None:
+            held.append(first)
     while (best := nearest(order)) and distance([*held, best]) < distance(held):
         held.append(best)
     if not held:
@@ -99,18 +105,19 @@ def torn_apart(train: Sequence[str], validation: Sequence[str]) -> str | None:
 
     None where files are only numbered, or each category has a name of its own, as in ImageNet.
     """
-    matches = {name: NUMBERED.fullmatch(_stem(name)) for name in (*train, *validation)}
-    if not validation or not all(matches.values()):
+    names = (*train, *validation)
+    matches = {name: NUMBERED.fullmatch(_stem(name)) for name in names}
+    groups = {name: match[1] for name, match in matches.items() if match}
+    if not validation or len(groups) < MOST * len(names):
         return None
-    groups = {name: match[1] for name, match in matches.items()}
     of_category = defaultdict(set)
     for name, group in groups.items():
         of_category[category_of(name)].add(group)
     several = any(len(each) > 1 for each in of_category.values())
     if not several or len(groups) < SMALLEST * len(set(groups.values())):
         return None
-    shared = {groups[name] for name in train} & {groups[name] for name in validation}
-    torn = sum(groups[name] in shared for name in validation)
+    shared = {groups.get(n) for n in train} & {groups.get(n) for n in validation} - {None}
+    torn = sum(groups.get(name) in shared for name in validation)
     if 2 * torn <= len(validation):
         return None
     example, others = min(shared), len(shared) - 1

@@ -42,10 +42,9 @@ def _sentence(method: str, hits: np.ndarray, centre: np.ndarray) -> str:
     low, high = bootstrap_interval(hits - centre)
     difference = f"difference {hits.mean() - centre.mean():+.0%}, {low:+.0%} to {high:+.0%}"
     if low > 0:
-        return f"{said} ({difference}): the maps find the objects"
-    if high < 0:
-        return f"{said} ({difference}): the model may look at something else"
-    return f"{said} ({difference}): by these maps it can't be told whether the model looks there"
+        return f"{said} ({difference}): more than the middle alone would give"
+    more = "less often" if high < 0 else "no more often"
+    return f"{said} ({difference}): {more}, so the model may look at something else"
 
 
 def worst(

@@ -77,6 +77,7 @@ class Training:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
+        check_ranges(options)
         self.output = writable_folder(options.output)
         self.device = torch.device(options.device)
         images = LabelledImages(options.data)
@@ -260,6 +261,14 @@ class Training:
         print(f"Resuming after epoch {self.progress.epoch}")
 
 
+def check_ranges(options: argparse.Namespace) -> None:
+    """Raise DataError for what no training could mean."""
+    if not 0 <= options.validation < 1:
+        raise DataError(f"--validation is a share from 0 to below 1, not {options.validation:g}")
+    if options.freeze is not None and options.freeze < 0:
+        raise DataError(f"--freeze counts blocks: it can't be {options.freeze}")
+
+
 def make_model(options: argparse.Namespace, categories: int) -> tuple[nn.Module, dict]:
     """The model with a fresh head for that many categories, and timm's description of its input."""
     if options.pretrained or options.checkpoint or options.model == "bundled":
@@ -369,7 +378,7 @@ def parser() -> argparse.ArgumentParser:
         "--freeze",
         type=int,
         help="freeze the embedding and the first N blocks, 0 for nothing; default: of the bundled "
-        "model, its convolutions, which are most of the work and learned nothing better",
+        "model, its convolutions, which are most of the work",
     )
     add("--epochs", type=int, default=10)
     add("--batch_size", type=int, default=32)
