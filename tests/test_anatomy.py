@@ -22,6 +22,7 @@ from vitexplain.attention.windows import windows_of
 from vitexplain.drawing.anatomy import MAP, draw_anatomy
 from vitexplain.drawing.heatmap import colored
 from vitexplain.drawing.panels import WIDTH
+from windowed import make
 
 GREY = Image.new("RGB", (32, 32), (128, 128, 128))
 
@@ -77,6 +78,63 @@ def test_attention_norms_and_growth(layout, images):
         np.testing.assert_allclose(block.norms.flatten(), norms[prefix:], rtol=1e-4)
         slow = reference.rollout(fused[: number + 1], 0.5, prefix, (4, 4), read)
         np.testing.assert_allclose(found.growth[number], slow, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_how_far_heads_attend(layout, images):
+    """Against loops over the pairs of patches, 8 pixels wide, in a grid of 4x4."""
+    changes, prefix, _ = LAYOUTS[layout]
+    model = make_vit(**changes)
+    found = anatomy(model, images[:1])
+    attentions, _ = by_hand(model, images[:1])
+    for block, attention in zip(found.blocks, attentions, strict=True):
+        for head, matrix in enumerate(attention):
+            total = 0.0
+            for i in range(16):
+                row = matrix[prefix + i, prefix:]
+                far = [8 * math.hypot(i // 4 - j // 4, i % 4 - j % 4) for j in range(16)]
+                total += sum(w * d for w, d in zip(row, far, strict=True)) / row.sum()
+            assert block.distances[head] == pytest.approx(total / 16, rel=1e-4)
+
+
+def test_heads_that_look_evenly_look_as_far_as_patches_are_apart():
+    """Swin with queries of 0: within windows of 4x4 patches, each 4 and then 8 pixels wide."""
+    model = make("swin_tiny_patch4_window7_224", 32, 32, 4)
+    with torch.no_grad():
+        for block in blocks_of(model):
+            block.attn.qkv.weight.zero_()
+            block.attn.qkv.bias.zero_()
+            block.attn.relative_position_bias_table.zero_()
+    found = anatomy(model, torch.randn(1, 3, 32, 32))
+    mean = np.mean(
+        [math.hypot(a // 4 - b // 4, a % 4 - b % 4) for a in range(16) for b in range(16)]
+    )
+    # the second block of the first stage is shifted: its windows at the border are cut into parts
+    np.testing.assert_allclose(found.blocks[0].distances, 4 * mean, rtol=1e-5)
+    np.testing.assert_allclose(found.blocks[2].distances, 8 * mean, rtol=1e-5)
+    assert (found.blocks[1].distances < 4 * mean).all()
+
+
+def test_filters_are_the_principal_components(images):
+    """Each is an eigenvector of the filters' covariance, by descending eigenvalue."""
+    model = make_vit()
+    found = anatomy(model, images[:1]).filters
+    weights = model.patch_embed.proj.weight.detach().double().flatten(1).numpy()
+    values, vectors = np.linalg.eigh(np.cov(weights.T))
+    assert found.shape == (23 + 1, 8, 8, 3)
+    for place in range(10):
+        component = vectors[:, -1 - place].reshape(3, 8, 8).transpose(1, 2, 0)
+        flat = found[place] - found[place].mean()
+        component = component - component.mean()
+        cosine = (flat * component).sum() / np.linalg.norm(flat) / np.linalg.norm(component)
+        assert abs(cosine) > 1 - 1e-6
+        assert (found[place].min(), found[place].max()) == (0, 1)
+    assert (np.diff(values[-10:]) > 0).all()
+
+
+def test_convolutions_have_no_patch_filters(bundled):
+    x = torch.zeros(1, 3, 224, 224)
+    assert anatomy(bundled.model, x).filters is None
 
 
 def test_names_of_prefix_tokens():
@@ -349,7 +407,9 @@ def test_the_rollout_is_where_it_should_be(images):
 def test_any_number_of_blocks_and_heads_is_drawn(images, blocks, heads, grid):
     found = anatomy(make_vit(), images[:1])
     noise = np.random.default_rng(0)
-    block = BlockAnatomy(noise.random((heads, *grid)), noise.random(grid), noise.random(1))
+    block = BlockAnatomy(
+        noise.random((heads, *grid)), noise.random(grid), noise.random(1), noise.random(heads)
+    )
     layout = dataclasses.replace(found.layout, grid=grid)
     many = dataclasses.replace(
         found,

@@ -2,6 +2,10 @@
 
 - Position embeddings: the cosine similarity of each patch's embedding with those of all patches
   (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", figure 7).
+- Embedding filters: the principal components of the patch projection's C filters, as colours (the
+  same figure, left).
+- Attention distance: the mean over patches i of sum_j A_ij |p_i - p_j|, p the patches' centres in
+  pixels of the input and A_ij summing to 1 over patches (the same figure, right).
 - Attention of the pooled tokens: r A_l^h for block l and head h, where r says how much the
   classifier reads each token (TokenLayout.readout_weights); for a class token its own row.
 - Token norms: the L2 norm of each token in the residual stream after each block. The few patches
@@ -43,6 +47,8 @@ from vitexplain.methods.registry import METHODS
 # Rows and columns of patches whose position embeddings are compared: all of a 224-pixel image with
 # patches of 16 pixels; of finer grids a sample, so that the panels stay large enough to be seen.
 MOST_POSITIONS = 14
+FILTERS = 28  # as many as in the paper's figure
+SMALLEST_FILTER = 4  # pixels: in smaller ones there is nothing to see
 
 
 @dataclass(frozen=True)
@@ -68,11 +74,13 @@ class BlockAnatomy:
             of parallel branches follow one another.
         norms: (h, w), of the patches after the block.
         prefix_norms: (P,), of the prefix tokens.
+        distances: (H,), how far each head's patches attend on average, in pixels of the input.
     """
 
     attention: np.ndarray
     norms: np.ndarray
     prefix_norms: np.ndarray
+    distances: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,8 @@ class Anatomy:
         position_kind: in words, how the model knows where a patch is.
         blocks: one for each block.
         pool: (H, h, w), attention of the pooling query in each of its heads; None without.
+        filters: (K, p, p, 3) float32, the first principal components of the patch projection's
+            filters, each from 0 to 1; None where no single convolution makes patches.
         growth: (blocks from start_block on, h, w), rollout up to each block, the largest value of
             each 1; the last one is attention rollout's map.
     """
@@ -100,6 +110,7 @@ class Anatomy:
     position_kind: str
     blocks: tuple[BlockAnatomy, ...]
     pool: np.ndarray | None
+    filters: np.ndarray | None
     growth: np.ndarray
 
     @property
@@ -139,12 +150,12 @@ def anatomy(
         # too much memory until then
         captured, norms = _first_pass(model, images, layout, head_fusion)
         pooled = None if captured.pool is None else fuse_heads(captured.pool, head_fusion)
-        attention = _readout_attention(model, images, layout, pooled)
+        attention, distances = _of_heads(model, images, layout, pooled)
         growth = _growth(captured, pooled, discard_ratio, start_block)
     grids = captured.grids or [layout.grid] * len(norms)
     blocks = []
-    for heads, of_tokens, grid in zip(attention, norms, grids, strict=True):
-        blocks.append(_block(heads, of_tokens, grid, layout.prefix_tokens))
+    for heads, far, of_tokens, grid in zip(attention, distances, norms, grids, strict=True):
+        blocks.append(_block(heads, far, of_tokens, grid, layout.prefix_tokens))
     pool = None if captured.pool is None else _maps(captured.pool[0, :, 0], layout.grid)
     return Anatomy(
         layout=layout,
@@ -156,6 +167,7 @@ def anatomy(
         position_kind=_position_kind(model),
         blocks=tuple(blocks),
         pool=pool,
+        filters=_filters(model),
         growth=growth,
     )
 
@@ -179,23 +191,63 @@ def _first_pass(
     return captured, norms
 
 
-def _readout_attention(
+def _of_heads(
     model: nn.Module, images: Tensor, layout: TokenLayout, pooled: Tensor | None
-) -> list[Tensor]:
-    """(H, N) of each block: what the pooled tokens attend to, in each of its heads."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each block, in each of its heads: what the pooled tokens attend to, (H, N); how far
+    patches attend, (H,)."""
+    size = tuple(images.shape[2:])
+    centres = _centres(layout.grid, size, images.device)
+    between = torch.cdist(centres, centres)
 
-    def read(attention: Tensor) -> Tensor:  # (1, H, N, N) -> (H, N)
+    def read(attention: Tensor) -> tuple[Tensor, Tensor]:  # (1, H, N, N)
         row = layout.readout_weights(attention, pooled)
-        return (row @ attention[0].float())[:, 0]
+        prefix = layout.prefix_tokens
+        far = _distances(attention[:, :, prefix:, prefix:].float(), between)
+        return (row @ attention[0].float())[:, 0], far
 
     windowed = isinstance(model, WINDOWED)
     reduce = (lambda attention: attention) if windowed else read
     with capture_attention(model, layout, reduce=reduce) as captured:
         forward(model, images)
     if not windowed:
-        return [torch.cat(branches) for branches in captured.blocks()]
-    of_blocks = zip(blocks_of(model), captured.grids, captured.blocks(), strict=True)
-    return [_mean_of_windows(block, grid, branches[0]) for block, grid, branches in of_blocks]
+        pairs = [zip(*branches, strict=True) for branches in captured.blocks()]
+        rows, distances = zip(*(map(torch.cat, pair) for pair in pairs), strict=True)
+        return list(rows), list(distances)
+    of_blocks = list(zip(blocks_of(model), captured.grids, captured.blocks(), strict=True))
+    rows = [_mean_of_windows(block, grid, branches[0]) for block, grid, branches in of_blocks]
+    return rows, [_within_windows(b, grid, size, each[0]) for b, grid, each in of_blocks]
+
+
+def _centres(grid: tuple[int, int], size: tuple[int, int], device: torch.device) -> Tensor:
+    """(h*w, 2), of the patches, in pixels of the input of this size."""
+    edges = [
+        (torch.arange(count, device=device) + 0.5) * (side / count)
+        for count, side in zip(grid, size, strict=True)
+    ]
+    return torch.cartesian_prod(*edges).view(-1, 2)
+
+
+def _distances(attention: Tensor, between: Tensor) -> Tensor:
+    """(H,): the mean distance that queries attend to, from (W, H, Q, K) and (..., Q, K).
+
+    Queries that attend to no patch, as those of padding, don't count.
+    """
+    between = between if between.ndim == 2 else between[:, None]
+    whole = attention.sum(dim=-1)  # (W, H, Q)
+    far = (attention * between).sum(dim=-1) / whole.clamp(min=torch.finfo(torch.float32).tiny)
+    counted = whole > 0
+    return (far * counted).sum(dim=(0, 2)) / counted.sum(dim=(0, 2)).clamp(min=1)
+
+
+def _within_windows(
+    block: nn.Module, grid: tuple[int, int], size: tuple[int, int], attention: Tensor
+) -> Tensor:
+    """(W, H, A, A) -> (H,): how far the patches of a Swin block attend."""
+    windows = windows_of(block, *grid)
+    centres = _centres(grid, size, attention.device)
+    padded = torch.cat([centres, centres.new_zeros(1, 2)])[windows.places]  # (W, A, 2)
+    return _distances(attention.float() * windows.open[:, None], torch.cdist(padded, padded))
 
 
 def _mean_of_windows(block: nn.Module, grid: tuple[int, int], attention: Tensor) -> Tensor:
@@ -233,10 +285,30 @@ def _readout(layout: TokenLayout, matrix: Tensor, pooled: Tensor | None) -> Tens
 
 
 def _block(
-    attention: Tensor, norms: Tensor, grid: tuple[int, int], prefix_tokens: int
+    attention: Tensor, distances: Tensor, norms: Tensor, grid: tuple[int, int], prefix_tokens: int
 ) -> BlockAnatomy:
     prefix_norms = norms[:prefix_tokens].cpu().numpy()
-    return BlockAnatomy(_maps(attention, grid), _maps(norms[None], grid)[0], prefix_norms)
+    norms = _maps(norms[None], grid)[0]
+    return BlockAnatomy(_maps(attention, grid), norms, prefix_norms, distances.cpu().numpy())
+
+
+def _filters(model: nn.Module) -> np.ndarray | None:
+    """(K, p, p, 3): the principal components of the patch projection's filters, from 0 to 1."""
+    projection = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d) or projection.in_channels != 3:
+        return None
+    height, width = projection.kernel_size
+    if min(height, width) < SMALLEST_FILTER:
+        return None
+    weights = projection.weight.detach().float().cpu().flatten(1).double()  # (C, 3*p*p)
+    _, _, components = torch.linalg.svd(weights - weights.mean(dim=0), full_matrices=False)
+    components = components[: min(FILTERS, len(components))]
+    # a component may be turned round: its largest entry is positive
+    largest = components.gather(1, components.abs().argmax(dim=1, keepdim=True))
+    components = components * largest.sign()
+    low, high = components.amin(dim=1, keepdim=True), components.amax(dim=1, keepdim=True)
+    scaled = (components - low) / (high - low)
+    return scaled.view(-1, 3, height, width).permute(0, 2, 3, 1).float().numpy()
 
 
 def _maps(values: Tensor, grid: tuple[int, int]) -> np.ndarray:

@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from vitexplain.anatomy import Anatomy, BlockAnatomy, Positions, sample
+from vitexplain.drawing.charts import as_image
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.drawing.panels import (
     BETWEEN,
@@ -44,6 +46,7 @@ TILE, SMALLEST_TILE = 170, 100  # width of one head's map, where heads are few
 TALLEST = 1600  # that the maps of all heads may be
 ACROSS = 8  # blocks beside each other in the last two panels, at most
 BLOCK_TILE = 300  # sides of their maps, at most
+FILTERS_ACROSS = 14
 
 MOST_BLOCKS, MOST_HEADS = 32, 16
 
@@ -74,39 +77,49 @@ def draw_anatomy(
     seen = fit(image_seen, (LARGE, LARGE))
     blocks = sample(len(anatomy.blocks), MOST_BLOCKS)
     panels = [
-        heading(title, _summary(anatomy), TITLE),
-        panel(
-            "1  Patches",
+        (
+            "Patches",
             "The image is cut along the grid, and each patch becomes one token. Attention "
             "rollout is how much of each patch reaches what the classifier reads.",
             _patches(anatomy, seen, overlay(seen, anatomy.rollout), colormap),
         ),
-        panel("2  Position embeddings", *_positions(anatomy)),
-        panel(
-            "3  What the pooled tokens attend to",
+        *_filter_panel(anatomy),
+        ("Position embeddings", *_positions(anatomy)),
+        (
+            "What the pooled tokens attend to",
             f"{_reader(anatomy)} in each block and head. The brightest patches get most; each map "
             "has a scale of its own.",
             _heads(anatomy, blocks),
         ),
-        panel(
-            "4  Token norms",
+        (
+            "How far heads attend",
+            "The mean distance between a patch and those that it attends to, for each head: "
+            "whether it looks around itself or all over the image.",
+            _how_far(anatomy),
+        ),
+        (
+            "Token norms",
             "The length (L2 norm) of every token after each block, each map on a scale of its "
             "own. A few patches far above the median are attention sinks: the model seems to use "
             "them for notes, not for what they show.",
             _norms(anatomy, blocks),
         ),
-        panel(
-            "5  Rollout, block by block",
+        (
+            "Rollout, block by block",
             f"The attention of the blocks from {anatomy.start_block + 1} on is multiplied; here is "
-            "the product up to each block. The last one is the rollout of panel 1.",
+            "the product up to each block. The last one is the rollout on top.",
             _growth(anatomy, seen, overlay),
         ),
     ]
     if predictions:
         shown = [predictions[place] for place in sample(len(predictions), MOST_BLOCKS)]
         votes = draw_votes(shown, image_seen, _block_side(len(shown)), ACROSS)
-        panels.append(panel("6  The prediction after each block", *votes))
-    return stacked(panels, MARGIN, MARGIN)
+        panels.append(("The prediction after each block", *votes))
+    numbered = (
+        panel(f"{number}  {name}", sentence, drawn)
+        for number, (name, sentence, drawn) in enumerate(panels, start=1)
+    )
+    return stacked([heading(title, _summary(anatomy), TITLE), *numbered], MARGIN, MARGIN)
 
 
 def _summary(anatomy: Anatomy) -> str:
@@ -213,6 +226,34 @@ def _example(
     box = [column * across, row * down, (column + 1) * across - 1, (row + 1) * down - 1]
     ImageDraw.Draw(image).rectangle(box, outline="white", width=3)
     return captioned(image, [f"the patch in row {row + 1}, column {column + 1} (white frame)"])
+
+
+def _filter_panel(anatomy: Anatomy) -> list[tuple[str, str, Image.Image]]:
+    """Title, sentence and image of the embedding filters, if one convolution makes the patches."""
+    if anatomy.filters is None:
+        return []
+    images = [Image.fromarray(np.uint8(np.round(255 * each))) for each in anatomy.filters]
+    side = (ROOM - (FILTERS_ACROSS - 1) * GAP) // FILTERS_ACROSS
+    tiles = [each.resize((side, side), Image.Resampling.NEAREST) for each in images]
+    sentence = (
+        "Each patch is projected by the same filters. These are the first principal components of "
+        "all of them, the strongest first: what the model can tell about a patch."
+    )
+    return [("Embedding filters", sentence, table(wrap(tiles, FILTERS_ACROSS), GAP))]
+
+
+def _how_far(anatomy: Anatomy) -> Image.Image:
+    """A point for each head, a line through the means of the blocks."""
+    figure = Figure(figsize=(ROOM / 100, 3.4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    blocks = range(1, len(anatomy.blocks) + 1)
+    for number, block in zip(blocks, anatomy.blocks, strict=True):
+        axes.scatter([number] * len(block.distances), block.distances, s=28, color="tab:blue")
+    means = [block.distances.mean() for block in anatomy.blocks]
+    axes.plot(blocks, means, color="tab:orange", label="mean of the heads")
+    axes.set(xlabel="block", ylabel="attention distance (pixels)", ylim=(0, None), xticks=blocks)
+    axes.legend(loc="lower right")
+    return as_image(figure)
 
 
 def _heads(anatomy: Anatomy, blocks: Sequence[int]) -> Image.Image:
