@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitexplain.training.data import DataError, category_of, split
-from vitexplain.training.groups import SUGGESTED, groups_of, split_by_group, torn_apart
+from vitexplain.training.groups import SUGGESTED, groups_in, groups_of, split_by_group, torn_apart
 
 # (category, group) of up to 80 images
 IMAGES = st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9)), min_size=4, max_size=80)
@@ -37,6 +37,23 @@ def test_the_group_is_what_the_name_says():
 def test_patterns_that_make_no_groups(pattern, said):
     with pytest.raises(DataError, match=said):
         groups_of(["cat/B-30_0047.jpg", "dog/B-9_1.jpg"], pattern)
+
+
+def test_groups_in_a_table(tmp_path):
+    """By category and file, or by the file's name alone."""
+    table, names = tmp_path / "groups.csv", ["cat/a.png", "cat/b.png", "dog/a.png"]
+    table.write_text("file,group\ncat/a.png,Ann\nb.png,Bob\ndog/a.png,Bob\n", encoding="utf-8-sig")
+    assert list(groups_in(table, names).values()) == ["Ann", "Bob", "Bob"]
+    for text, said in (
+        ("file,patient\na.png,Ann\n", "has no column 'group'"),
+        ("file,group\nb.png,Ann\n", "has no group of cat/a.png and 1 others"),
+        ("file,group\na.png,Ann\nb.png,Ann\n", "all images are of one group"),
+    ):
+        table.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=said):
+            groups_in(table, names)
+    with pytest.raises(DataError, match=r"can't be read: .*No such file"):
+        groups_in(tmp_path / "none.csv", names)
 
 
 @given(IMAGES, st.floats(0.05, 0.5), st.integers(0, 3))

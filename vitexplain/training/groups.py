@@ -4,11 +4,14 @@ A model can know a group by what it has in common, such as its stain or its ligh
 a group is in training and the other in validation, accuracy says how well that is known.
 """
 
+import csv
 import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from vitexplain.errors import one_line
 from vitexplain.training.data import DataError, category_of
 
 # what a file's name has before its last separator, where a number comes after that
@@ -44,6 +47,33 @@ def groups_of(names: Sequence[str], pattern: str) -> dict[str, str]:
     if len(set(groups.values())) == 1:
         (only,) = set(groups.values())
         raise DataError(f"--group {pattern!r}: all images are of one group, {only!r}")
+    return groups
+
+
+def groups_in(file: Path, names: Sequence[str]) -> dict[str, str]:
+    """Name of image -> its group, from a CSV file with the columns "file" and "group".
+
+    Args:
+        names: "CATEGORY/file" of each; in the table they stand so, or as the file's name alone.
+
+    Raises:
+        DataError: if the table can't be read, lacks an image, or has one group only.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as table:
+            rows = list(csv.DictReader(table))
+        given = {row["file"]: row["group"] for row in rows}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"--group {file} can't be read: {one_line(error)}") from None
+    except KeyError as error:
+        raise DataError(f"--group {file} has no column {error}: it needs file and group") from None
+    groups = {name: given.get(name) or given.get(_file(name)) for name in names}
+    missing = [name for name, group in groups.items() if not group]
+    if missing:
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise DataError(f"--group {file} has no group of {missing[0]}{others}")
+    if len(set(groups.values())) == 1:
+        raise DataError(f"--group {file}: all images are of one group")
     return groups
 
 

@@ -45,7 +45,7 @@ from vitexplain.training.data import (
     split,
     usable_names,
 )
-from vitexplain.training.groups import groups_of, split_by_group, torn_apart
+from vitexplain.training.groups import groups_in, groups_of, split_by_group, torn_apart
 from vitexplain.words import to_json
 
 COLUMNS = ("epoch", "lr", "train_loss", "validation_loss", "validation_top1")
@@ -134,7 +134,9 @@ class Training:
             if notice := torn_apart(train, validation):
                 print(f"train: {notice}", file=sys.stderr)
             return train, validation
-        groups = groups_of(names, options.group)
+        table = Path(options.group)
+        is_table = table.suffix.lower() == ".csv"
+        groups = groups_in(table, names) if is_table else groups_of(names, options.group)
         train, validation = split_by_group(groups, options.validation, options.seed)
         print(
             f"{len({groups[name] for name in train})} groups ({len(train)} images) in training, "
@@ -404,9 +406,10 @@ def parser() -> argparse.ArgumentParser:
     add("--validation", type=float, default=0.15, help="share of each category for validation")
     add(
         "--group",
-        metavar="REGEX",
+        metavar="REGEX|CSV",
         help="keep images together in the split whose names agree in what this matches (its first "
-        "group, if it has one): of one patient, one slide, one film",
+        "group, if it has one): of one patient, one slide, one film; or a CSV file with the "
+        "columns file and group",
     )
     add("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
     add("--device", default="cpu", help="cpu, cuda or mps")
