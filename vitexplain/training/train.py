@@ -78,6 +78,8 @@ class Training:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         check_ranges(options)
+        if options.lr is None:
+            options.lr = 1e-3 if keeps_convolutions(options) else 5e-4
         self.output = writable_folder(options.output)
         self.device = torch.device(options.device)
         images = LabelledImages(options.data)
@@ -263,6 +265,11 @@ class Training:
         print(f"Resuming after epoch {self.progress.epoch}")
 
 
+def keeps_convolutions(options: argparse.Namespace) -> bool:
+    """Whether the bundled model's transformer is trained, and the convolutions below it are not."""
+    return options.model == "bundled" and options.freeze is None
+
+
 def check_ranges(options: argparse.Namespace) -> None:
     """Raise DataError for what no training could mean."""
     if not 0 <= options.validation < 1:
@@ -293,7 +300,7 @@ def make_model(options: argparse.Namespace, categories: int) -> tuple[nn.Module,
         size = (options.img_size, options.img_size)
         set_input_size(model, size)
         config["input_size"] = (3, *size)
-    if options.freeze is None and options.model == "bundled":
+    if keeps_convolutions(options):
         freeze(model, ["patch_embed.backbone"])
     elif options.freeze:
         _freeze(model, options.freeze)
@@ -384,7 +391,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--epochs", type=int, default=10)
     add("--batch_size", type=int, default=32)
-    add("--lr", type=float, default=5e-4, help="peak learning rate")
+    add(
+        "--lr",
+        type=float,
+        help="peak learning rate; default: 1e-3 where the bundled model's convolutions stay as "
+        "they are, else 5e-4",
+    )
     add("--opt", default="adamw", help="any optimiser of timm")
     add("--weight_decay", type=float, default=0.05)
     add("--warmup_epochs", type=int, default=1)
