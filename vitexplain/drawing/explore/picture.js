@@ -30,7 +30,7 @@ export function drawVotes(canvas, votes, [rows, columns], order) {
 export const VOTES = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2"];
 export const OTHERS = "#8a8a8a";
 
-export function colourBar(canvas, signed, { colours, sides }) {
+export function colourBar(canvas, signed, tables) {
   drawMap(canvas, Array.from({ length: 256 }, (_, level) => level), [1, 256],
-    { low: 0, high: 255, signed: false }, { colours: signed ? sides.colours : colours });
+    { low: 0, high: 255, signed }, tables);
 }
