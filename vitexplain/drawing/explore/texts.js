@@ -120,17 +120,17 @@ export const TEXTS = {
     tour: "Suivre la visite guidée", end: "Quitter la visite", back: "Retour", next: "Suite", show: "Montrer",
     step: (number, of) => `Étape ${number} sur ${of}`,
     view: "Montrer", attention: "Attention", rollout: "Rollout", maps: "Cartes des méthodes",
-    norms: "Normes des tokens", votes: "Votes des patches",
+    norms: "Normes des tokens", votes: "Votes des patchs",
     block: "Bloc", head: "Tête", fused: "toutes, fusionnées", fusion: "Fusion des têtes",
     mean: "moyenne", max: "maximum", min: "minimum",
     ratio: "Part écartée", start: "Premier bloc",
     direction: "Sens", to: "ce qu’il regarde", from: "qui le regarde",
-    category: "Catégorie", against: "contre", blend: "De l’image à la carte", grid: "Grille des patches",
+    category: "Catégorie", against: "contre", blend: "De l’image à la carte", grid: "Grille des patchs",
     smooth: "Lisser", tokens: "Tokens", all: "Ce que lit le classifieur", prediction: "Prédiction après chaque bloc",
     help: `Pointez un patch, ou choisissez-le avec les flèches du clavier. Un clic, un appui ou Entrée le retient${NB}; Échap le relâche.`,
-    stage: "L’image découpée en patches. Les flèches choisissent un patch, Entrée le retient, Échap le relâche.",
+    stage: "L’image découpée en patchs. Les flèches choisissent un patch, Entrée le retient, Échap le relâche.",
     patch: (row, column) => `patch ligne ${row}, colonne ${column}`,
-    token: { class: "token de classe", distillation: "token de distillation", register: (n) => `token registre ${n}` },
+    token: { class: "jeton de classe", distillation: "token de distillation", register: (n) => `token registre ${n}` },
     read: "ce que lit le classifieur",
     saying: {
       attention: (token, block) => `Attention, bloc ${block}${NB}: ce que regarde le ${token}`,
@@ -151,9 +151,9 @@ export const TEXTS = {
     exact: "Le rollout est calculé dans cette page comme par l’outil.",
     stored: (bits, error) => `L’attention est enregistrée sur ${bits} bits${NB}: chaque valeur à ${error} près de la plus grande de sa ligne.`,
     onlyFused: `Le modèle a trop de têtes pour une seule page${NB}: leur moyenne, leur maximum et leur minimum y sont, mais pas chacune d’elles.`,
-    coarse: (side, rows, columns) => `Le modèle a trop de patches pour une seule page${NB}: ils sont regroupés en carrés de ${side} × ${side}, soit ${rows} × ${columns}. Les cartes calculées ici sont plus grossières que celles de l’outil.`,
+    coarse: (side, rows, columns) => `Le modèle a trop de patchs pour une seule page${NB}: ils sont regroupés en carrés de ${side} × ${side}, soit ${rows} × ${columns}. Les cartes calculées ici sont plus grossières que celles de l’outil.`,
     counted: "Les blocs et les têtes sont comptés ici à partir de 1, dans --block, --head et --start_block à partir de 0.",
-    measured: `Fidélité${NB}: la probabilité de la réponse quand on montre d’abord les patches de la carte, moins celle quand on les cache d’abord${NB}; de -1 à 1, 0 pour une carte au hasard.`,
+    measured: `Fidélité${NB}: la probabilité de la réponse quand on montre d’abord les patchs de la carte, moins celle quand on les cache d’abord${NB}; de -1 à 1, 0 pour une carte au hasard.`,
     methods: {
       attention_rollout: "rollout d’attention", grad_rollout: "rollout d’attention par gradient",
       value_rollout: "rollout pondéré par les valeurs", relevance: "pertinence (relevance)",
@@ -163,30 +163,30 @@ export const TEXTS = {
     right: "Vous l’aviez dit.", wrong: "Eh bien non.",
     steps: {
       patches: {
-        title: "Patches",
-        text: (d) => `Le modèle ne voit pas l’image comme vous. Il la découpe en ${d.rows} × ${d.columns} carrés, les patches, et fait de chacun une liste de nombres${NB}: un token.`,
+        title: "Patchs",
+        text: (d) => `Le modèle ne voit pas l’image comme vous. Il la découpe en ${d.rows} × ${d.columns} carrés, les patchs, et fait de chacun une liste de nombres${NB}: un token.`,
         ask: `Avec combien de tokens travaille-t-il${NB}?`,
         choices: (d) => [d.patches, d.tokens, 3].filter((n, i, all) => all.indexOf(n) === i).map(String),
         answer: (d) => d.prefix
-          ? `${d.tokens}${NB}: un pour chacun des ${d.patches} patches, et ${d.prefix} de plus, qui ne ${d.prefix === 1 ? "correspond" : "correspondent"} à aucun endroit de l’image. On ${d.prefix === 1 ? "le" : "les"} trouve sous l’image.`
+          ? `${d.tokens}${NB}: un pour chacun des ${d.patches} patchs, et ${d.prefix} de plus, qui ne ${d.prefix === 1 ? "correspond" : "correspondent"} à aucun endroit de l’image. On ${d.prefix === 1 ? "le" : "les"} trouve sous l’image.`
           : `${d.tokens}${NB}: un par patch, et aucun autre.`,
       },
       position: {
         title: "Position",
         text: () => `Une liste de tokens n’a ni haut ni gauche. On dit donc au modèle où se trouvait chaque patch${NB}: par des nombres ajoutés à son token, par une rotation ou par un biais dans l’attention. Ce qu’il en fait, il l’a appris.`,
-        ask: `Dans le premier bloc, un patch regarde-t-il surtout les patches proches de lui${NB}?`,
+        ask: `Dans le premier bloc, un patch regarde-t-il surtout les patchs proches de lui${NB}?`,
         choices: () => ["oui", "non"],
-        answer: (d) => `Le patch du milieu a ${d.near} de son attention à deux patches de lui au plus, en moyenne sur les têtes. Répartie également, ce serait ${d.even}.`,
+        answer: (d) => `Le patch du milieu a ${d.near} de son attention à deux patchs de lui au plus, en moyenne sur les têtes. Répartie également, ce serait ${d.even}.`,
       },
       reads: {
-        title: "Token de classe",
+        title: "Jeton de classe",
         text: (d) => d.classToken
-          ? `À la fin, une seule liste de nombres doit représenter toute l’image. Ce modèle a pour cela un token, le token de classe${NB}: il est d’abord le même pour toutes les images, puis il recueille auprès des patches ce dont il a besoin.`
-          : `À la fin, une seule liste de nombres doit représenter toute l’image. Ce modèle n’a pas de token de classe${NB}: son classifieur lit «${NB}${d.readout}${NB}».`,
+          ? `À la fin, une seule liste de nombres doit représenter toute l’image. Ce modèle a pour cela un token, le jeton de classe${NB}: il est d’abord le même pour toutes les images, puis il recueille auprès des patchs ce dont il a besoin.`
+          : `À la fin, une seule liste de nombres doit représenter toute l’image. Ce modèle n’a pas de jeton de classe${NB}: son classifieur lit «${NB}${d.readout}${NB}».`,
         ask: `Ce que lit le classifieur, est-ce le token du premier patch, en haut à gauche${NB}?`,
         choices: () => ["oui", "non"],
         answer: (d) => d.classToken
-          ? "Non. Il est le premier de la liste, mais n’est à aucun endroit de l’image. Vous voyez les patches qu’il regarde dans le dernier bloc."
+          ? "Non. Il est le premier de la liste, mais n’est à aucun endroit de l’image. Vous voyez les patchs qu’il regarde dans le dernier bloc."
           : `Non${NB}: c’est fait de tous les tokens. Vous voyez ce qu’ils regardent dans le dernier bloc.`,
       },
       head: {
@@ -199,16 +199,16 @@ export const TEXTS = {
       blocks: {
         title: "Plusieurs têtes, plusieurs blocs",
         text: (d) => `Le modèle a ${d.blocks} blocs, l’un après l’autre. Ce que l’un a recueilli, le suivant le regarde.`,
-        ask: `Où l’attention de ce que lit le classifieur s’étend-elle sur plus de patches${NB}: dans le premier bloc ou dans le dernier${NB}?`,
+        ask: `Où l’attention de ce que lit le classifieur s’étend-elle sur plus de patchs${NB}: dans le premier bloc ou dans le dernier${NB}?`,
         choices: () => ["dans le premier", "dans le dernier"],
-        answer: (d) => `Dans le premier bloc, elle s’étend autant que si ${d.first} patches se la partageaient également${NB}; dans le dernier, ${d.last}. Essayez le curseur «${NB}Bloc${NB}».`,
+        answer: (d) => `Dans le premier bloc, elle s’étend autant que si ${d.first} patchs se la partageaient également${NB}; dans le dernier, ${d.last}. Essayez le curseur «${NB}Bloc${NB}».`,
       },
       rollout: {
         title: "Rollout",
         text: () => `Pour voir à travers tous les blocs, on multiplie leurs attentions${NB}: ce qui a atteint un token, qui en a atteint un autre. Chaque matrice reçoit aussi un 1 pour le token lui-même, car un bloc ajoute à un token, il ne le remplace pas. La part écartée laisse de côté les chemins les plus faibles.`,
-        ask: `On écarte davantage de chemins faibles. La carte couvre-t-elle plus de patches, ou moins${NB}?`,
+        ask: `On écarte davantage de chemins faibles. La carte couvre-t-elle plus de patchs, ou moins${NB}?`,
         choices: () => ["plus", "moins"],
-        answer: (d) => `Sans rien écarter, elle s’étend sur ${d.all} patches${NB}; en écartant 0,9, sur ${d.few}. Le modèle n’a pas changé${NB}: ce nombre est votre choix, dites-le donc en montrant une carte.`,
+        answer: (d) => `Sans rien écarter, elle s’étend sur ${d.all} patchs${NB}; en écartant 0,9, sur ${d.few}. Le modèle n’a pas changé${NB}: ce nombre est votre choix, dites-le donc en montrant une carte.`,
       },
       category: {
         title: "Une catégorie",
@@ -223,7 +223,7 @@ export const TEXTS = {
       },
       limits: {
         title: "Ce que cela ne dit pas",
-        text: () => `Une carte est claire là d’où, selon une certaine règle, vient beaucoup. Ce n’est ni une raison, ni une preuve. Un test${NB}: montrer d’abord au modèle les patches de la carte, puis les cacher d’abord. Si la carte dit vrai, la réponse vient et s’en va avec eux. C’est sa fidélité.`,
+        text: () => `Une carte est claire là d’où, selon une certaine règle, vient beaucoup. Ce n’est ni une raison, ni une preuve. Un test${NB}: montrer d’abord au modèle les patchs de la carte, puis les cacher d’abord. Si la carte dit vrai, la réponse vient et s’en va avec eux. C’est sa fidélité.`,
         ask: `Toutes les cartes d’une catégorie sont-elles aussi fidèles${NB}?`,
         choices: () => ["oui", "non"],
         answer: (d) => d.best === null
