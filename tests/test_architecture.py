@@ -24,8 +24,8 @@ ROW = re.compile(r"^(\./|vitexplain/\S*) +\[(\d+)\] +(\S.*)$", re.MULTILINE)
 
 OURS = ("vitexplain", "vit_explain", "vit_rollout", "vit_grad_rollout")
 # what is not of the package, or is built on top of it
-ABOVE = ("vit_explain", "vit_rollout", "vit_grad_rollout", "benchmarks", "recipes", "training",
-         "tests")  # fmt: skip
+ABOVE = ("vit_explain", "vit_rollout", "vit_grad_rollout", "benchmarks", "lessons", "recipes",
+         "training", "tests")  # fmt: skip
 USERS_OF_CLI = ("vit_explain", "vitexplain.__main__")
 
 LIGHT = (

@@ -1,128 +1,178 @@
 # %% [en]
-# # 2. Patches
+# # 2 · Patches
 #
-# A transformer works on a list of vectors, called tokens. An image becomes such a list by being cut into
-# squares, the patches, each of which is turned into one vector by the same linear map.
+# A transformer reads a sequence. An image becomes one by being cut into squares, and each square
+# becomes a vector, a *token*. Papers say "flatten each patch, then a linear layer"; code says
+# `Conv2d`. Which is it?
+#
+# The bundled model puts a small CNN in front of its transformer, so that its patches are not plain
+# squares of pixels. For this lesson we take timm's `vit_tiny_patch16_224`, with random weights:
+# what we show holds for any weights.
 # %% [fr]
-# # 2. Les patches
+# # 2 · Les patchs
 #
-# Un transformer travaille sur une liste de vecteurs, les tokens. Une image devient une telle liste quand on
-# la découpe en carrés, les patches, et qu’une même application linéaire fait de chacun un vecteur.
+# Un transformer lit une suite. Une image en devient une quand on la découpe en carrés, et chaque
+# carré devient un vecteur, un *token*. Les articles disent « aplatir chaque patch, puis une couche
+# linéaire » ; le code dit `Conv2d`. Qui a raison ?
+#
+# Le modèle fourni place un petit CNN devant son transformer : ses patchs ne sont pas de simples
+# carrés de pixels. Pour cette leçon, nous prenons donc `vit_tiny_patch16_224` de timm, aux poids
+# aléatoires : ce que nous montrons vaut pour tous les poids.
 # %%
-import os
-import sys
-from pathlib import Path
-
-root = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "vit_explain.py").exists())
-sys.path.insert(0, str(root))
-os.chdir(root)
-
 import matplotlib.pyplot as plt
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
-import vitexplain  # before timm: it makes timm importable without a matching torchvision
+import vitexplain  # before timm
 import timm
 
-plt.rcParams["figure.constrained_layout.use"] = True
 torch.manual_seed(0)
-model = timm.create_model("vit_tiny_patch16_224").eval()  # random weights: shapes are all we need
-image = Image.open("examples/both.png").convert("RGB").resize((224, 224))
-x = vitexplain.load_model("bundled").transform(image)[None]  # (1, 3, 224, 224)
+vit = timm.create_model("vit_tiny_patch16_224").eval()
+photograph = Image.open("examples/red_panda.jpg").convert("RGB").resize((224, 224))
+image = timm.data.create_transform((3, 224, 224), mean=[0.5] * 3, std=[0.5] * 3)(photograph)[None]
+print(vit.patch_embed.proj)
+
 # %% [en]
 # ## Cut
 #
-# Patches of 16 × 16 pixels. **Predict:** how many patches does an image of 224 × 224 pixels have, and how
-# many numbers does each of them hold?
+# **Predict.** 224 × 224 pixels, patches of 16 × 16, three colours: how many patches, and how many
+# numbers in each?
 # %% [fr]
 # ## Découper
 #
-# Des patches de 16 × 16 pixels. **Prédisez :** combien de patches une image de 224 × 224 pixels a-t-elle,
-# et combien de nombres chacun contient-il ?
+# **Prédire.** 224 × 224 pixels, des patchs de 16 × 16, trois couleurs : combien de patchs, et
+# combien de nombres dans chacun ?
 # %%
-size = 16
-patches = x.unfold(2, size, size).unfold(3, size, size)  # (1, 3, 14, 14, 16, 16)
-patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(1, 14 * 14, 3 * size * size)
-print(tuple(patches.shape))
-assert patches.shape == (1, 196, 768)
+patches = F.unfold(image, kernel_size=16, stride=16).transpose(1, 2)
+print("patches:", tuple(patches.shape))
+assert patches.shape == (1, 14 * 14, 3 * 16 * 16)
 
-figure, axes = plt.subplots(14, 14, figsize=(5, 5))
-shown = (x - x.min()) / (x.max() - x.min())
-for row in range(14):
-    for column in range(14):
-        part = shown[0, :, row * size : (row + 1) * size, column * size : (column + 1) * size]
-        axes[row, column].imshow(part.permute(1, 2, 0))
-        axes[row, column].axis("off")
+figure, axes = plt.subplots(14, 14, figsize=(6, 6))
+for axis, patch in zip(axes.flat, patches[0], strict=True):
+    axis.imshow(patch.reshape(3, 16, 16).permute(1, 2, 0) * 0.5 + 0.5)
+    axis.axis("off")
 plt.show()
+
 # %% [en]
-# 14 × 14 = 196 patches of 3 · 16 · 16 = 768 numbers. From now on, the model knows of the image only what
-# it can tell from these 196 lists.
-#
-# ## One linear map for all: or a convolution?
-#
-# Textbooks say "flatten each patch, then a linear layer". The code says `nn.Conv2d(3, 192, kernel_size=16,
-# stride=16)`. **Predict:** are these the same, nearly the same, or different?
+# **See.** 14 × 14 = 196 patches of 3 × 16 × 16 = 768 numbers. They are counted row by row: patch 0
+# is at the top left, patch 13 at the top right, patch 14 begins the second row.
 # %% [fr]
-# 14 × 14 = 196 patches de 3 · 16 · 16 = 768 nombres. Désormais, le modèle ne sait de l’image que ce que
-# disent ces 196 listes.
-#
-# ## Une application linéaire pour tous : ou une convolution ?
-#
-# Les manuels disent « aplatir chaque patch, puis une couche linéaire ». Le code dit `nn.Conv2d(3, 192,
-# kernel_size=16, stride=16)`. **Prédisez :** est-ce la même chose, presque la même, ou autre chose ?
-# %%
-convolution = model.patch_embed.proj
-print(convolution)
-weight = convolution.weight.flatten(1)  # (192, 3, 16, 16) -> (192, 768)
-by_linear = patches @ weight.T + convolution.bias  # (1, 196, 192)
-by_convolution = convolution(x).flatten(2).transpose(1, 2)  # (1, 192, 14, 14) -> (1, 196, 192)
-assert torch.allclose(by_linear, by_convolution, atol=1e-5)
-assert torch.allclose(by_linear, model.patch_embed(x), atol=1e-5)
-print(tuple(by_linear.shape), "largest difference", (by_linear - by_convolution).abs().max().item())
+# **Voir.** 14 × 14 = 196 patchs de 3 × 16 × 16 = 768 nombres. On les compte ligne par ligne : le
+# patch 0 est en haut à gauche, le patch 13 en haut à droite, le patch 14 commence la deuxième
+# ligne.
+
 # %% [en]
-# They are the same: a convolution whose step is as wide as its kernel looks at each patch once, and its
-# kernel *is* the matrix of the linear layer, in another shape. `flatten(2).transpose(1, 2)` only brings the
-# result into the order of a list: the first row of patches from left to right, then the second.
+# ## Convolution, or flatten and linear?
 #
-# ## The price of smaller patches
+# timm's layer is a convolution with a kernel of 16 and a *stride* of 16. Its weights have the
+# shape (192, 3, 16, 16).
 #
-# In attention each token looks at every other one. **Predict:** with patches half as wide, how many
-# times more entries does an attention matrix have?
+# **Predict.** If we flatten these weights to (192, 768) and multiply each flattened patch by them,
+# how far are the results from those of the convolution?
 # %% [fr]
-# C’est la même chose : une convolution dont le pas est aussi large que le noyau regarde chaque patch une
-# fois, et son noyau *est* la matrice de la couche linéaire, sous une autre forme. `flatten(2).transpose(1,
-# 2)` met seulement le résultat dans l’ordre d’une liste : la première ligne de patches de gauche à droite,
-# puis la deuxième.
+# ## Convolution, ou aplatir et couche linéaire ?
 #
-# ## Le prix de patches plus petits
+# La couche de timm est une convolution de noyau 16 et de *pas* (stride) 16. Ses poids ont la forme
+# (192, 3, 16, 16).
 #
-# Dans l’attention, chaque token regarde tous les autres. **Prédisez :** avec des patches deux fois moins
-# larges, combien de fois plus d’éléments une matrice d’attention a-t-elle ?
+# **Prédire.** Si nous aplatissons ces poids en (192, 768) et les multiplions par chaque patch
+# aplati, de combien les résultats diffèrent-ils de ceux de la convolution ?
 # %%
-sizes = [56, 32, 28, 16, 14, 8, 7, 4]
-entries = [((224 // s) ** 2) ** 2 for s in sizes]
-figure, axis = plt.subplots(figsize=(6, 3))
-axis.plot(sizes, entries, marker="o")
-axis.set(xlabel="patch size (pixels)", ylabel="entries of one attention matrix", yscale="log")
-axis.invert_xaxis()
+convolution = vit.patch_embed.proj
+with torch.inference_mode():
+    by_convolution = convolution(image).flatten(2).transpose(1, 2)  # (1, 196, 192)
+    weight = convolution.weight.flatten(1)  # (192, 768)
+    by_linear = F.linear(patches, weight, convolution.bias)  # (1, 196, 192)
+difference = (by_convolution - by_linear).abs().max().item()
+print("largest difference:", difference)
+assert torch.allclose(by_convolution, by_linear, atol=1e-4)
+
+figure, axes = plt.subplots(1, 3, figsize=(12, 4), constrained_layout=True)
+shown = {"convolution": by_convolution, "flatten + linear": by_linear}
+shown["difference"] = by_convolution - by_linear
+for axis, (name, tokens) in zip(axes, shown.items(), strict=True):
+    drawn = axis.imshow(tokens[0, :, 0].reshape(14, 14), vmin=-1, vmax=1, cmap="RdBu")
+    axis.set_title(f"{name}, dimension 0")
+figure.colorbar(drawn, ax=axes)
 plt.show()
-assert entries[sizes.index(8)] == 16 * entries[sizes.index(16)]
+
 # %% [en]
-# Half the width means 4 times as many patches and 16 times as many entries: 38,416 with patches of 16
-# pixels, 614,656 with 8. That is why patches are as large as they are, and why maps of a ViT are coarse.
-#
-# The bundled model has another way into tokens: a small convolutional network in place of the single
-# convolution (a *hybrid*, lesson 8). What comes out has the same shape: 196 tokens.
+# **See.** They are the same operation, up to the rounding of float32. Where stride and kernel are
+# equal, no two windows overlap, and sliding a kernel *is* cutting and multiplying. The convolution
+# is only the faster way to write it.
 # %% [fr]
-# La moitié de la largeur, c’est 4 fois plus de patches et 16 fois plus d’éléments : 38 416 avec des patches
-# de 16 pixels, 614 656 avec 8. Voilà pourquoi les patches sont si grands, et les cartes d’un ViT si
-# grossières.
+# **Voir.** C'est la même opération, aux arrondis de float32 près. Quand le pas égale la taille du
+# noyau, les fenêtres ne se chevauchent pas, et faire glisser un noyau, *c'est* découper et
+# multiplier. La convolution n'est que la façon la plus rapide de l'écrire.
+
+# %% [en]
+# ## What a patch can't see
 #
-# Le modèle fourni arrive autrement à ses tokens : par un petit réseau convolutif au lieu d’une seule
-# convolution (un *hybride*, leçon 8). Ce qui en sort a la même forme : 196 tokens.
+# **Predict.** We shuffle the patches of the image. How do the 196 tokens change?
+# %% [fr]
+# ## Ce qu'un patch ne voit pas
+#
+# **Prédire.** Nous mélangeons les patchs de l'image. Comment les 196 tokens changent-ils ?
+# %%
+order = torch.randperm(196, generator=torch.Generator().manual_seed(0))
+shuffled = F.fold(patches[:, order].transpose(1, 2), (224, 224), kernel_size=16, stride=16)
+with torch.inference_mode():
+    tokens = vit.patch_embed(shuffled)
+assert torch.allclose(tokens, by_convolution[:, order], atol=1e-4)
+
+figure, axes = plt.subplots(1, 2, figsize=(8, 4), constrained_layout=True)
+for axis, (name, pixels) in zip(axes, {"image": image, "shuffled": shuffled}.items(), strict=True):
+    axis.imshow(pixels[0].permute(1, 2, 0) * 0.5 + 0.5)
+    axis.set_title(name)
+plt.show()
+
+# %% [en]
+# **See.** The same 196 tokens, in another order. A token knows its own pixels, but neither its
+# neighbours nor its place. Neighbours are attention's business (lesson 4), the place that of the
+# position embeddings, which come next.
+# %% [fr]
+# **Voir.** Les mêmes 196 tokens, dans un autre ordre. Un token connaît ses propres pixels, mais ni
+# ses voisins ni sa place. Les voisins sont l'affaire de l'attention (leçon 4), la place celle des
+# plongements de position, objet de la leçon suivante.
+
+# %% [en]
+# ## And the bundled model?
+#
+# **Predict.** Its tokens come from a CNN. We grey out one square of 16 × 16 pixels: how many of
+# its tokens change, and how many would change in the plain ViT?
+# %% [fr]
+# ## Et le modèle fourni ?
+#
+# **Prédire.** Ses tokens viennent d'un CNN. Nous grisons un carré de 16 × 16 pixels : combien de
+# ses tokens changent, et combien changeraient dans le ViT simple ?
 # %%
 bundled = vitexplain.load_model("bundled").model
+covered = image.clone()
+covered[:, :, 112:128, 112:128] = 0
+changes = {}
 with torch.inference_mode():
-    tokens = bundled.patch_embed(x)
-print(type(bundled.patch_embed).__name__, tuple(tokens.shape))
-assert tokens.shape[1] == 196
+    for name, network in {"plain ViT": vit, "bundled (CNN first)": bundled}.items():
+        before, after = network.patch_embed(image), network.patch_embed(covered)
+        changes[name] = (after - before)[0].norm(dim=-1)  # of each of the 196 tokens
+        print(name, (changes[name] > 1e-4).sum().item(), "tokens of 196 change")
+assert (changes["plain ViT"] > 1e-4).sum() == 1
+
+figure, axes = plt.subplots(1, 3, figsize=(12, 4), constrained_layout=True)
+axes[0].imshow(covered[0].permute(1, 2, 0) * 0.5 + 0.5)
+axes[0].set_title("one patch covered")
+for axis, (name, change) in zip(axes[1:], changes.items(), strict=True):
+    axis.imshow(change.reshape(14, 14) / change.max(), cmap="viridis")
+    axis.set_title(f"{name}: change of each token")
+plt.show()
+
+# %% [en]
+# **See.** One token in the plain ViT; in the bundled model, which is a *hybrid*, all of them, most
+# of all those around the square: its convolutions have mixed the neighbourhood before the
+# transformer starts. Keep this in mind when you read its maps: a bright patch stands for what its
+# token has seen, which is more than its 16 × 16 pixels.
+# %% [fr]
+# **Voir.** Un seul token dans le ViT simple ; dans le modèle fourni, qui est un *hybride*, tous,
+# et surtout ceux qui entourent le carré : ses convolutions ont mélangé le voisinage avant même que
+# le transformer commence. Gardez-le à l'esprit en lisant ses cartes : un patch brillant représente
+# ce que son token a vu, c'est-à-dire plus que ses 16 × 16 pixels.

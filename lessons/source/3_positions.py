@@ -1,23 +1,21 @@
 # %% [en]
-# # 3. Positions and the class token
+# # 3 · Positions and the class token
 #
-# A list of tokens has no above and no left. And in the end, one vector must stand for the whole image. A
-# ViT solves both by adding something that it learns: a position to every token, and one more token.
+# Two things are added to the patches before the first block: one more token, the *class token*,
+# and to each token a vector that says where it stands. Nearly all confusion about `x[:, 0]` starts
+# here.
+#
+# The bundled model does both exactly as a plain ViT does; only its patches come from a CNN.
 # %% [fr]
-# # 3. Les positions et le token de classe
+# # 3 · Positions et jeton de classe
 #
-# Une liste de tokens n’a ni haut ni gauche. Et à la fin, un seul vecteur doit représenter toute l’image. Un
-# ViT résout les deux en ajoutant quelque chose qu’il apprend : une position à chaque token, et un token de
-# plus.
+# Avant le premier bloc, on ajoute deux choses aux patchs : un token de plus, le *jeton de classe*
+# (class token), et à chaque token un vecteur qui dit où il se trouve. C'est d'ici que vient
+# presque toute la confusion autour de `x[:, 0]`.
+#
+# Le modèle fourni fait les deux exactement comme un ViT simple ; seuls ses patchs viennent d'un
+# CNN.
 # %%
-import os
-import sys
-from pathlib import Path
-
-root = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "vit_explain.py").exists())
-sys.path.insert(0, str(root))
-os.chdir(root)
-
 import matplotlib.pyplot as plt
 import torch
 from PIL import Image
@@ -26,143 +24,235 @@ from torch.nn import functional as F
 from vitexplain import load_model
 import timm
 
-plt.rcParams["figure.constrained_layout.use"] = True
 loaded = load_model("bundled")
 model = loaded.model
-image = Image.open("examples/dog.jpg").convert("RGB")
-x = loaded.transform(image)[None]
+photographs = [Image.open(f"examples/{name}.jpg").convert("RGB") for name in ("panda", "coffee")]
+images = torch.stack([loaded.transform(each) for each in photographs])  # (2, 3, 224, 224)
+
 # %% [en]
-# ## One token more
+# ## What is `x[:, 0]`?
 #
-# **Predict:** `tokens[:, 0]` is what the classifier reads in the end. Is it the patch in the upper left
-# corner?
+# **Predict.** We give the model a panda and a cup of coffee. Before the first block, do the two
+# images have the same `x[:, 0]`? And after the last one?
 # %% [fr]
-# ## Un token de plus
+# ## Qu'est-ce que `x[:, 0]` ?
 #
-# **Prédisez :** `tokens[:, 0]` est ce que le classifieur lit à la fin. Est-ce le patch en haut à gauche ?
+# **Prédire.** Nous donnons au modèle un panda et une tasse de café. Avant le premier bloc, les
+# deux images ont-elles le même `x[:, 0]` ? Et après le dernier ?
 # %%
 with torch.inference_mode():
-    patches = model.patch_embed(x)  # (1, 196, 256)
-    tokens = torch.cat([model.cls_token, patches], dim=1) + model.pos_embed  # (1, 197, 256)
-    assert torch.allclose(tokens, model._pos_embed(patches), atol=1e-6)  # as timm does it
-    other = model.patch_embed(torch.zeros_like(x))
-    assert torch.equal(tokens[:, 0], model._pos_embed(other)[:, 0])
-print(tuple(patches.shape), "->", tuple(tokens.shape))
+    x = model._pos_embed(model.patch_embed(images))
+    print("tokens:", tuple(x.shape))  # 1 + 14 * 14 of them, each of 256 numbers
+    assert torch.equal(x[0, 0], x[1, 0])  # no pixel has gone into it
+    assert not torch.equal(x[0, 1], x[1, 1])  # the first patch
+    similar = [F.cosine_similarity(x[0, 0], x[1, 0], dim=0).item()]
+    for block in model.blocks:
+        x = block(x)
+        similar.append(F.cosine_similarity(x[0, 0], x[1, 0], dim=0).item())
+    assert torch.allclose(model.head(model.norm(x)[:, 0]), model(images), atol=1e-4)
 
+figure, axis = plt.subplots(figsize=(6, 3), constrained_layout=True)
+axis.plot(similar, marker="o")
+axis.set_xlabel("block")
+axis.set_xticks(range(5))
+axis.set_title("x[:, 0]: cosine, panda and coffee")
+plt.show()
 
 # %% [en]
-# No. A vector of its own, the *class token*, is put in front of the patches: `tokens[:, 0]` is that one,
-# and the upper left patch is `tokens[:, 1]`. Before the first block the class token is the same for every
-# image, black ones too. All that it knows in the end, it has gathered from the patches.
-#
-# It is put there *before* the positions are added, so there are 197 positions, one of them its own. (Some
-# models of timm do it the other way round: `no_embed_class`.)
-#
-# ## Without positions, order is lost
-#
-# **Predict:** leave the positions out and shuffle the patches. What happens to the answer?
+# **See.** `x[:, 0]` is **not** the first patch: it is the class token, a learned vector that is
+# the same for every image. The first patch is `x[:, 1]`. From block to block, the class token
+# gathers what it needs from the patches, and the two images are no longer alike. Why is the head
+# allowed to read it alone? Because training has rewarded the class token for collecting, by
+# attention, everything that the head needs. (A model without one averages the patches:
+# `global_pool="avg"`.)
 # %% [fr]
-# Non. Un vecteur à part, le *token de classe*, est placé devant les patches : c’est lui, `tokens[:, 0]`, et
-# le patch en haut à gauche est `tokens[:, 1]`. Avant le premier bloc, le token de classe est le même pour
-# toutes les images, même noires. Tout ce qu’il sait à la fin, il l’a recueilli auprès des patches.
+# **Voir.** `x[:, 0]` n'est **pas** le premier patch : c'est le jeton de classe, un vecteur appris,
+# le même pour toutes les images. Le premier patch est `x[:, 1]`. De bloc en bloc, le jeton de
+# classe recueille auprès des patchs ce qu'il lui faut, et les deux images cessent de se
+# ressembler. Pourquoi la tête peut-elle se contenter de lui ? Parce que l'entraînement l'a
+# récompensé de rassembler, par l'attention, tout ce dont elle a besoin. (Un modèle qui n'en a pas
+# fait la moyenne des patchs : `global_pool="avg"`.)
+
+# %% [en]
+# ## Class token first, or positions first?
 #
-# Il est placé là *avant* l’ajout des positions : il y a donc 197 positions, dont une pour lui. (Certains
-# modèles de timm font l’inverse : `no_embed_class`.)
+# **Predict.** `pos_embed` has the shape (1, 197, 256). So which is done first: putting the class
+# token in front, or adding the positions?
+# %% [fr]
+# ## D'abord le jeton de classe, ou d'abord les positions ?
 #
-# ## Sans positions, l’ordre se perd
-#
-# **Prédisez :** on retire les positions et on mélange les patches. Qu’arrive-t-il à la réponse ?
+# **Prédire.** `pos_embed` a la forme (1, 197, 256). Que fait-on donc en premier : placer le jeton
+# de classe devant, ou ajouter les positions ?
 # %%
-def answer(patches, positions):
-    with torch.inference_mode():
-        tokens = torch.cat([model.cls_token, patches], dim=1) + positions
-        return model.head(model.norm(model.blocks(tokens))[:, 0]).softmax(-1)[0]
+with torch.inference_mode():
+    patches = model.patch_embed(images)  # (2, 196, 256)
+    class_token = model.cls_token.expand(2, -1, -1)  # (2, 1, 256)
+    by_hand = torch.cat([class_token, patches], dim=1) + model.pos_embed
+    assert torch.equal(by_hand, model._pos_embed(patches))
+print(tuple(patches.shape), "->", tuple(by_hand.shape))
+
+figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), constrained_layout=True)
+parts = {"patches": patches[0], "pos_embed": model.pos_embed[0].detach(), "sum": by_hand[0]}
+for axis, (name, part) in zip(axes, parts.items(), strict=True):
+    drawn = axis.imshow(part[:20, :60], cmap="RdBu", vmin=-1, vmax=1)
+    axis.set_title(f"{name}: {len(part)} tokens, the first 20")
+    axis.set_xlabel("dimension")
+axes[0].set_ylabel("token")
+figure.colorbar(drawn, ax=axes)
+plt.show()
+
+# %% [en]
+# **See.** The class token first, then the positions: 197 = 1 + 196, so that the class token has a
+# position embedding of its own, `pos_embed[:, 0]`. Both are learned and constant, and could as
+# well be one vector. Some models (DeiT III; `no_embed_class=True` in timm) add positions to the
+# patches first, and then have 196 of them. To know which, count.
+# %% [fr]
+# **Voir.** D'abord le jeton de classe, puis les positions : 197 = 1 + 196, de sorte que le jeton
+# de classe a son propre plongement de position, `pos_embed[:, 0]`. Les deux sont appris et
+# constants, et pourraient ne faire qu'un seul vecteur. Certains modèles (DeiT III ;
+# `no_embed_class=True` dans timm) ajoutent d'abord les positions aux patchs, et n'en ont alors que
+# 196. Pour savoir, comptez.
+
+# %% [en]
+# ## A transformer without positions
+#
+# **Predict.** We shuffle the panda's 196 patch tokens. What happens to the prediction without
+# position embeddings, and with them?
+# %% [fr]
+# ## Un transformer sans positions
+#
+# **Prédire.** Nous mélangeons les 196 tokens du panda. Que devient la prédiction sans plongements
+# de position, et avec eux ?
+# %%
+order = torch.randperm(196, generator=torch.Generator().manual_seed(0))
 
 
-shuffled = patches[:, torch.randperm(196, generator=torch.Generator().manual_seed(0))]
-nowhere = torch.zeros_like(model.pos_embed)
-assert torch.allclose(answer(patches, nowhere), answer(shuffled, nowhere), atol=1e-5)
+@torch.inference_mode()
+def logits(patches, positions):
+    x = torch.cat([model.cls_token, patches], dim=1) + positions
+    return model.head(model.norm(model.blocks(x))[:, 0])
 
-answers = {
-    "with positions": answer(patches, model.pos_embed),
-    "with positions, shuffled": answer(shuffled, model.pos_embed),
-    "without": answer(patches, nowhere),
-    "without, shuffled": answer(shuffled, nowhere),
+
+panda, none = patches[:1], torch.zeros_like(model.pos_embed)
+results = {
+    "positions": logits(panda, model.pos_embed),
+    "positions, shuffled": logits(panda[:, order], model.pos_embed),
+    "none": logits(panda, none),
+    "none, shuffled": logits(panda[:, order], none),
 }
-figure, axes = plt.subplots(1, 4, figsize=(13, 3), sharey=True)
-for axis, (name, probabilities) in zip(axes, answers.items()):
-    top = probabilities.topk(3)
-    axis.bar([loaded.categories[i].split(",")[0][:16] for i in top.indices], top.values)
-    axis.tick_params(axis="x", rotation=45)
-    axis.set_title(name, fontsize=10)
+assert torch.allclose(results["none"], results["none, shuffled"], atol=1e-3)
+probabilities = [each.softmax(dim=1)[0, 388].item() for each in results.values()]
+figure, axis = plt.subplots(figsize=(7, 3), constrained_layout=True)
+axis.bar(list(results), probabilities)
+axis.set_title("giant panda: probability")
 plt.show()
+print([f"{name}: {value:.3f}" for name, value in zip(results, probabilities, strict=True)])
+print("largest change of a logit, shuffled:")
+print(
+    "  with positions", (results["positions"] - results["positions, shuffled"]).abs().max().item()
+)
+print("  without       ", (results["none"] - results["none, shuffled"]).abs().max().item())
+
 # %% [en]
-# Without positions a shuffled image gives *exactly* the same answer: attention compares tokens with each
-# other, and a sum over tokens has no order. Only the positions tell the model where things were.
-#
-# This model hardly uses them: shuffled *with* positions, its answer changes little, too. Its tokens come from
-# convolutions, which have seen whole parts of the dog already, so that a heap of parts is enough to tell a
-# breed. A model that cuts raw patches loses more.
-#
-# ## What positions learn
-#
-# Positions are free vectors, 197 of them. **Predict:** after training, which positions are similar to that of
-# a patch in the middle: those of its row, of its column, its neighbours, or none?
+# **See.** Without positions, shuffling changes nothing but rounding: attention is a sum over a
+# *set*. With positions it does, but in this model only in the second decimal of the logits, and
+# with none at all the panda stays a panda. The bundled model is a hybrid: its CNN has already
+# written the shape of things into each token, and its tokens are far longer than its position
+# embeddings. A plain ViT, whose tokens know 16 × 16 pixels each, has no other way to know what
+# lies next to what.
 # %% [fr]
-# Sans positions, une image mélangée donne *exactement* la même réponse : l’attention compare les tokens
-# entre eux, et une somme sur les tokens n’a pas d’ordre. Seules les positions disent au modèle où étaient
-# les choses.
-#
-# Ce modèle s’en sert à peine : mélangée *avec* positions, l’image donne presque la même réponse. Ses tokens
-# viennent de convolutions, qui ont déjà vu des parties entières du chien : un tas de parties suffit pour
-# reconnaître une race. Un modèle qui découpe des patches bruts y perd davantage.
-#
-# ## Ce que les positions apprennent
-#
-# Les positions sont des vecteurs libres, au nombre de 197. **Prédisez :** après l’entraînement, quelles
-# positions ressemblent à celle d’un patch du milieu : celles de sa ligne, de sa colonne, ses voisines, ou
-# aucune ?
-# %%
-directions = F.normalize(
-    model.pos_embed[0, 1:].detach(), dim=1
-)  # (196, 256), without the class token's
-similarity = (directions @ directions.T).reshape(14, 14, 14, 14)
-figure, axes = plt.subplots(1, 4, figsize=(12, 3))
-for axis, (row, column) in zip(axes, ((1, 1), (1, 12), (7, 7), (12, 4))):
-    drawn = axis.imshow(similarity[row, column], vmin=-1, vmax=1, cmap="RdBu_r")
-    axis.scatter(column, row, marker="x", color="black")
-    axis.axis("off")
-figure.colorbar(drawn, ax=axes, label="cosine")
-plt.show()
-near = torch.stack([similarity[7, 7, 7, 8], similarity[7, 7, 8, 7]]).mean()
-far = torch.stack([similarity[7, 7, 0, 0], similarity[7, 7, 13, 13]]).mean()
-print(f"neighbours {near:.2f}, corners {far:.2f}")
-assert near > far
+# **Voir.** Sans positions, le mélange ne change rien, aux arrondis près : l'attention est une
+# somme sur un *ensemble*. Avec positions, il change quelque chose, mais dans ce modèle seulement à
+# la deuxième décimale des logits, et sans aucune position le panda reste un panda. Le modèle
+# fourni est un hybride : son CNN a déjà inscrit la forme des choses dans chaque token, et ses
+# tokens sont bien plus longs que ses plongements de position. Un ViT simple, dont chaque token ne
+# connaît que 16 × 16 pixels, n'a pas d'autre moyen de savoir ce qui est à côté de quoi.
+
 # %% [en]
-# Nobody told the model that patches form a grid. It found out: neighbours have similar positions. What this
-# model tells apart most is the border of the image from its middle.
+# ## Why do position embeddings start near zero?
 #
-# Why do positions begin close to zero? In a fresh model they are drawn with a deviation of 0.02, as small as
-# the patches' own beginning: at first the model looks at what is there, and learns where later. Positions
-# that begin large would drown the patches.
+# timm draws them with a standard deviation of 0.02 (others start at exactly zero). We take a fresh
+# `vit_tiny_patch16_224` and try larger ones.
+#
+# **Predict.** The panda's and the coffee's tokens at the same place: how similar are they (cosine)
+# if the position embeddings are small? If they are large?
 # %% [fr]
-# Personne n’a dit au modèle que les patches forment une grille. Il l’a trouvé : les voisins ont des positions
-# semblables. Ce que ce modèle distingue le mieux, c’est le bord de l’image de son milieu.
+# ## Pourquoi les plongements de position partent-ils de presque zéro ?
 #
-# Pourquoi les positions commencent-elles près de zéro ? Dans un modèle neuf, elles sont tirées avec un
-# écart-type de 0,02, assez petit pour ne pas couvrir les patches : le modèle regarde d’abord ce qu’il y a, et
-# apprend ensuite où. Des positions grandes au départ noieraient les patches.
+# timm les tire avec un écart-type de 0,02 (d'autres partent exactement de zéro). Prenons un
+# `vit_tiny_patch16_224` tout neuf, et essayons-en de plus grands.
+#
+# **Prédire.** Les tokens du panda et du café, à la même place : à quel point se ressemblent-ils
+# (cosinus) si les plongements de position sont petits ? Et s'ils sont grands ?
 # %%
 torch.manual_seed(0)
 fresh = timm.create_model("vit_tiny_patch16_224")
-deviations = {
-    "fresh positions": fresh.pos_embed.std().item(),
-    "fresh patches": fresh.patch_embed(x).std().item(),
-    "trained positions": model.pos_embed.std().item(),
-    "trained patches": patches.std().item(),
-}
-figure, axis = plt.subplots(figsize=(6, 2.5))
-axis.barh(list(deviations), list(deviations.values()))
-axis.set(xlabel="standard deviation", xscale="log")
+print("fresh: deviation of pos_embed", round(fresh.pos_embed.std().item(), 3))
+deviations = [0, 0.02, 0.2, 1]
+with torch.inference_mode():
+    tokens = fresh.patch_embed(images)
+    noise = torch.randn(1, 196, 192)
+    cosines = []
+    for deviation in deviations:
+        panda, coffee = tokens + deviation * noise
+        cosines.append(F.cosine_similarity(panda, coffee, dim=-1).mean().item())
+print("deviation of the patch tokens:", round(tokens.std().item(), 3))
+print({deviation: round(cosine, 2) for deviation, cosine in zip(deviations, cosines, strict=True)})
+
+figure, axis = plt.subplots(figsize=(6, 3), constrained_layout=True)
+axis.bar([str(each) for each in deviations], cosines)
+axis.set_xlabel("deviation of the position embeddings")
+axis.set_title("cosine, panda and coffee")
 plt.show()
-assert deviations["fresh positions"] < deviations["fresh patches"]
+
+# %% [en]
+# **See.** At 0.02, tokens say what is *in* the image; at 1, panda and coffee are nearly the same
+# vector, and the place drowns out the content. Starting small (or at zero) lets the content speak
+# first, and leaves it to training how much place is worth. Zero is allowed, because the patches
+# differ, and so do the gradients that each position gets.
+# %% [fr]
+# **Voir.** À 0,02, les tokens disent ce qu'il y a *dans* l'image ; à 1, panda et café sont presque
+# le même vecteur, et la place étouffe le contenu. Partir petit (ou de zéro) laisse d'abord parler
+# le contenu, et laisse l'entraînement décider de ce que vaut la place. Zéro est permis, car les
+# patchs diffèrent, et donc aussi les gradients que reçoit chaque position.
+
+# %% [en]
+# ## What training has made of them
+#
+# **Predict.** Take the position embedding of one patch, and its cosine with those of all 196.
+# Where is it large: at the neighbours, in the same row and column, or somewhere else?
+# %% [fr]
+# ## Ce que l'entraînement en a fait
+#
+# **Prédire.** Prenez le plongement de position d'un patch, et son cosinus avec ceux des 196
+# patchs. Où est-il grand : chez les voisins, dans la même ligne et la même colonne, ou ailleurs ?
+# %%
+positions = model.pos_embed[0, 1:].detach()  # without the class token's
+positions = F.normalize(positions - positions.mean(dim=0), dim=-1)  # what all share tells nothing
+similarity = (positions @ positions.T).reshape(14, 14, 14, 14)
+figure, axes = plt.subplots(4, 4, figsize=(7, 7), constrained_layout=True)
+for row, axes_of_row in zip((1, 5, 8, 12), axes, strict=True):
+    for column, axis in zip((1, 5, 8, 12), axes_of_row, strict=True):
+        axis.imshow(similarity[row, column], cmap="viridis", vmin=-1, vmax=1)
+        axis.set_title(f"row {row}, column {column}", fontsize=8)
+        axis.axis("off")
+plt.show()
+
+# %% [en]
+# **See.** Patches next to each other have similar positions, though nobody has told the model what
+# "next to" means: it has learned it. But look at the corners: they resemble *each other*. This
+# hybrid has learned above all how far the border is. A plain ViT, trained for long, learns rows
+# and columns (Dosovitskiy et al. 2021, figure 7); `python vit_explain.py --anatomy` draws this
+# figure for any ViT that has such embeddings.
+#
+# **Remember.** `x[:, 0]` is the class token, `x[:, 1]` the first patch; whatever has 197 rows has
+# the class token in it.
+# %% [fr]
+# **Voir.** Des patchs voisins ont des positions semblables, bien que personne n'ait dit au modèle
+# ce que « voisin » veut dire : il l'a appris. Mais regardez les coins : ils se ressemblent *entre
+# eux*. Cet hybride a surtout appris à quelle distance est le bord. Un ViT simple, longuement
+# entraîné, apprend lignes et colonnes (Dosovitskiy et al. 2021, figure 7) ;
+# `python vit_explain.py --anatomy` dessine cette figure pour tout ViT qui a de tels plongements.
+#
+# **À retenir.** `x[:, 0]` est le jeton de classe, `x[:, 1]` le premier patch ; tout ce qui a 197
+# lignes contient le jeton de classe.

@@ -1,28 +1,14 @@
 # %% [en]
-# # 5. A whole Vision Transformer in 60 lines
+# # 5 · A Vision Transformer in 60 lines
 #
-# A block is attention (lesson 4), then a small network for each token by itself (the MLP), each with a
-# normalisation before it and a sum around it. Some blocks one after another, and a linear map that reads the
-# class token: that is all.
-#
-# Below is a whole ViT. We load timm's weights into it and compare the logits.
+# Patches, positions, attention: what remains is the block around them. Here is the whole network,
+# with timm's names, so that timm's weights fit.
 # %% [fr]
-# # 5. Un Vision Transformer entier en 60 lignes
+# # 5 · Un Vision Transformer en 60 lignes
 #
-# Un bloc, c’est l’attention (leçon 4), puis un petit réseau pour chaque token à part (le MLP), chacun précédé
-# d’une normalisation et entouré d’une somme. Quelques blocs l’un après l’autre, et une application linéaire qui
-# lit le token de classe : c’est tout.
-#
-# Voici un ViT entier. Nous y chargeons les poids de timm et comparons les logits.
+# Patchs, positions, attention : il ne reste que le bloc qui les entoure. Voici le réseau entier,
+# avec les noms de timm, pour que les poids de timm s'y chargent.
 # %%
-import os
-import sys
-from pathlib import Path
-
-root = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "vit_explain.py").exists())
-sys.path.insert(0, str(root))
-os.chdir(root)
-
 import matplotlib.pyplot as plt
 import torch
 from PIL import Image
@@ -31,13 +17,19 @@ from torch import nn
 from vitexplain import load_model
 import timm
 
-plt.rcParams["figure.constrained_layout.use"] = True
-loaded = load_model("bundled")
-image = Image.open("examples/both.png").convert("RGB")
-x = loaded.transform(image)[None]
+photograph = Image.open("examples/panda.jpg").convert("RGB")
 
 
 # %%
+class Patches(nn.Module):
+    def __init__(self, patch, width):
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+
+    def forward(self, images):  # (B, 3, H, W) -> (B, N, C)
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
 class Attention(nn.Module):
     def __init__(self, width, heads):
         super().__init__()
@@ -45,166 +37,205 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x):  # (B, N, width)
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5  # (B, H, N, N)
-        mixed = scores.softmax(dim=-1) @ value  # (B, H, N, d)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+    def forward(self, x):
+        B, N, C = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, N, C / heads) each
+        attention = (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1)
+        return self.proj((attention @ v).transpose(1, 2).reshape(B, N, C))
 
 
-class Mlp(nn.Module):
-    def __init__(self, width):
+class MLP(nn.Module):
+    def __init__(self, width, hidden):
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x):
-        return self.fc2(nn.functional.gelu(self.fc1(x)))
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class Block(nn.Module):
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, hidden):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width)
+        self.mlp = MLP(width, hidden)
 
     def forward(self, x):
-        x = x + self.attn(self.norm1(x))  # tokens exchange
-        return x + self.mlp(self.norm2(x))  # each token by itself
-
-
-class PatchEmbedding(nn.Module):
-    def __init__(self, width, patch):
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
-
-    def forward(self, x):  # (B, 3, 224, 224) -> (B, 196, width)
-        return self.proj(x).flatten(2).transpose(1, 2)
+        x = x + self.attn(self.norm1(x))  # tokens meet
+        return x + self.mlp(self.norm2(x))  # each token on its own
 
 
 class ViT(nn.Module):
-    def __init__(self, width=192, depth=12, heads=3, categories=1000, side=224, patch=16):
+    def __init__(self, patches, tokens, width, depth, heads, hidden, categories):
         super().__init__()
-        self.patch_embed = PatchEmbedding(width, patch)
+        self.patch_embed = patches
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.randn(1, (side // patch) ** 2 + 1, width) * 0.02)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + tokens, width))
+        self.blocks = nn.Sequential(*(Block(width, heads, hidden) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, categories)
 
-    def forward(self, x):
-        patches = self.patch_embed(x)
-        cls = self.cls_token.expand(len(x), -1, -1)
-        tokens = torch.cat([cls, patches], dim=1) + self.pos_embed
-        return self.head(self.norm(self.blocks(tokens))[:, 0])
+    def forward(self, images):
+        patches = self.patch_embed(images)
+        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        x = self.norm(self.blocks(x + self.pos_embed))
+        return self.head(x[:, 0])  # the class token
 
 
 # %% [en]
-# **Predict:** does it have the same parameters as timm's `vit_tiny_patch16_224`, by name and shape?
+# ## Is it really a ViT?
+#
+# **Predict.** We load the weights of timm's `vit_tiny_patch16_224` (random ones) with
+# `strict=True`, and compare logits. And where are most of a block's parameters: in attention or in
+# the MLP?
 # %% [fr]
-# **Prédisez :** a-t-il les mêmes paramètres que `vit_tiny_patch16_224` de timm, noms et formes compris ?
+# ## Est-ce vraiment un ViT ?
+#
+# **Prédire.** Nous chargeons les poids (aléatoires) de `vit_tiny_patch16_224` de timm avec
+# `strict=True`, et comparons les logits. Et où sont la plupart des paramètres d'un bloc : dans
+# l'attention ou dans le MLP ?
 # %%
 torch.manual_seed(0)
 theirs = timm.create_model("vit_tiny_patch16_224").eval()
-ours = ViT().eval()
-assert {n: p.shape for n, p in ours.named_parameters()} == {
-    n: p.shape for n, p in theirs.named_parameters()
+ours = ViT(Patches(16, 192), 196, 192, depth=12, heads=3, hidden=768, categories=1000).eval()
+ours.load_state_dict(theirs.state_dict(), strict=True)
+images = torch.randn(2, 3, 224, 224)
+with torch.inference_mode():
+    our_logits, their_logits = ours(images), theirs(images)
+print("logits from", their_logits.min().item(), "to", their_logits.max().item())
+print("largest difference:", (our_logits - their_logits).abs().max().item())
+assert their_logits.std() > 0.01  # not all alike: the comparison means something
+assert torch.allclose(our_logits, their_logits, atol=1e-4)
+
+parts = {name: sum(p.numel() for p in part.parameters()) for name, part in ours.named_children()}
+block = ours.blocks[0]
+parts_of_block = {
+    name: sum(p.numel() for p in part.parameters()) for name, part in block.named_children()
 }
-ours.load_state_dict(theirs.state_dict())
-with torch.inference_mode():
-    difference = (ours(x) - theirs(x)).abs().max().item()
-print(
-    f"{sum(p.numel() for p in ours.parameters()):,} parameters, logits differ by {difference:.1e}"
-)
-assert difference < 1e-4
-# %% [en]
-# The same model. Where are its parameters? **Predict:** attention, MLP, patch embedding, head: which part is
-# the largest?
-# %% [fr]
-# Le même modèle. Où sont ses paramètres ? **Prédisez :** attention, MLP, plongement des patches, tête de
-# classification : quelle partie est la plus grande ?
-# %%
-parts = {"patch_embed": 0, "pos_embed": 0, "attn": 0, "mlp": 0, "head": 0}
-for name, parameter in ours.named_parameters():
-    found = next((part for part in parts if part in name.split(".")), None)
-    if found:
-        parts[found] += parameter.numel()
-figure, axis = plt.subplots(figsize=(6, 2.5))
-axis.barh(list(parts), list(parts.values()))
-axis.set(xlabel="parameters")
+print(parts, parts_of_block)
+figure, axes = plt.subplots(1, 2, figsize=(10, 3), constrained_layout=True)
+for axis, (name, counts) in zip(
+    axes, {"ViT-tiny": parts, "one block": parts_of_block}.items(), strict=True
+):
+    axis.barh(list(counts), list(counts.values()))
+    axis.set_title(f"parameters: {name}")
 plt.show()
-assert max(parts, key=parts.get) == "mlp"
+
 # %% [en]
-# Two thirds of each block are MLP: a map of attention says nothing about what happens there.
-#
-# ## Sums, not replacements
-#
-# `x = x + …`: each block *adds* to a token. **Predict:** how much of a token is still there after all blocks?
-# We compare each token of the bundled model with what it was at the start.
+# **See.** Every name fits, and the logits are equal up to rounding. Two thirds of a block are MLP:
+# it has 8 C² weights, attention 4 C². Head and patches are small.
 # %% [fr]
-# Deux tiers de chaque bloc sont du MLP : une carte d’attention ne dit rien de ce qui s’y passe.
+# **Voir.** Tous les noms correspondent, et les logits sont égaux aux arrondis près. Le MLP fait
+# les deux tiers d'un bloc : il a 8 C² poids, l'attention 4 C². La tête et les patchs sont petits.
+
+# %% [en]
+# ## With trained weights
 #
-# ## Des sommes, pas des remplacements
+# The bundled model has this very transformer, 4 blocks deep, behind a small CNN. So we hand its
+# CNN over as `patches`.
 #
-# `x = x + …` : chaque bloc *ajoute* à un token. **Prédisez :** que reste-t-il d’un token après tous les blocs ?
-# Nous comparons chaque token du modèle fourni à ce qu’il était au départ.
+# **Predict.** What will it say to the panda, and how sure will it be?
+# %% [fr]
+# ## Avec des poids entraînés
+#
+# Le modèle fourni a exactement ce transformer, profond de 4 blocs, derrière un petit CNN. Nous
+# passons donc son CNN comme `patches`.
+#
+# **Prédire.** Que dira-t-il du panda, et avec quelle certitude ?
 # %%
-model = loaded.model
+loaded = load_model("bundled")
+ours = ViT(loaded.model.patch_embed, 196, 256, depth=4, heads=4, hidden=640, categories=1000).eval()
+ours.load_state_dict(loaded.model.state_dict(), strict=True)
+image = loaded.transform(photograph)[None]
 with torch.inference_mode():
-    tokens = model._pos_embed(model.patch_embed(x))
-    start, cosines, lengths = tokens, [], []
-    for block in model.blocks:
-        tokens = block(tokens)
-        cosines.append(nn.functional.cosine_similarity(tokens, start, dim=-1)[0])
-        lengths.append(tokens[0].norm(dim=-1))
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
-blocks = range(1, len(cosines) + 1)
-for axis, values in ((left, cosines), (right, lengths)):
-    axis.plot(blocks, [v[1:].mean() for v in values], marker="o", label="patches (mean)")
-    axis.plot(blocks, [v[0] for v in values], marker="o", label="class token")
-    axis.set(xlabel="block", xticks=blocks)
-left.set(ylabel="cosine with the start")
-right.set(ylabel="length")
-left.legend()
+    logits = ours(image)
+    assert torch.allclose(logits, loaded.model(image), atol=1e-4)
+values, indices = logits.softmax(dim=1)[0].topk(5)
+names = [loaded.categories[index].split(",")[0] for index in indices.tolist()]
+
+figure, axes = plt.subplots(1, 2, figsize=(10, 3.5), constrained_layout=True)
+axes[0].imshow(photograph)
+axes[0].axis("off")
+axes[1].barh(names[::-1], values.flip(0))
+axes[1].set_title("probability")
 plt.show()
-print(
-    "after the last block: class token",
-    f"{cosines[-1][0]:.2f},",
-    f"patches {cosines[-1][1:].mean():.2f}",
-)
+
 # %% [en]
-# After three blocks a patch still points mostly where it began; the last block adds the most. The class token,
-# which began the same for every image, has left its place after the first block. Rollout (lesson 7) adds the identity to each attention matrix, as if half of every token stayed
-# what it was. That is a convention, not something measured in this model.
-#
-# ## A new head
-#
-# For other categories only the last layer is replaced. **Predict:** can the old weights be loaded into a model
-# with 3 categories?
+# **See.** Giant panda, 0.91. Our 60 lines are the model, and its head is one matrix: a category's
+# logit is the scalar product of the class token with that category's row.
 # %% [fr]
-# Après trois blocs, un patch pointe encore à peu près là où il a commencé ; c’est le dernier bloc qui ajoute le
-# plus. Le token de classe, le même au départ pour toute image, a quitté sa place dès le premier. Le rollout (leçon 7) ajoute l’identité à chaque matrice d’attention, comme si
-# la moitié de chaque token restait ce qu’elle était. C’est une convention, non une mesure faite sur ce modèle.
+# **Voir.** « Giant panda » (panda géant), 0,91. Nos 60 lignes sont le modèle, et sa tête est une
+# seule matrice : le logit d'une catégorie est le produit scalaire du jeton de classe avec la ligne
+# de cette catégorie.
+
+# %% [en]
+# ## Which part can go?
 #
-# ## Une nouvelle tête
+# **Predict.** We take one kind of part out of all blocks: attention, MLP, norms, or the residual
+# (`x +`). Rank them by what happens to the right category's probability, on average over eight
+# photographs.
+# %% [fr]
+# ## Quelle pièce peut-on retirer ?
 #
-# Pour d’autres catégories, on ne remplace que la dernière couche. **Prédisez :** peut-on charger les anciens
-# poids dans un modèle à 3 catégories ?
+# **Prédire.** Nous retirons de tous les blocs une sorte de pièce : l'attention, le MLP, les
+# normalisations, ou le résidu (`x +`). Classez-les selon ce qui arrive à la probabilité de la
+# bonne catégorie, en moyenne sur huit photographies.
 # %%
-small = ViT(categories=3)
-try:
-    small.load_state_dict(theirs.state_dict())
-except RuntimeError as error:
-    print(str(error).splitlines()[1].strip())
-rest = {name: value for name, value in theirs.state_dict().items() if not name.startswith("head.")}
-missing = small.load_state_dict(rest, strict=False).missing_keys
-assert missing == ["head.weight", "head.bias"]
-print("to be learned anew:", missing)
+truths = {"macaw": 88, "koala": 105, "shepherd": 235, "lemurs": 383}
+truths |= {"red_panda": 387, "panda": 388, "viaduct": 888, "coffee": 967}
+images = torch.stack(
+    [loaded.transform(Image.open(f"examples/{name}.jpg").convert("RGB")) for name in truths]
+)
+
+
+@torch.inference_mode()
+def without(part):
+    patches = ours.patch_embed(images)
+    class_token = ours.cls_token.expand(len(images), -1, -1)
+    x = torch.cat([class_token, patches], dim=1) + ours.pos_embed
+    for block in ours.blocks:
+        norm1, norm2 = (nn.Identity(),) * 2 if part == "norm" else (block.norm1, block.norm2)
+        residual = 0 if part == "residual" else 1
+        if part != "attention":
+            x = residual * x + block.attn(norm1(x))
+        if part != "MLP":
+            x = residual * x + block.mlp(norm2(x))
+    probabilities = ours.head(ours.norm(x)[:, 0]).softmax(dim=1)
+    return probabilities[range(len(images)), list(truths.values())].mean().item()
+
+
+found = {part: without(part) for part in ("nothing", "attention", "MLP", "norm", "residual")}
+print({part: round(value, 4) for part, value in found.items()})
+figure, axis = plt.subplots(figsize=(7, 3), constrained_layout=True)
+axis.bar(list(found), list(found.values()))
+axis.set_title("probability of the right category, without ...")
+plt.show()
+
 # %% [en]
-# Names stay (`head.weight`), shapes change. If you leave `head` out and load the rest, say so and check that
-# *only* the head is missing: `strict=False` also keeps silent about a misspelt key.
+# **See.** Without attention, the class token never hears of the image; without norms or the
+# residual, the later parts get inputs that they have never seen. All three are fatal. The surprise
+# is the MLP: although it holds most of the parameters, *this* model is even surer without it. It
+# is shallow, its CNN has done most of the work, and this is an experiment on eight photographs,
+# not a law: measure on your own model.
+#
+# **Why the residual?** `x + ...` lets each block *correct* the tokens instead of computing them
+# anew, and gradients a way past every block.
+#
+# **Remember.** A block is two lines: `x + attn(norm1(x))`, `x + mlp(norm2(x))`. In the first,
+# tokens meet; in the second, each is on its own.
 # %% [fr]
-# Les noms restent (`head.weight`), les formes changent. Si vous laissez `head` de côté et chargez le reste,
-# vérifiez qu’il ne manque *que* la tête : `strict=False` se tait aussi sur une clé mal orthographiée.
+# **Voir.** Sans attention, le jeton de classe n'apprend rien de l'image ; sans normalisation ou
+# sans résidu, les pièces suivantes reçoivent des entrées qu'elles n'ont jamais vues. Les trois
+# sont fatales. La surprise, c'est le MLP : bien qu'il contienne la plupart des paramètres, *ce*
+# modèle est encore plus sûr sans lui. Il est peu profond, son CNN a fait le gros du travail, et
+# c'est une expérience sur huit photographies, pas une loi : mesurez sur votre modèle.
+#
+# **Pourquoi le résidu ?** `x + ...` permet à chaque bloc de *corriger* les tokens au lieu de les
+# recalculer, et offre aux gradients un chemin qui contourne chaque bloc.
+#
+# **À retenir.** Un bloc tient en deux lignes : `x + attn(norm1(x))`, `x + mlp(norm2(x))`. Dans la
+# première, les tokens se rencontrent ; dans la seconde, chacun est seul.

@@ -1,187 +1,206 @@
 # %% [en]
-# # 7. What did it look at?
+# # 7 · Seeing what the model looked at
 #
-# Attention matrices are maps of one block. To see through all of them, we multiply. Then we ask for one category,
-# and at last whether any of these maps is true.
+# From attention to a map: one head's attention, attention rollout by three matrix products,
+# gradient rollout for one category, several methods side by side, and the question which of them
+# to believe.
 # %% [fr]
-# # 7. Qu’a-t-il regardé ?
+# # 7 · Voir ce que le modèle a regardé
 #
-# Une matrice d’attention est la carte d’un seul bloc. Pour voir à travers tous, on multiplie. Puis nous demandons une
-# catégorie précise, et enfin si l’une de ces cartes dit vrai.
+# De l'attention à la carte : l'attention d'un bloc, l'*attention rollout* en trois produits de
+# matrices, le *gradient rollout* pour une catégorie, plusieurs méthodes côte à côte, et la
+# question de savoir laquelle croire.
 # %%
-import os
-import sys
-from pathlib import Path
-
-root = next(p for p in (Path.cwd(), *Path.cwd().parents) if (p / "vit_explain.py").exists())
-sys.path.insert(0, str(root))
-os.chdir(root)
-
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
 
+from vit_rollout import VITAttentionRollout
 from vitexplain import explain, load_model
-from vit_rollout import rollout
+from vitexplain.faithfulness.score import faithfulness
 
-plt.rcParams["figure.constrained_layout.use"] = True
 loaded = load_model("bundled")
 model = loaded.model
-image = Image.open("examples/both.png").convert("RGB")
+photograph = Image.open("examples/both.png").convert("RGB")
+image = loaded.transform(photograph)[None]
 
 
-def draw(maps, size=2.6):
-    """Each map over the image."""
-    _, axes = plt.subplots(1, len(maps), figsize=(size * len(maps), size))
-    for axis, (name, values) in zip(axes, maps.items()):
-        axis.imshow(image.resize((224, 224)))
-        axis.imshow(values, extent=(0, 224, 224, 0), alpha=0.6, cmap="turbo")
-        axis.set_title(name, fontsize=9)
+def show(maps, columns=4):
+    """Maps (14, 14) by name, over the photograph."""
+    rows = -(-len(maps) // columns)
+    _, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.2 * rows), squeeze=False)
+    for axis in axes.flat:
         axis.axis("off")
+    for axis, (name, of_patches) in zip(axes.flat, maps.items(), strict=False):
+        extent = (0, *photograph.size, 0)
+        axis.imshow(photograph)
+        axis.imshow(of_patches, cmap="turbo", alpha=0.5, extent=extent, interpolation="bilinear")
+        axis.set_title(name)
     plt.show()
 
 
 # %% [en]
-# ## Catching attention
+# ## The attention of the class token
 #
-# In timm the softmaxed matrix passes through a module called `attn_drop`, unless attention is computed *fused*, where
-# there is no matrix to see. So we switch that off, hook the module, and put everything back.
+# We collect each block's attention, (4, 197, 197), with the four lines of lesson 4, and take the
+# mean over the heads.
+#
+# **Predict.** Row 0 of the *last* block is what the class token fetched there. Does it show what
+# the whole network used?
 # %% [fr]
-# ## Attraper l’attention
+# ## L'attention du jeton de classe
 #
-# Dans timm, la matrice sortie de la softmax passe par un module appelé `attn_drop`, sauf si l’attention est calculée
-# *fusionnée* : il n’y a alors pas de matrice à voir. Nous coupons donc cela, accrochons une fonction au module (hook),
-# et remettons tout en place.
+# Nous recueillons l'attention de chaque bloc, (4, 197, 197), avec les quatre lignes de la leçon 4,
+# et en faisons la moyenne sur les têtes.
+#
+# **Prédire.** La ligne 0 du *dernier* bloc est ce que le jeton de classe y a pris. Montre-t-elle
+# ce que le réseau entier a utilisé ?
 # %%
-x = loaded.transform(image)[None]
-matrices, hooks = [], []
-fused = [block.attn.fused_attn for block in model.blocks]
-for block in model.blocks:
-    block.attn.fused_attn = False
-    hooks.append(block.attn.attn_drop.register_forward_hook(lambda m, i, out: matrices.append(out)))
+attentions = []
 with torch.inference_mode():
-    logits = model(x)
-for hook, block, before in zip(hooks, model.blocks, fused):
-    hook.remove()
-    block.attn.fused_attn = before
-print(len(matrices), "blocks,", tuple(matrices[0].shape))
-draw({f"block {n + 1}": m[0].mean(0)[0, 1:].reshape(14, 14) for n, m in enumerate(matrices)})
+    x = model._pos_embed(model.patch_embed(image))
+    for block in model.blocks:
+        q, k, _ = block.attn.qkv(block.norm1(x)).reshape(197, 3, 4, 64).permute(1, 2, 0, 3)
+        attentions.append((q @ k.transpose(1, 2) / 8).softmax(dim=-1))  # (4, 197, 197)
+        x = block(x)
+fused = [attention.mean(dim=0) for attention in attentions]  # (197, 197) each
+show({f"block {n}": matrix[0, 1:].reshape(14, 14) for n, matrix in enumerate(fused, start=1)})
 
+# %% [en]
+# **See.** Each block looks elsewhere, and from block 2 on the tokens that are looked at are
+# already mixtures of others. One block's attention is one link of a chain.
+# %% [fr]
+# **Voir.** Chaque bloc regarde ailleurs, et dès le bloc 2, les tokens regardés sont déjà des
+# mélanges d'autres tokens. L'attention d'un seul bloc n'est qu'un maillon d'une chaîne.
 
 # %% [en]
 # ## Rollout: three products
 #
-# A token of block 2 attends to tokens that are already mixtures. What reaches the class token through both is the
-# product of the matrices. The identity stands for the sum around each block, rows are divided by their sums, and the
-# class token's row is the map (Abnar & Zuidema 2020). **Predict:** does the product look more like the first block's
-# map, or like the last one's?
+# A block hands on $\tilde A = (A + I) / 2$: half from the tokens looked at, half the token itself
+# (the residual). Four blocks, one after the other, are three matrix products:
+# $R = \tilde A_4 \tilde A_3 \tilde A_2 \tilde A_1$ (Abnar & Zuidema 2020).
+#
+# **Predict.** The rows of each $\tilde A$ sum to 1. What do the rows of $R$ sum to?
 # %% [fr]
 # ## Le rollout : trois produits
 #
-# Un token du bloc 2 regarde des tokens qui sont déjà des mélanges. Ce qui atteint le token de classe à travers les deux
-# est le produit des matrices. L’identité représente la somme autour de chaque bloc, les lignes sont divisées par leur
-# somme, et la ligne du token de classe est la carte (Abnar & Zuidema 2020). **Prédisez :** le produit ressemble-t-il
-# plutôt à la carte du premier bloc ou à celle du dernier ?
+# Un bloc transmet $\tilde A = (A + I) / 2$ : une moitié vient des tokens regardés, l'autre du
+# token lui-même (le résidu). Quatre blocs à la suite font trois produits de matrices :
+# $R = \tilde A_4 \tilde A_3 \tilde A_2 \tilde A_1$ (Abnar & Zuidema 2020).
+#
+# **Prédire.** Les lignes de chaque $\tilde A$ ont 1 pour somme. Quelle est la somme des lignes de
+# $R$ ?
 # %%
-def with_identity(matrix):  # (1, H, N, N) -> (N, N)
-    matrix = matrix[0].mean(dim=0) + torch.eye(197)
-    return matrix / matrix.sum(dim=1, keepdim=True)
+one, two, three, four = ((matrix + torch.eye(197)) / 2 for matrix in fused)
+rollout = four @ three @ two @ one
+print("rows:", rollout.sum(dim=1).min().item(), "to", rollout.sum(dim=1).max().item())
+assert torch.allclose(rollout.sum(dim=1), torch.ones(197), atol=1e-4)
 
+ours = rollout[0, 1:].reshape(14, 14)  # the class token's row, at the patches
+ours = (ours / ours.max()).numpy()
+theirs = VITAttentionRollout(model, head_fusion="mean", discard_ratio=0)(image)
+assert np.allclose(ours, theirs, atol=1e-4)
+refined = explain(photograph, model=loaded)  # head_fusion="max", discard_ratio=0.9
+show({"three products": ours, "the tool, same settings": theirs, "its defaults": refined.map}, 3)
 
-a1, a2, a3, a4 = map(with_identity, matrices)
-product = a4 @ a3 @ a2 @ a1
-assert torch.allclose(product.sum(dim=1), torch.ones(197), atol=1e-5)
-by_hand = product[0, 1:].reshape(14, 14)
-by_hand = by_hand / by_hand.max()
-
-assert np.allclose(by_hand, rollout(matrices, discard_ratio=0, head_fusion="mean")[0], atol=1e-5)
-tool = explain(image, model=loaded, head_fusion="mean", discard_ratio=0.0)
-assert np.allclose(by_hand, tool.map, atol=1e-4)
-
-variants = {"by hand": by_hand}
-for fusion, ratio in (("mean", 0.9), ("max", 0.0), ("max", 0.9), ("min", 0.9)):
-    found = explain(image, model=loaded, head_fusion=fusion, discard_ratio=ratio)
-    variants[f"{fusion}, discard {ratio}"] = found.map
-draw(variants)
 # %% [en]
-# The tool's map is ours, to rounding. The others are the *same model and image* with other settings: how heads are
-# fused, and how many of the weakest paths are dropped. If a detail appears in only one of them, it is the setting's, not
-# the model's.
-#
-# ## One category
-#
-# **Predict:** can rollout tell where the *dog* is and where the *cat* is?
+# **See.** To 1 again: rollout divides one portion among the patches. Our map is the tool's, the
+# assert says so. Its defaults (the strongest head, the weakest 90 % dropped) give the clearer
+# image; that is a choice, not a measurement.
 # %% [fr]
-# La carte de l’outil est la nôtre, aux arrondis près. Les autres sont *le même modèle et la même image* avec d’autres
-# réglages : comment les têtes sont fusionnées, et combien des chemins les plus faibles sont écartés. Un détail qui
-# n’apparaît que dans l’une d’elles vient du réglage, non du modèle.
-#
-# ## Une catégorie
-#
-# **Prédisez :** le rollout peut-il dire où est le *chien* et où est le *chat* ?
-# %%
-dog, cat = "bull mastiff", "tiger cat"
-maps = {"rollout": explain(image, model=loaded)}
-for category in (dog, cat):
-    for method in ("grad_rollout", "gradcam"):
-        maps[f"{method}, {category}"] = explain(image, category, model=loaded, method=method)
-draw({name: found.map for name, found in maps.items()})
+# **Voir.** De nouveau 1 : le rollout partage une portion entre les patchs. Notre carte est celle
+# de l'outil, l'assert le dit. Ses réglages par défaut (la tête la plus forte, les 90 % les plus
+# faibles écartés) donnent l'image plus nette ; c'est un choix, pas une mesure.
 
-right_half = {name: found.map[:, 7:].sum() / found.map.sum() for name, found in maps.items()}
-for name, share in right_half.items():
-    print(f"{name}: {share:.2f} of the map on the cat's half")
-assert right_half[f"grad_rollout, {cat}"] > 0.5 > right_half[f"grad_rollout, {dog}"]
 # %% [en]
-# It can't: its map has no category in it. *Gradient rollout* weights each matrix with the gradient of one category's
-# logit, keeps what is positive, and multiplies as before.
+# ## For one category: gradient rollout
 #
-# ## Which map is true?
+# Rollout gives one map, whatever the question. Gradient rollout weights each attention with the
+# gradient of one category's logit: what would raise *this* answer?
 #
-# They differ, so they can't all be. A test: show the model the brightest patches of a map first, and see how fast the
-# answer comes; then hide them first, and see how fast it goes. The difference of the two areas is the map's
-# *faithfulness*. **Predict:** which of these is the most faithful for this image: rollout, gradient rollout, Grad-CAM,
-# or a random map?
+# **Predict.** Where will the map for "bull mastiff" be, where that for "tiger cat", and where that
+# for "espresso", which is not in the image?
 # %% [fr]
-# Il ne le peut pas : sa carte ne contient aucune catégorie. Le *rollout par gradient* pondère chaque matrice par le
-# gradient du logit d’une catégorie, garde ce qui est positif, et multiplie comme avant.
+# ## Pour une catégorie : le gradient rollout
 #
-# ## Quelle carte dit vrai ?
+# Le rollout donne une seule carte, quelle que soit la question. Le gradient rollout pondère chaque
+# attention par le gradient du logit d'une catégorie : qu'est-ce qui renforcerait *cette* réponse ?
 #
-# Elles diffèrent : elles ne peuvent pas toutes dire vrai. Un test : montrer d’abord au modèle les patches les plus clairs
-# d’une carte, et voir à quelle vitesse vient la réponse ; puis les cacher d’abord, et voir à quelle vitesse elle s’en va.
-# La différence des deux aires est la *fidélité* de la carte. **Prédisez :** laquelle est ici la plus fidèle : le rollout,
-# le rollout par gradient, Grad-CAM, ou une carte au hasard ?
+# **Prédire.** Où sera la carte de « bull mastiff » (un chien), où celle de « tiger cat » (un
+# chat), et où celle d'« espresso », qui n'est pas dans l'image ?
 # %%
-from vitexplain.faithfulness.score import faithfulness
+names = ("bull mastiff", "tiger cat", "espresso")
+of_category = {name: explain(photograph, name, model=loaded) for name in names}
+show({f"{n} {e.category.probability:.3f}": e.map for n, e in of_category.items()}, 3)
+halves = {name: each.map[:, :7].sum() / each.map.sum() for name, each in of_category.items()}
+print("share of the map in the left half:", {n: round(float(h), 2) for n, h in halves.items()})
+assert halves["bull mastiff"] > 0.5 > halves["tiger cat"]
 
-index = loaded.category_index(cat)
-noise = np.random.default_rng(0).random((14, 14)).astype(np.float32)
-candidates = {
-    "random": noise,
-    "rollout": maps["rollout"].map,
-    "grad_rollout": maps[f"grad_rollout, {cat}"].map,
-    "gradcam": maps[f"gradcam, {cat}"].map,
-}
-scores = {name: faithfulness(model, x[0], found, index) for name, found in candidates.items()}
-figure, axis = plt.subplots(figsize=(6, 2.4))
+# %% [en]
+# **See.** The mastiff's map is on the dog, the tiger cat's on the cat. "Espresso" has a map as
+# well, at a probability of 0.000: maps are scaled to a largest value of 1, so that even nothing is
+# drawn in red. Always read the probability with the map.
+# %% [fr]
+# **Voir.** La carte du mastiff est sur le chien, celle du « tiger cat » sur le chat. « Espresso »
+# a aussi sa carte, avec une probabilité de 0,000 : les cartes sont mises à l'échelle pour que leur
+# maximum soit 1, et même un rien est dessiné en rouge. Lisez toujours la probabilité avec la
+# carte.
+
+# %% [en]
+# ## Methods compared, and faithfulness
+#
+# The tool has ten methods. A way to judge them without knowing the truth: cover the patches that
+# the map calls important, and see whether the probability falls (and show only those, and see
+# whether it rises). `faithfulness()` does both, from -1 to 1. Two baselines must be beaten: random
+# numbers, and a spot in the middle of the image (a centre Gaussian).
+#
+# **Predict.** Which of the five is the most faithful to "tiger cat"? Is it the one that looks
+# best? Where are the baselines?
+# %% [fr]
+# ## Les méthodes comparées, et la fidélité
+#
+# L'outil a dix méthodes. Une façon de les juger sans connaître la vérité : couvrir les patchs que
+# la carte dit importants, et voir si la probabilité baisse (puis ne montrer que ceux-là, et voir
+# si elle monte). `faithfulness()` (fidélité) fait les deux, de -1 à 1. Il y a deux références à
+# battre : des nombres au hasard, et une tache au milieu de l'image (une gaussienne centrée).
+#
+# **Prédire.** Laquelle des cinq est la plus fidèle à « tiger cat » ? Est-ce celle qui a l'air la
+# meilleure ? Et où sont les références ?
+# %%
+methods = ("grad_rollout", "relevance", "legrad", "gradcam", "attnlrp")
+found = {name: explain(photograph, "tiger cat", model=loaded, method=name) for name in methods}
+scores = {name: each.faithfulness() for name, each in found.items()}
+flat = {"rollout (no category)": refined.map}
+show(flat | {f"{name}: {scores[name]:.2f}": each.map for name, each in found.items()}, 3)
+
+rows, columns = np.mgrid[:14, :14] - 6.5
+baselines = {"centre": np.exp(-(rows**2 + columns**2) / 2 / 3.5**2).astype(np.float32)}
+baselines["random"] = np.random.default_rng(0).random((14, 14), np.float32)
+cat = found["relevance"].category.index
+for name, of_patches in baselines.items():
+    scores[name] = faithfulness(model, image[0], of_patches, cat)
+print({name: round(score, 3) for name, score in scores.items()})
+figure, axis = plt.subplots(figsize=(7, 2.5), constrained_layout=True)
 axis.barh(list(scores), list(scores.values()))
-axis.axvline(0, color="black", linewidth=1)
-axis.set(xlabel=f"faithfulness for “{cat}”")
+axis.axvline(0, color="black")
+axis.set_title("faithfulness")
 plt.show()
-assert max(scores, key=scores.get) != "random"
+
 # %% [en]
-# One image is an example, not a result. Over many images the order is in
-# [docs/faithfulness.md](../../docs/faithfulness.md), with intervals. For your own: `python vit_explain.py --image_path …
-# --compare` measures all methods, and `--explore` gives you [a page](../../docs/explore.md) in which you can point at
-# every patch.
+# **See.** All five beat both baselines; four of them are so close that one image can't rank them,
+# although they look different. Rankings need many images: `python vit_explain.py --evaluate`, and
+# [how faithful maps are](../../docs/faithfulness.md).
 #
-# And what no map says: *why*. A bright patch mattered, by some rule. What the model made of it, you don't see.
+# **Remember.** Rollout follows attention, and leaves out values, MLPs and norms: a bright patch
+# was *within reach*, it need not have decided anything. What a map can't tell is measured
+# otherwise: lesson 8.
 # %% [fr]
-# Une image est un exemple, non un résultat. L’ordre sur beaucoup d’images est dans
-# [docs/faithfulness.md](../../docs/faithfulness.md), avec des intervalles. Pour les vôtres : `python vit_explain.py
-# --image_path … --compare` mesure toutes les méthodes, et `--explore` fait [une page](../../docs/explore.md) où l’on peut
-# pointer chaque patch.
+# **Voir.** Toutes les cinq battent les deux références ; quatre sont si proches qu'une seule image
+# ne peut les classer, bien qu'elles n'aient pas le même air. Un classement demande beaucoup
+# d'images : `python vit_explain.py --evaluate`, et [la fidélité des
+# cartes](../../docs/faithfulness.md).
 #
-# Et ce qu’aucune carte ne dit : *pourquoi*. Un patch clair a compté, selon une certaine règle. Ce que le modèle en a fait,
-# vous ne le voyez pas.
+# **À retenir.** Le rollout suit l'attention, et laisse de côté les valeurs, les MLP et les
+# normalisations : un patch brillant était *à portée*, il n'a pas forcément décidé. Ce qu'une carte
+# ne peut pas dire se mesure autrement : c'est la leçon 8.
