@@ -61,7 +61,7 @@ def test_every_head_of_every_block_and_what_is_read(name, image):
 def test_what_is_fused_rolls_out_as_the_heads_do(image):
     """8 bits are for looking at single heads; rollout, which discards, has its own 16."""
     model = make_vit(num_heads=12)
-    heads = Storage(16, 0).bytes(36, token_layout(model, 32, 32))
+    heads = Storage(16, 0).bytes(36, 3, token_layout(model, 32, 32))
     found = explore(model, image, largest=heads - 1)
     assert found.storage == (8, 16, 1)
     expected = [torch.from_numpy(each)[None] for each in attention_of(model, image)]

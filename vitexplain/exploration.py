@@ -52,11 +52,11 @@ class Storage(NamedTuple):
     fused: int
     side: int = 1
 
-    def bytes(self, heads: int, layout: TokenLayout) -> int:
-        """In base64, of so many heads in all and as many matrices for each fusion."""
+    def bytes(self, heads: int, blocks: int, layout: TokenLayout) -> int:
+        """In base64, of so many heads in so many blocks."""
         rows, columns = (-(-edge // self.side) for edge in layout.grid)
         tokens = layout.prefix_tokens + rows * columns
-        bits = self.heads * heads + self.fused * len(HEAD_FUSIONS) * heads
+        bits = self.heads * heads + self.fused * len(HEAD_FUSIONS) * blocks
         return bits // 8 * tokens * tokens * 4 // 3
 
 
@@ -175,9 +175,7 @@ def _storage(model: nn.Module, layout: TokenLayout, largest: int) -> Storage:
     side = 1
     while True:
         for storage in (Storage(16, 0, side), Storage(8, 16, side), Storage(0, 16, side)):
-            kept = Storage(storage.heads, 0, side).bytes(heads, layout)
-            kept += Storage(0, storage.fused, side).bytes(blocks, layout)
-            if kept <= largest or side >= max(layout.grid):
+            if storage.bytes(heads, blocks, layout) <= largest or side >= max(layout.grid):
                 return storage
         side += 1
 
