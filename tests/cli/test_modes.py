@@ -1,5 +1,6 @@
 """The table of modes: which one is chosen, and that nothing is combined in silence."""
 
+import os
 import subprocess
 import sys
 
@@ -52,6 +53,16 @@ def options_of(*arguments):
     options = vars(parser().parse_args(arguments))
     options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
     return options
+
+
+@pytest.mark.parametrize("given", [None, "active"])
+def test_threads_of_every_command_wait_without_spinning(monkeypatch, given):
+    """Unless the environment says otherwise; torch reads it when it is loaded."""
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    work_of(next(mode for mode in MODES if mode.flag == "one image"), print)
+    assert os.environ["OMP_WAIT_POLICY"] == (given or "passive")
 
 
 def test_category_0_is_one_too():

@@ -166,9 +166,9 @@ def work_of(
     mode: Mode, tell: Callable[[str], None]
 ) -> tuple[Callable[[Settings], dict], Callable[[dict], str]]:
     """What does the work of a mode, and what puts its report into words."""
+    # read when torch is loaded: threads that spin while they wait slow all other processes down
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if mode.many:
-        # read when torch is loaded: threads that spin while they wait slow the workers down
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from vitexplain.parallel import begin
 
         begin()
