@@ -178,8 +178,8 @@ def _first_pass(
     """Attention (1, N, N) of every block with its heads fused, and all tokens' norms (N,)."""
     norms: list[Tensor] = []
 
-    def measure(_block, _inputs, tokens):  # (1, N, C), in Swin (1, h, w, C)
-        norms.append(tokens[0].float().norm(dim=-1).flatten())
+    def measure(_block, _inputs, tokens):
+        norms.append(token_norms(tokens))
 
     with (
         ExitStack() as undo,
@@ -189,6 +189,11 @@ def _first_pass(
             undo.callback(block.register_forward_hook(measure).remove)
         forward(model, images)
     return captured, norms
+
+
+def token_norms(tokens: Tensor) -> Tensor:
+    """(N,), of the tokens after a block, (1, N, C), in Swin (1, h, w, C)."""
+    return tokens[0].float().norm(dim=-1).flatten()
 
 
 def _of_heads(

@@ -5,7 +5,7 @@ import html
 import io
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vitexplain.anatomy import anatomy
 from vitexplain.attention.families import timms_model
 from vitexplain.attention.tokens import token_layout
 from vitexplain.components import Features, FinalFeatures
@@ -32,6 +31,7 @@ from vitexplain.explainer import (
     Map,
     blocks_of_image,
     check_of,
+    options_of,
 )
 from vitexplain.exploration import check_explorable
 from vitexplain.exploration import explore as attention_of
@@ -457,22 +457,15 @@ def exploration_page(
     name: str,
     *,
     colormap: str,
-    rollout: Mapping | None = None,
     watch: Watch = silent,
 ) -> Page:
-    """The interactive page of one image, with the explainer's maps.
-
-    Args:
-        rollout: head_fusion, discard_ratio, start_block that it begins with; by default the
-            command's.
-    """
+    """The interactive page of one image, with the explainer's maps and its options of rollout."""
     loaded = explainer.loaded
     images = opened.tensor[None]
     (found,) = explainer(images, watch)
     answers = bool(loaded.categories) and not are_values(loaded.labels)
     return explore_page(
         attention_of(loaded.model, images),
-        anatomy(loaded.model, images).blocks,
         found.maps,
         blocks_of_image(loaded, opened.tensor) if answers else (),
         image=opened.image,
@@ -480,7 +473,7 @@ def exploration_page(
         name=name,
         model=loaded.name,
         top=found.top,
-        rollout=rollout or {"head_fusion": "max", "discard_ratio": 0.9, "start_block": 0},
+        rollout=options_of(METHODS["attention_rollout"], explainer.options),
         colormap=colormap,
     )
 

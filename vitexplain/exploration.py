@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitexplain.anatomy import token_norms
 from vitexplain.attention.capture import capture_attention, forward
 from vitexplain.attention.checks import check_one_image, images_for
 from vitexplain.attention.shadow import shadow_of
@@ -98,6 +99,19 @@ class Branch(NamedTuple):
     fused: Coded | None
 
 
+class Norms(NamedTuple):
+    """The L2 norms of the tokens after one block, float32.
+
+    Attributes:
+        patches: (h, w); of squares of patches the largest, as a mean would hide the few that stand
+            out.
+        prefix: (P,).
+    """
+
+    patches: np.ndarray
+    prefix: np.ndarray
+
+
 @dataclass(frozen=True)
 class Exploration:
     """The attention of one image.
@@ -110,6 +124,7 @@ class Exploration:
         reads: for each of HEAD_FUSIONS (n,) float32, how much the classifier reads each token. They
             differ only where an attention pool weights them.
         blocks: for each block its branches.
+        norms: for each block.
     """
 
     storage: Storage
@@ -118,6 +133,7 @@ class Exploration:
     readout: str
     reads: Mapping[str, np.ndarray]
     blocks: tuple[tuple[Branch, ...], ...]
+    norms: tuple[Norms, ...]
 
 
 def explore(model: nn.Module, tensor: Tensor, largest: int = LARGEST) -> Exploration:
@@ -139,6 +155,9 @@ def explore(model: nn.Module, tensor: Tensor, largest: int = LARGEST) -> Explora
     storage = _storage(shadow, layout, largest)
     members = _members(layout, storage.side)
     reduce = partial(_kept, storage=storage, members=members)
+    norms: list[Tensor] = []
+    for block in blocks_of(shadow):
+        block.register_forward_hook(lambda _b, _i, tokens: norms.append(token_norms(tokens)))
     with torch.inference_mode(), capture_attention(shadow, layout, reduce=reduce) as captured:
         forward(shadow, images)
         blocks = tuple(tuple(branches) for branches in captured.blocks())
@@ -151,6 +170,7 @@ def explore(model: nn.Module, tensor: Tensor, largest: int = LARGEST) -> Explora
         layout.readout,
         reads,
         blocks,
+        tuple(_norms(each.cpu().numpy(), layout, storage.side) for each in norms),
     )
 
 
@@ -212,6 +232,18 @@ def _merged(matrices: Tensor, members: Tensor | None) -> Tensor:
         return matrices
     members = members.to(matrices.device)
     return (members / members.sum(dim=1, keepdim=True)) @ matrices @ members.T
+
+
+def _norms(norms: np.ndarray, layout: TokenLayout, side: int) -> Norms:
+    prefix, patches = np.split(norms, [layout.prefix_tokens])
+    height, width = layout.grid
+    padded = np.pad(
+        patches.reshape(height, width),
+        ((0, -height % side), (0, -width % side)),
+        constant_values=-np.inf,
+    )
+    squares = padded.reshape(padded.shape[0] // side, side, padded.shape[1] // side, side)
+    return Norms(squares.max(axis=(1, 3)), prefix)
 
 
 def _reads(

@@ -253,23 +253,29 @@ def test_modules_have_names_of_their_own():
     assert len(names) == len(set(names)) > 40
 
 
-def test_a_model_without_categories_of_another_grid(open_page, tmp_path):
-    """Registers, an image that is not square, no maps: the page still shows what there is."""
-    loaded = wrap_model(make_vit(reg_tokens=2, img_size=(16, 32), num_classes=0))
-    image = torch.rand(1, 3, 16, 32)
-    page = explore_page(
-        explore(loaded.model, image),
-        anatomy(loaded.model, image).blocks,
+def bare_page(found, image, region):
+    """Without maps or categories."""
+    return explore_page(
+        found,
         (),
         (),
-        image=Image.new("RGB", (300, 200), "red"),
-        region=Region(-10, 0, 310, 200),
-        name="red.png",
+        image=image,
+        region=region,
+        name="a.png",
         model="small",
         top=(),
         rollout={"head_fusion": "mean", "discard_ratio": 0, "start_block": 0},
         colormap="turbo",
     )
+
+
+def test_a_model_without_categories_of_another_grid(open_page, tmp_path):
+    """Registers, an image that is not square, no maps: the page still shows what there is."""
+    loaded = wrap_model(make_vit(reg_tokens=2, img_size=(16, 32), num_classes=0))
+    image = torch.rand(1, 3, 16, 32)
+    image_seen = Image.new("RGB", (300, 200), "red")
+    found = explore(loaded.model, image)
+    page = bare_page(found, image_seen, Region(-10, 0, 310, 200))
     page.write(tmp_path / "page.html")
     page = open_page(tmp_path / "page.html", locale="en")
     assert page.locator("#prefix button").all_inner_texts()[1:] != []
@@ -287,19 +293,8 @@ def test_a_model_without_categories_of_another_grid(open_page, tmp_path):
 def test_squares_of_patches_say_so(open_page, tmp_path):
     model = make_vit(num_heads=12)
     image = torch.rand(1, 3, 32, 32)
-    page = explore_page(
-        explore(model, image, largest=1500),
-        anatomy(model, image).blocks,
-        (),
-        (),
-        image=Image.new("RGB", (32, 32)),
-        region=Region(0, 0, 32, 32),
-        name="a.png",
-        model="small",
-        top=(),
-        rollout={"head_fusion": "mean", "discard_ratio": 0, "start_block": 0},
-        colormap="turbo",
-    )
+    found = explore(model, image, largest=1500)
+    page = bare_page(found, Image.new("RGB", (32, 32)), Region(0, 0, 32, 32))
     page.write(tmp_path / "page.html")
     page = open_page(tmp_path / "page.html", locale="en")
     page.click("summary")

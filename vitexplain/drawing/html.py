@@ -4,6 +4,8 @@ import base64
 import hashlib
 import html
 import io
+import re
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -36,6 +38,11 @@ def webp(image: Image.Image, quality: int = 75) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=quality)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def filled(template: str, parts: Mapping[str, str]) -> str:
+    """The template with each {NAME} replaced; what is put in may look like a place itself."""
+    return re.sub(r"\{(" + "|".join(parts) + r")\}", lambda found: parts[found[1]], template)
 
 
 def policy(style: str, script: str) -> str:

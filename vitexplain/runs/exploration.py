@@ -5,7 +5,6 @@ from dataclasses import replace
 from vitexplain.api import exploration_page, explored_maps
 from vitexplain.explainer import Explainer
 from vitexplain.images.writing import short_stem
-from vitexplain.methods.registry import METHODS
 from vitexplain.progress import watch_of
 from vitexplain.runs.single import open_one, report_of
 from vitexplain.settings import MapOptions, Settings
@@ -15,20 +14,13 @@ def explain_explore(settings: Settings) -> dict:
     """Write the page; raises RequestError or OSError for a request that can't be met."""
     # any model is loaded; what the page needs of it is asked then
     session, path, opened = open_one(replace(settings, maps=MapOptions()))
-    maps = settings.maps
-    session = replace(
-        session, explainer=Explainer(explored_maps(maps, session.loaded), session.loaded)
-    )
+    maps = explored_maps(settings.maps, session.loaded)
+    session = replace(session, explainer=Explainer(maps, session.loaded))
     page = exploration_page(
         session.explainer,
         opened,
         path.name,
         colormap=settings.style.colormap,
-        rollout={
-            "head_fusion": maps.head_fusion or METHODS["attention_rollout"].defaults["head_fusion"],
-            "discard_ratio": maps.discard_ratio,
-            "start_block": maps.start_block,
-        },
         watch=watch_of(settings.run),
     )
     files = {"page": session.folder / f"{short_stem(path.stem)}_explore.html"}

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vitexplain.anatomy import BlockAnatomy
 from vitexplain.drawing.heatmap import colored, two_sides
-from vitexplain.drawing.html import base64_of, json_text, policy, printable_name, webp
+from vitexplain.drawing.html import base64_of, filled, json_text, policy, printable_name, webp
 from vitexplain.explainer import Block, Category, Map, answer_stays, most_faithful
 from vitexplain.exploration import Branch, Coded, Exploration
 from vitexplain.images.region import Region
@@ -58,7 +57,6 @@ class Page:
 
 def explore_page(
     exploration: Exploration,
-    anatomy: Sequence[BlockAnatomy],
     maps: Sequence[Map],
     predictions: Sequence[Block],
     *,
@@ -73,7 +71,6 @@ def explore_page(
     """The page.
 
     Args:
-        anatomy: of each block, for the tokens' norms.
         maps: of methods, of this image.
         predictions: after each block; empty where there are none.
         image, region: the image, and the part of it that the model sees, in its pixels.
@@ -100,7 +97,6 @@ def explore_page(
             "start": rollout["start_block"],
         },
         **_attention(exploration),
-        "norms": [_norms(block, exploration.storage.side) for block in anatomy],
         "maps": _maps(maps),
         "predictions": [_prediction(block) for block in predictions],
         "stays": answer_stays(predictions) if predictions else None,
@@ -123,6 +119,10 @@ def _attention(exploration: Exploration) -> dict:
         "storage": exploration.storage._asdict(),
         "reads": {how: base64_of(row) for how, row in exploration.reads.items()},
         "blocks": [[_branch(branch) for branch in block] for block in exploration.blocks],
+        "norms": [
+            {"patches": base64_of(norms.patches), "prefix": norms.prefix.tolist()}
+            for norms in exploration.norms
+        ],
     }
 
 
@@ -132,17 +132,6 @@ def _branch(branch: Branch) -> dict:
 
 def _coded(coded: Coded) -> dict:
     return {"codes": base64_of(coded.codes), "scales": base64_of(coded.scales)}
-
-
-def _norms(block: BlockAnatomy, side: int) -> dict:
-    """Of squares of patches, the largest: a mean would hide the few that stand out."""
-    height, width = block.norms.shape
-    padded = np.pad(block.norms, ((0, -height % side), (0, -width % side)), constant_values=-np.inf)
-    squares = padded.reshape(padded.shape[0] // side, side, padded.shape[1] // side, side)
-    return {
-        "patches": base64_of(np.float32(squares.max(axis=(1, 3)))),
-        "prefix": [float(norm) for norm in block.prefix_norms],
-    }
 
 
 def _maps(maps: Sequence[Map]) -> list[dict]:
@@ -191,7 +180,4 @@ def _page(title: str, data: str) -> str:
         "DATA": data,
         "SCRIPT": script,
     }
-    # in one go: what is put in may look like a place itself
-    return re.sub(
-        r"\{(" + "|".join(parts) + r")\}", lambda found: parts[found[1]], text_of("page.html")
-    )
+    return filled(text_of("page.html"), parts)

@@ -3,15 +3,14 @@
 import { Coded, float32 } from "./numbers.js";
 import { discard, fuse, propagate } from "./rollout.js";
 
-const FUSIONS = ["mean", "max", "min"];
-
 export class Attention {
   constructor({ grid, prefix, storage, reads, blocks }) {
     this.grid = grid;
     this.prefix = prefix.length;
     this.patches = grid[0] * grid[1];
     this.tokens = this.prefix + this.patches;
-    this.reads = Object.fromEntries(FUSIONS.map((how) => [how, float32(reads[how])]));
+    this.fusions = Object.keys(reads); // in the order of what is fused
+    this.reads = Object.fromEntries(this.fusions.map((how) => [how, float32(reads[how])]));
     this.blocks = blocks.map((branches) => branches.map(({ heads, fused }) => ({
       heads: heads && new Coded(heads, storage.heads, this.tokens),
       fused: fused && new Coded(fused, storage.fused, this.tokens),
@@ -44,7 +43,7 @@ export class Attention {
   }
 
   #fusedBranch({ heads, fused }, fusion) {
-    if (fused) return fused.matrix(FUSIONS.indexOf(fusion));
+    if (fused) return fused.matrix(this.fusions.indexOf(fusion));
     return fuse(Array.from({ length: heads.count }, (_, number) => heads.matrix(number)), fusion);
   }
 

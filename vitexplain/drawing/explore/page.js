@@ -4,7 +4,7 @@
 import { drawPredictions } from "./chart.js";
 import { Attention } from "./model.js";
 import { bytes, float32, largest } from "./numbers.js";
-import { colourBar, drawMap, drawVotes, OTHERS, VOTES } from "./picture.js";
+import { colourBar, drawMap, drawVotes, levelOf, OTHERS, VOTES } from "./picture.js";
 import { TEXTS } from "./texts.js";
 import { stepsOf } from "./tour.js";
 
@@ -30,9 +30,10 @@ const words = () => TEXTS[state.language];
 const views = ["attention", "rollout", ...(data.maps.length ? ["maps"] : []), "norms",
   ...(data.predictions.length ? ["votes"] : [])];
 
-const number = (value, digits) => new Intl.NumberFormat(state.language, { maximumSignificantDigits: digits }).format(value);
-const percent = (share) => new Intl.NumberFormat(state.language, { style: "percent", maximumFractionDigits: 1 }).format(share);
-const decimal = (value) => new Intl.NumberFormat(state.language, { minimumFractionDigits: 2, maximumFractionDigits: 2 }).format(value);
+const written = (value, format) => new Intl.NumberFormat(state.language, format).format(value);
+const number = (value, digits) => written(value, { maximumSignificantDigits: digits });
+const percent = (share) => written(share, { style: "percent", maximumFractionDigits: 1 });
+const decimal = (value) => written(value, { minimumFractionDigits: 2, maximumFractionDigits: 2 });
 const share = ({ probability, output }) => probability !== null ? percent(probability) : number(output, 4);
 const short = (name) => name.split(",")[0];
 const category = ({ name }) => short(name);
@@ -44,6 +45,12 @@ const make = (tag, className, ...inside) => {
   return element;
 };
 
+// Row and column of a patch's token.
+function placeOf(token) {
+  const place = token - attention.prefix;
+  return [Math.floor(place / columns), place % columns];
+}
+
 // What a token is called.
 function tokenName(token) {
   if (token === null) return words().read;
@@ -52,8 +59,8 @@ function tokenName(token) {
     const name = words().token[kind];
     return typeof name === "function" ? name(count) : name;
   }
-  const place = token - attention.prefix;
-  return words().patch(Math.floor(place / columns) + 1, (place % columns) + 1);
+  const [row, column] = placeOf(token);
+  return words().patch(row + 1, column + 1);
 }
 
 // The values of what is shown: of the patches, and of the prefix tokens where they have some.
@@ -157,7 +164,7 @@ function drawPrefix() {
     text.textContent = value === undefined ? "" : number(value, 3);
     square.hidden = value === undefined;
     if (value !== undefined) {
-      const level = Math.round(255 * Math.min(1, Math.max(0, (value - now.low) / (now.high - now.low || 1))));
+      const level = levelOf(value, now.low, now.high);
       square.style.background = `rgb(${tables.colours.slice(3 * level, 3 * level + 3).join(" ")})`;
     }
     button.ariaPressed = String(state.token === token);
@@ -193,25 +200,20 @@ function drawChosen(pointed = null) {
   const token = pointed ?? state.token;
   const isPatch = token !== null && token >= attention.prefix;
   $("pointed").hidden = !isPatch;
-  if (!isPatch) {
-    $("value").textContent = token === null ? "" : words().value(tokenName(token), said(token));
-    return;
-  }
-  const place = token - attention.prefix;
-  const [row, column] = [Math.floor(place / columns), place % columns];
+  $("value").textContent = token === null ? "" : words().value(tokenName(token), said(token));
+  if (!isPatch) return;
+  const [row, column] = placeOf(token);
   Object.assign($("pointed").style, {
     left: `${(100 * column) / columns}%`, top: `${(100 * row) / rows}%`,
     width: `${100 / columns}%`, height: `${100 / rows}%`,
   });
   $("pointed").className = state.kept && token === state.token ? "kept" : "";
-  $("value").textContent = words().value(tokenName(token), said(token));
 }
 
 // The value of what is shown at a token. Maps may be finer or coarser than the grid of tokens.
 function said(token) {
   if (token < attention.prefix) return now.prefix ? number(now.prefix[token], 3) : "–";
-  const place = token - attention.prefix;
-  const [down, across] = [Math.floor(place / columns) + 0.5, (place % columns) + 0.5];
+  const [down, across] = placeOf(token).map((edge) => edge + 0.5);
   const there = Math.floor((down / rows) * now.grid[0]) * now.grid[1] + Math.floor((across / columns) * now.grid[1]);
   if (!now.votes) return number(now.patches[there], 3);
   const { names, shares } = predictionAfter(state.block);
@@ -264,15 +266,13 @@ function drawWords() {
   const bits = heads || fused;
   const lines = [
     side > 1 ? words().coarse(side, rows, columns) : words().exact,
-    words().stored(bits, percentOf(1 / (2 ** bits - 1))),
+    words().stored(bits, written(1 / (2 ** bits - 1), { style: "percent", maximumSignificantDigits: 2 })),
     ...(heads ? [] : [words().onlyFused]),
     words().counted,
     ...(data.maps.some((map) => map.faithfulness !== null) ? [words().measured] : []),
   ];
   $("limits").replaceChildren(...lines.map((line) => make("li", "", line)));
 }
-
-const percentOf = (share) => new Intl.NumberFormat(state.language, { style: "percent", maximumSignificantDigits: 2 }).format(share);
 
 function change(changes) {
   Object.assign(state, changes);

@@ -6,15 +6,18 @@ export function drawMap(canvas, values, [rows, columns], { low, high, signed }, 
   Object.assign(canvas, { width: columns, height: rows });
   const context = canvas.getContext("2d");
   const image = context.createImageData(columns, rows);
-  const range = high - low || 1;
   values.forEach((value, place) => {
-    const level = Math.round(255 * Math.min(1, Math.max(0, (value - low) / range)));
+    const level = levelOf(value, low, high);
     const table = signed ? sides.colours : colours;
     image.data.set(table.subarray(3 * level, 3 * level + 3), 4 * place);
     image.data[4 * place + 3] = signed ? 255 * sides.weights[level] : 255;
   });
   context.putImageData(image, 0, 0);
 }
+
+// The place of a value in a table of 256 colours.
+export const levelOf = (value, low, high) =>
+  Math.round(255 * Math.min(1, Math.max(0, (value - low) / (high - low || 1))));
 
 // One colour for each category in `order`, grey for all others.
 export function drawVotes(canvas, votes, [rows, columns], order) {

@@ -5,7 +5,7 @@ const NB = "\u00a0"; // French sets it before : ; ? ! and %
 export const TEXTS = {
   en: {
     language: "Language",
-    tour: "Take the tour", end: "End the tour", back: "Back", next: "Next", show: "Show",
+    tour: "Take the tour", end: "End the tour", back: "Back", next: "Next",
     step: (number, of) => `Step ${number} of ${of}`,
     view: "Show", attention: "Attention", rollout: "Rollout", maps: "Maps of methods",
     norms: "Token norms", votes: "Patch votes",
@@ -31,7 +31,6 @@ export const TEXTS = {
     },
     value: (place, value) => `${place}: ${value}`,
     faithfulness: "faithfulness", best: "most faithful", everyCategory: "the same for every category",
-    noMethod: "This model has no map of a method here.",
     after: (block, list) => `After block ${block}: ${list}`,
     stays: (block) => `From block ${block} on the answer stays.`,
     others: "others",
@@ -117,7 +116,7 @@ export const TEXTS = {
   },
   fr: {
     language: "Langue",
-    tour: "Suivre la visite guidée", end: "Quitter la visite", back: "Retour", next: "Suite", show: "Montrer",
+    tour: "Suivre la visite guidée", end: "Quitter la visite", back: "Retour", next: "Suite",
     step: (number, of) => `Étape ${number} sur ${of}`,
     view: "Montrer", attention: "Attention", rollout: "Rollout", maps: "Cartes des méthodes",
     norms: "Normes des tokens", votes: "Votes des patchs",
@@ -143,7 +142,6 @@ export const TEXTS = {
     },
     value: (place, value) => `${place}${NB}: ${value}`,
     faithfulness: "fidélité", best: "la plus fidèle", everyCategory: "la même pour toutes les catégories",
-    noMethod: "Ce modèle n’a ici la carte d’aucune méthode.",
     after: (block, list) => `Après le bloc ${block}${NB}: ${list}`,
     stays: (block) => `À partir du bloc ${block}, la réponse ne change plus.`,
     others: "autres",

@@ -27,7 +27,7 @@ from vitexplain.drawing.heatmap import (
     smooth,
     two_sides,
 )
-from vitexplain.drawing.html import json_text, policy, printable_name, webp
+from vitexplain.drawing.html import filled, json_text, policy, printable_name, webp
 from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
@@ -213,11 +213,10 @@ def _frame(title: str, alpha: float) -> tuple[str, str]:
     )
     style += f":root {{ --blend: {alpha}; }}\n"
     head = (folder / "page.html").read_text(encoding="utf-8")
-    for place, text in (
-        ("POLICY", policy(style, script)),
-        ("TITLE", html.escape(title)),
-        ("STYLE", style),
-        ("ALPHA", str(round(100 * alpha))),
-    ):
-        head = head.replace(f"{{{place}}}", text)
-    return head, f"<script>{script}</script>\n</body>\n</html>\n"
+    parts = {
+        "POLICY": policy(style, script),
+        "TITLE": html.escape(title),
+        "STYLE": style,
+        "ALPHA": str(round(100 * alpha)),
+    }
+    return filled(head, parts), f"<script>{script}</script>\n</body>\n</html>\n"
