@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -29,6 +30,41 @@ def test_the_hook_runs_once_and_only_for_torchvision():
     )
     assert code == 0, output
     assert output.splitlines() == ["True []", "False ['torch', 'torchvision']"]
+
+
+@pytest.mark.slow
+def test_the_compiler_is_imported_once_something_is_compiled():
+    code, output = run(
+        """
+import sys, vitexplain, timm, torch, torchvision
+print("torch._dynamo" in sys.modules)
+from timm.models.naflexvit import NaFlexRopeIterator
+iterator = object.__new__(NaFlexRopeIterator)
+iterator._depth_idx = iterator.depth = 3
+print(next(iterator, "at its end"), "torch._dynamo" in sys.modules)
+compiled = torch.compile(lambda x: next(iterator, 2) * x + 1, backend="eager")
+print(float(compiled(torch.tensor(3.0))))
+print(torch._dynamo.__file__ == sys.modules["torch._dynamo"].__file__)
+print(sys.modules["torchvision.ops.roi_align"].is_compile_supported("cpu"))
+"""
+    )
+    assert code == 0, output
+    assert output.splitlines() == [
+        "False",
+        "at its end False",
+        "7.0",
+        "True",
+        "True",
+    ]
+
+
+def test_a_stand_in_becomes_what_it_stands_for(monkeypatch):
+    real = ModuleType("torch._dynamo.utils")
+    real.answer = 42
+    monkeypatch.setattr(_torchvision.importlib, "import_module", lambda _name: real)
+    stand_in = _torchvision._StandIn("torch._dynamo.utils")
+    assert stand_in.answer == 42
+    assert not hasattr(stand_in, "nothing")
 
 
 FAKES = {

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.abc
+import importlib.util
 import sys
 
 __version__ = "0.2.0"
@@ -30,15 +31,21 @@ def __dir__() -> list[str]:
 
 
 class _BeforeTorchvision(importlib.abc.MetaPathFinder):
-    """Repairs torch just before torchvision is first imported, by timm or anybody; see there."""
+    """Prepares torch before timm and torchvision are first imported, by anybody; see there."""
 
     def find_spec(self, name, path=None, target=None):  # noqa: ARG002
-        if name == "torchvision":
-            sys.meta_path.remove(self)
-            from vitexplain._torchvision import repair
+        if name not in ("timm", "torchvision"):
+            return None
+        sys.meta_path.remove(self)
+        try:
+            from vitexplain._torchvision import lighter, repair
 
-            repair()
-        return None
+            if name == "torchvision":
+                repair()
+            return lighter(importlib.util.find_spec(name))
+        finally:
+            if name == "timm":
+                sys.meta_path.insert(0, self)
 
 
 if "torchvision" not in sys.modules:

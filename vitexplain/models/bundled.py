@@ -9,6 +9,7 @@ import timm
 from timm.layers import HybridEmbed
 from timm.models import is_model
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from vitexplain.errors import ModelError, one_line
 
@@ -46,4 +47,11 @@ def build_network(config: dict, num_classes: int | None = None) -> VisionTransfo
     for key, value in args.items():
         if isinstance(value, int) and not isinstance(value, bool) and value < (key == "num_heads"):
             raise ModelError(f"config.json: {key} can't be {value}")
-    return VisionTransformer(**args, embed_layer=partial(HybridEmbed, backbone=stem))
+    embed = partial(HybridEmbed, backbone=stem, feature_size=_feature_size(stem, args))
+    return VisionTransformer(**args, embed_layer=embed)
+
+
+def _feature_size(stem: nn.Module, args: dict) -> int | None:
+    """The side of the stem's grid of features; None where timm has to try it with an image."""
+    side, reduction = args.get("img_size"), stem.feature_info.reduction()[-1]
+    return side // reduction if isinstance(side, int) and side % reduction == 0 else None

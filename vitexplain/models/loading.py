@@ -7,6 +7,8 @@ import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import timm
@@ -26,6 +28,7 @@ from vitexplain.attention.readout import channels_of
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.checkpoints.fitting import fit
 from vitexplain.checkpoints.instances import converted
+from vitexplain.checkpoints.making import with_weights
 from vitexplain.checkpoints.nesting import find_weights
 from vitexplain.checkpoints.reading import read_file
 from vitexplain.checkpoints.transformers_folders import (
@@ -197,7 +200,7 @@ def load_model(
         dict(model_args or {}),
         img_size,
     )
-    network = _network(request)
+    network = with_weights(partial(_network, request), attrgetter("model"))
     if not embeds:
         check(network.model)
     if img_size:

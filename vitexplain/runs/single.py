@@ -1,4 +1,4 @@
-"""One image: its map, all methods' maps compared, a sweep, or the model's anatomy.
+"""One image: its map, all methods' maps compared, or a sweep.
 
 Each writes its files and reports what it did, JSON-ready. All raise RequestError or OSError for a
 request that can't be met; nothing has been written then, unless writing itself failed.
@@ -10,18 +10,15 @@ from pathlib import Path
 
 from PIL import Image
 
-from vitexplain.anatomy import anatomy
 from vitexplain.api import OpenImage, explain_opened
-from vitexplain.drawing.anatomy import draw_anatomy
 from vitexplain.drawing.comparison import draw_compare
 from vitexplain.drawing.sheet import draw_sheet, fit, with_scale
 from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
-from vitexplain.explainer import Explainer, Map, answer_stays, blocks_of_image, most_faithful
+from vitexplain.explainer import Explainer, Map, most_faithful
 from vitexplain.images.reading import open_image
 from vitexplain.images.writing import short_stem, write_png
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.zero_shot import seen_from
-from vitexplain.outputs import are_values
 from vitexplain.progress import watch_of
 from vitexplain.runs.items import empty_notice
 from vitexplain.runs.session import Session, existing, model_report, open_session
@@ -117,36 +114,6 @@ def explain_compare(settings: Settings) -> dict:
             }
             for place, found in enumerate(explained.maps)
         ],
-    }
-
-
-def explain_anatomy(settings: Settings) -> dict:
-    """What the model does with one image, block by block, on a figure."""
-    session, path, opened = open_one(settings)
-    (method,) = session.explainer.methods
-    options = (method[name] for name in ("head_fusion", "discard_ratio", "start_block"))
-    found = anatomy(session.loaded.model, opened.tensor[None], *options)
-    style = settings.style
-    title = f"{path.name}, seen by the model {session.loaded.name}"
-    blocks = ()
-    if session.loaded.categories and not are_values(session.loaded.labels):
-        blocks = blocks_of_image(session.loaded, opened.tensor)
-    figure = draw_anatomy(
-        found,
-        opened.seen,
-        title,
-        predictions=blocks,
-        alpha=style.alpha,
-        colormap=style.colormap,
-    )
-    files = {"anatomy": session.folder / f"{short_stem(path.stem)}_anatomy.png"}
-    write_png(files["anatomy"], figure, session.overlay.texts)
-    rollout = Map(found.rollout, None, method)
-    return {
-        **report_of(session, [rollout], files),
-        "method": method,
-        "blocks": [each.as_json() for each in blocks],
-        "answer_stays_from_block": answer_stays(blocks) if blocks else None,
     }
 
 
