@@ -146,14 +146,15 @@ def _is_timms(module: nn.Module) -> bool:
 
 
 def _check_attention(model: nn.Module) -> None:
-    if any(".nn.quantized" in type(module).__module__ for module in model.modules()):
+    kinds = set(map(type, model.modules()))
+    if any(".nn.quantized" in kind.__module__ for kind in kinds):
         raise UnsupportedModel(
             model,
             "its layers are quantised: no gradient passes them, and they round each batch in its "
             "own way; explain it as it was before",
             instead="occlusion",
         )
-    if any(isinstance(m, DiffAttention | DiffParallelScalingBlock) for m in model.modules()):
+    if any(issubclass(kind, DiffAttention | DiffParallelScalingBlock) for kind in kinds):
         raise UnsupportedModel(
             model,
             "differential attention subtracts two maps, so its weights are signed",

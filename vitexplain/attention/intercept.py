@@ -232,13 +232,13 @@ def factors_of(
 ) -> AttentionFactors:
     """The rollout's factors, from each block's parallel branches (B, N, N), heads fused.
 
+    What is not finite in them makes scores that are not finite, see methods.base.finite.
+
     Raises:
-        UnsupportedModel: if some block's attention was not seen, or is not finite.
+        UnsupportedModel: if some block's attention was not seen.
     """
     check_all_seen(model, blocks, "in fused calls")
     matrices = sum_branches(blocks)
-    if not all(bool(matrix.sum().isfinite()) for matrix in matrices):
-        raise UnsupportedModel(model, "its attention is not finite")
     return AttentionFactors([Factor(matrix) for matrix in matrices[start_block:]], pool)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vitexplain.errors import RequestError
 
 CONSTANT = frozenset((type(None), bool, int, float, str))
+CONTAINERS = frozenset((dict, OrderedDict, set))  # most of what modules hold, and mostly empty
 
 
 def shadow_of(model: nn.Module, *, own_weights: bool = False) -> nn.Module:
@@ -44,11 +45,18 @@ def shadow_of(model: nn.Module, *, own_weights: bool = False) -> nn.Module:
                 if tensor is not None and id(tensor) not in twins:
                     twins[id(tensor)] = _twin(tensor, own_weights)
     for module in modules:
-        state = {name: _moved(value, twins) for name, value in vars(module).items()}
+        state = vars(twins[id(module)])
+        state.update(vars(module))
+        for name, value in state.items():
+            kind = type(value)
+            if kind in CONTAINERS and not value:
+                # of its own: a hook of the shadow must not land in the model's dict
+                state[name] = kind()
+            elif kind not in CONSTANT:
+                state[name] = _moved(value, twins)
         state["training"] = False
         if "_compiled_call_impl" in state:
             state["_compiled_call_impl"] = None
-        vars(twins[id(module)]).update(state)
     return twins[id(model)]
 
 
@@ -67,12 +75,9 @@ def _twin(tensor: Tensor, own: bool) -> Tensor:
 def _moved(value: object, twins: Mapping[int, object]) -> object:
     """The value, with all modules and tensors in it replaced by their twins."""
     kind = type(value)
-    if kind in CONSTANT:  # most of what modules hold
+    if kind in CONSTANT:
         return value
     if isinstance(value, dict):
-        # also where nothing is replaced: a hook of the shadow must not land in the model's dict
-        if not value:
-            return kind() if kind in (dict, OrderedDict) else value.copy()
         new = value.copy()
         for key, each in value.items():
             new[key] = _moved(each, twins)

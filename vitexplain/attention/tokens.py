@@ -88,10 +88,10 @@ class TokenLayout:
         if pooled is not None:
             return nn.functional.pad(pooled[:, 0], (self.tokens - self.pooled_tokens, 0))
         tokens = self.last_tokens or self.tokens
-        weights = torch.zeros(len(like), tokens, device=like.device, dtype=torch.float32)
+        weights = torch.zeros(tokens, dtype=torch.float32)
         shares = self.readout_shares or [1 / len(self.readout_rows)] * len(self.readout_rows)
-        weights[:, list(self.readout_rows)] = torch.tensor(shares).to(weights)
-        return weights
+        weights[list(self.readout_rows)] = torch.tensor(shares, dtype=torch.float32)
+        return weights.to(like.device, non_blocking=True).expand(len(like), -1)
 
 
 def token_layout(model: nn.Module, height: int, width: int) -> TokenLayout:

@@ -148,7 +148,7 @@ def _carried(
 ) -> Tensor:
     """rownorm(F), (B, n, N), of n queries: a few of them at once, so that they fit the cache."""
     products = value_products(value, weight)
-    step = rows_at_once(key.shape[:3].numel() * 4)
+    step = rows_at_once(key.shape[:3].numel() * 4, key.device)
     norms = []
     for start in range(0, query.shape[2], step):
         part = slice(start, start + step)
