@@ -72,14 +72,19 @@ class CapturedAttention:
     branches: list[list[Tensor]] = field(default_factory=list)
     pool: Tensor | None = None
     grids: list[tuple[int, int]] = field(default_factory=list)
+    sound: list[Tensor] = field(default_factory=list)  # whether the rows of each matrix sum to 1
 
     def blocks(self) -> list[list[Tensor]]:
         """The branches of every block, checked to be complete.
 
         Raises:
-            UnsupportedModel: if the attention of some block did not pass the hook exactly once.
+            UnsupportedModel: if the attention of some block did not pass the hook exactly once, or
+                is not softmaxed.
         """
         check_all_seen(self.model, self.branches, "at its attn_drop")
+        if self.sound:  # read here, together: within the pass a GPU would have to wait each time
+            check_sound(self.model, torch.stack(self.sound))
+            self.sound.clear()
         if self.layout.pooled_tokens and self.pool is None:
             raise UnsupportedModel(self.model, "the attention of its pooling was not seen")
         return self.branches
@@ -123,7 +128,7 @@ class CapturedAttention:
         before = self.grids[0]
         for number, (grid, block) in enumerate(zip(self.grids, blocks_of(self.model), strict=True)):
             if grid != before:
-                factors.append(Factor(merging(*before).to(matrices[number].device)))
+                factors.append(Factor(merging(*before, matrices[number].device)))
                 before = grid
             if number >= start_block:
                 windows = windows_of(block, *grid)
@@ -195,7 +200,7 @@ def capture_attention(
             captured.branches.append(kept)
 
             def see(_layer, _inputs, attention, kept=kept, branches=layers, tokens=tokens):
-                check_rows(model, attention, (tokens, tokens))
+                captured.sound.append(sums_to_1(model, attention, (tokens, tokens)))
                 if len(kept) == len(branches):
                     raise UnsupportedModel(model, "a block's attention ran twice in one pass")
                 if track_gradient and not attention.requires_grad:
@@ -275,16 +280,25 @@ def _see_grid(captured: CapturedAttention) -> Callable:
     return see_grid
 
 
-def check_rows(model: nn.Module, attention: Tensor, shape: tuple[int, int]) -> None:
-    """The acceptance test: nothing but softmaxed attention (B, H, *shape) passes."""
+def check_sound(model: nn.Module, sound: Tensor) -> None:
+    """The acceptance test: nothing but softmaxed attention passes; see sums_to_1."""
+    if not bool(sound.all()):
+        raise UnsupportedModel(model, "rows of the captured attention do not sum to 1")
+
+
+def sums_to_1(model: nn.Module, attention: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Whether the rows of attention (B, H, *shape) do, a tensor without dimensions.
+
+    Raises:
+        UnsupportedModel: if it has another shape.
+    """
     if not (isinstance(attention, Tensor) and attention.ndim == 4 and attention.shape[2:] == shape):
         found = tuple(attention.shape) if isinstance(attention, Tensor) else type(attention)
         due = f"(B, H, {shape[0]}, {shape[1]})"
         raise UnsupportedModel(model, f"captured {found} where attention {due} was due")
     tolerance = 1e-3 if attention.dtype == torch.float32 else 2e-2
     row_sums = attention.detach().sum(-1, dtype=torch.float32)
-    if not bool(((row_sums - 1).abs() <= tolerance).all()):  # NaN and inf fail here too
-        raise UnsupportedModel(model, "rows of the captured attention do not sum to 1")
+    return ((row_sums - 1).abs() <= tolerance).all()  # False for NaN and inf, too
 
 
 def _capture_pool(pool: AttentionPoolLatent, captured: CapturedAttention, undo: ExitStack) -> None:

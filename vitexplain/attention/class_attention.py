@@ -9,7 +9,13 @@ from contextlib import ExitStack
 
 from torch import Tensor, nn
 
-from vitexplain.attention.capture import ATTENTION_LAYER, check_rows, forward, inference_state
+from vitexplain.attention.capture import (
+    ATTENTION_LAYER,
+    check_sound,
+    forward,
+    inference_state,
+    sums_to_1,
+)
 from vitexplain.attention.families import UnsupportedModel, check_classifier
 from vitexplain.attention.last_grid import last_grid
 from vitexplain.attention.tokens import TokenLayout
@@ -61,5 +67,5 @@ def class_attention(
         logits = forward(model, images)
     if len(seen) != 1:
         raise UnsupportedModel(model, "its class attention was not seen")
-    check_rows(model, seen[0], (1, layout.tokens))
+    check_sound(model, sums_to_1(model, seen[0], (1, layout.tokens)))
     return seen[0], logits

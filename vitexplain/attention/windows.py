@@ -9,11 +9,16 @@ Shapes: a stage's grid h x w has N = h*w tokens in row-major order; windows of A
 in an image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+MOST_KEPT = 64  # windows, which are the same for every batch
+_KEPT: dict[tuple, "Windows"] = {}
 
 
 @dataclass(frozen=True)
@@ -24,16 +29,13 @@ class Windows:
         tokens: N.
         places: (W, A), the token at each place of each window; N where there is only padding.
         open: (W, A, A), True where a query of the window may attend to a key.
+        paths: how many of the N*N entries of the matrix can be other than 0.
     """
 
     tokens: int
     places: Tensor
     open: Tensor
-
-    @property
-    def paths(self) -> int:
-        """How many of the N*N entries of the matrix can be other than 0."""
-        return int(self.open.sum())
+    paths: int
 
     def spread(self, fused: Tensor) -> Tensor:
         """(B*W, A, A), heads fused, -> (B, N, N); attention to and from padding is left out."""
@@ -49,12 +51,29 @@ class Windows:
 
 
 def windows_of(block: nn.Module, height: int, width: int) -> Windows:
-    """The windows that a Swin block makes of a height x width grid."""
+    """The windows that a Swin block makes of a height x width grid, on its device."""
+    device = next(block.parameters()).device
+    key = (
+        *(getattr(type(block), "get_attn_mask", None), tuple(block.window_size)),
+        *(tuple(block.shift_size), height, width, device),
+    )
+    windows = _KEPT.get(key)
+    if windows is None:
+        with torch.inference_mode(False):  # of use to later passes, with gradients or without
+            windows = _made(block, height, width)
+            places, is_open = windows.places.to(device), windows.open.to(device)
+        windows = replace(windows, places=places, open=is_open)
+        if len(_KEPT) >= MOST_KEPT:
+            _KEPT.clear()
+        _KEPT[key] = windows
+    return windows
+
+
+def _made(block: nn.Module, height: int, width: int) -> Windows:
     down, across = block.window_size
     tokens = height * width
-    device = next(block.parameters()).device
     # every token's number, from 1 on, in the shifted and padded grid; 0 is padding
-    numbers = torch.arange(1, tokens + 1, device=device).view(height, width)
+    numbers = torch.arange(1, tokens + 1).view(height, width)
     numbers = numbers.roll((-block.shift_size[0], -block.shift_size[1]), dims=(0, 1))
     numbers = F.pad(numbers, (0, -width % across, 0, -height % down))
     rows, columns = numbers.shape[0] // down, numbers.shape[1] // across
@@ -64,16 +83,23 @@ def windows_of(block: nn.Module, height: int, width: int) -> Windows:
     allowed = present[:, :, None] & present[:, None, :]
     if any(block.shift_size):
         # a mask keeps apart what the shift brought together from opposite edges
-        mask = block.get_attn_mask(torch.zeros(1, *numbers.shape, 1, device=device))  # (W, A, A)
+        mask = block.get_attn_mask(torch.zeros(1, *numbers.shape, 1)).cpu()  # (W, A, A)
         allowed &= mask == 0
-    return Windows(tokens, torch.where(present, places - 1, tokens), allowed)
+    places = torch.where(present, places - 1, tokens)
+    return Windows(tokens, places, allowed, int(allowed.sum()))
 
 
-def merging(height: int, width: int) -> Tensor:
-    """(N', N): how 2x2 tokens of a height x width grid become one; rows sum to 1.
+@lru_cache(maxsize=8)
+def merging(height: int, width: int, device: torch.device | None = None) -> Tensor:
+    """(N', N), float32: how 2x2 tokens of a height x width grid become one; rows sum to 1.
 
     An odd grid is padded at its right and lower edge, where fewer tokens make one.
     """
+    with torch.inference_mode(False):
+        return _merging(height, width).to(device)
+
+
+def _merging(height: int, width: int) -> Tensor:
     tokens = height * width
     rows, columns = torch.arange(height) // 2, torch.arange(width) // 2
     merged = rows[:, None] * ((width + 1) // 2) + columns
