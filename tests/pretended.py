@@ -22,9 +22,9 @@ NAME = "pretended"
 PACKAGE = str(Path(__file__).resolve().parent.parent)
 # calls that only make another view, or memory without contents: no kernel runs
 NO_KERNEL = frozenset(
-    "detach alias view _unsafe_view t transpose permute expand slice select unsqueeze squeeze split "
-    "unbind as_strided lift_fresh _reshape_alias split_with_sizes unfold diagonal chunk empty "
-    "_fused_sdp_choice empty_like new_empty empty_strided new_empty_strided".split()
+    "detach alias view _unsafe_view t transpose permute expand slice select unsqueeze squeeze "
+    "split unbind as_strided lift_fresh _reshape_alias split_with_sizes unfold diagonal chunk "
+    "empty _fused_sdp_choice empty_like new_empty empty_strided new_empty_strided".split()
 )
 # what the host must wait for: values that it reads, or a result whose size depends on them
 WAITS = frozenset("_local_scalar_dense is_nonzero nonzero masked_select equal".split())
@@ -101,7 +101,7 @@ class PretendedDevice(TorchDispatchMode):
                 return parts
         if name == "_fused_sdp_choice":
             return 0
-        self._count(name, args, tensors, there, device)
+        self._count(name, args, there, device)
         self._check(func, name, args, tensors)
         stays = to_device or (there and device is None)
         if device is not None:
@@ -112,15 +112,15 @@ class PretendedDevice(TorchDispatchMode):
         known = {id(each.elem): each for each in there}
         return tree_map(lambda t: _wrapped(t, known), result) if stays else result
 
-    def _count(self, name, args, tensors, there, device):
+    def _count(self, name, args, there, device):
         if name in WAITS:
             self.note("waits", name)
         elif name == "_to_copy" and there and device is not None and device.type == "cpu":
             self.note("to_host", name)
             self.note("waits", name)
-        if name == "_to_copy" and not there:
-            self.note("to_device", name)
-        elif name == "copy_" and not isinstance(args[1], OnDevice):
+        if (name == "_to_copy" and not there) or (
+            name == "copy_" and not isinstance(args[1], OnDevice)
+        ):
             self.note("to_device", name)
         if name in NO_KERNEL:
             return

@@ -43,6 +43,7 @@ from vitexplain.methods.registry import METHODS, method_named, methods_of
 from vitexplain.models.loading import LoadedModel, any_model, load_model, wrap_model
 from vitexplain.models.transform import InputTransform
 from vitexplain.outputs import are_values
+from vitexplain.precision import remark_on
 from vitexplain.progress import Watch, silent
 from vitexplain.queries import TokenMaps, token_maps, token_named
 from vitexplain.settings import MapOptions, Style
@@ -337,6 +338,8 @@ def explain(
     asked = _map_options(category, method, against, options)
     loaded = _loaded(model, device, class_names, labels, asked)
     several, images = _as_list(image)
+    if remark := remark_on(loaded.model):
+        warnings.warn(remark, stacklevel=2)
     explainer = Explainer(asked, loaded)
     truths = _truths(truth, len(images), loaded)
     stretch = loaded.transform.stretch if stretch is None else stretch

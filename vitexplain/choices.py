@@ -4,5 +4,6 @@ DEFAULT_IMAGE = "examples/both.png"
 HEAD_FUSIONS = ("mean", "max", "min")
 CROPS = ("none", "center", "pad")
 ENGINES = ("local", "ray")
+PRECISIONS = ("auto", "fp32", "tf32", "fp16")
 # how a model's outputs become probabilities: a softmax over all, a sigmoid of each, or not at all
 LABELS = ("exclusive", "independent", "none")

@@ -10,6 +10,8 @@ from contextlib import suppress
 # what torch's allocators say: CUDA's and MPS's, the CPU's on Linux and macOS, the CPU's on Windows
 OUT_OF_MEMORY = (
     *("out of memory", "can't allocate memory", "not enough memory"),
+    # of CUDA's libraries, which allocate for themselves, and of MPS
+    *("_STATUS_ALLOC_FAILED", "unable to find an engine", "Invalid buffer size"),
     # of the C++ libraries below, and of the operating system
     *("bad_alloc", "bad allocation", "could not create a memory object", "annot allocate memory"),
 )
@@ -59,8 +61,11 @@ def one_line(error: object, limit: int | None = None) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on any device. Torch raises RuntimeError with many messages."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+        or any(text in str(error) for text in OUT_OF_MEMORY)
     )
 
 

@@ -6,10 +6,12 @@ from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from vitexplain.attention.families import check_classifier
+from vitexplain.attention.families import blocks_of, check_classifier
 from vitexplain.attention.tokens import UnsupportedModel, layout_if_any
+from vitexplain.device import free_memory
 from vitexplain.errors import MissingPackage, RequestError
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.lens import predictions_by_block
@@ -26,6 +28,7 @@ from vitexplain.words import share_of
 TOP = 5
 TIE = 0.01  # of faithfulness: a smaller lead is noise
 GPU_BATCH = 32
+SHARE_OF_FREE = 0.4  # of a GPU's free memory, for one of the two batches that are on their way
 CPU_BATCH = 8  # larger batches of small models were no faster
 CACHED_TOKENS = 2048  # of a batch: with more, activations of a small ViT fall out of the cache
 
@@ -285,12 +288,26 @@ class Explainer:
             for against in (None, [predicted])
         ]
 
-    def batch_size(self) -> int:
-        """Images per batch that suit the device: on a CPU, as many as its cache can hold."""
-        if next(self.loaded.model.parameters()).device.type != "cpu":
-            return GPU_BATCH
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.loaded.model.parameters()).device
+
+    def batch_size(self, device: torch.device | None = None) -> int:
+        """Images per batch that suit a device, by default the model's.
+
+        On a CPU as many as its cache can hold, on a GPU as many as its free memory.
+        """
+        device = self.device if device is None else device
         layout = layout_if_any(self.loaded.model, *self.loaded.transform.size)
-        return max(1, min(CPU_BATCH, CACHED_TOKENS // layout.tokens)) if layout else CPU_BATCH
+        if device.type == "cpu":
+            return max(1, min(CPU_BATCH, CACHED_TOKENS // layout.tokens)) if layout else CPU_BATCH
+        free = free_memory(device)
+        if not layout or free is None:
+            return GPU_BATCH
+        width = getattr(self.loaded.model, "embed_dim", 768)
+        needed = memory_needed(layout.tokens, len(blocks_of(self.loaded.model)), width)
+        return max(1, min(GPU_BATCH, int(SHARE_OF_FREE * free / needed)))
 
     def _outputs(self, logits: Tensor) -> Tensor:
         """(B, categories): probabilities, or values where the outputs are no probabilities."""
@@ -331,6 +348,15 @@ class Explainer:
         if are_values(self.loaded.labels):
             return Category(index, name, None, output)
         return Category(index, name, output)
+
+
+def memory_needed(tokens: int, blocks: int, width: int) -> int:
+    """Bytes that explaining one image on a GPU takes, roughly and at most, in float32.
+
+    Of each block its fused attention (N, N) and what its backward pass needs, some 16 activations;
+    and of one block what puts its entries in order.
+    """
+    return 4 * (blocks * (tokens**2 + 16 * tokens * width) + 6 * tokens**2)
 
 
 def most_faithful(maps: Sequence[Map]) -> set[int]:

@@ -18,6 +18,7 @@ class ModelOptions:
 
     Attributes:
         model: "auto", "bundled" or any timm name.
+        precision: one of choices.PRECISIONS.
         crop: one of choices.CROPS.
         model_args: arguments of timm's model, by name.
         mean, std: of each channel, for values from 0 to 1; None for the model's own.
@@ -35,6 +36,7 @@ class ModelOptions:
     class_names: str | None = None
     device: str = "auto"
     use_cuda: bool = False
+    precision: str = "auto"
     crop: str = "none"
     stretch: bool = False
     labels: str | None = None

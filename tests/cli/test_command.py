@@ -115,7 +115,7 @@ def test_json(tmp_path):
         "device", "files", "method", "model", "notices", "picture", "top", "versions",
     }  # fmt: skip
     assert report["notices"] == []
-    assert report["device"] == {"name": "cpu", "notice": "Using CPU"}
+    assert report["device"] == {"name": "cpu", "notice": "Using CPU", "precision": "fp32"}
     assert report["model"] == {
         "name": "bundled",
         "input_size": [224, 224],

@@ -12,13 +12,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vitexplain.device import total_memory
+
 # Bytes of attention worked on at once, few enough to stay in the cache from the scores to the last
 # product. Gradient rollout of DINOv2-S at 518 pixels, on two cores with 32 MB of shared cache, is
 # equally fast from 1 to 16 MB, takes a fifth longer with 64 MB and half as long again with 256 KB,
 # because of its many small calls.
 CHUNK = 4 * 2**20
 # The same on a GPU, where each piece costs half a dozen launches of some microseconds, and no cache
-# holds what is worked on.
+# holds what is worked on: this share of the memory, or so many bytes where it isn't known.
+GPU_SHARE = 16
 GPU_CHUNK = 512 * 2**20
 
 Part = tuple[slice, slice, slice]  # some of the images, of their heads, of the query rows
@@ -26,7 +29,13 @@ Part = tuple[slice, slice, slice]  # some of the images, of their heads, of the 
 
 def rows_at_once(row_bytes: int, device: torch.device) -> int:
     """How many rows of attention, each of `row_bytes`, make a piece; at least one."""
-    return max(1, (CHUNK if device.type == "cpu" else GPU_CHUNK) // row_bytes)
+    return max(1, _piece_bytes(device) // row_bytes)
+
+
+def _piece_bytes(device: torch.device) -> int:
+    if device.type == "cpu":
+        return CHUNK
+    return (total_memory(device) or GPU_CHUNK * GPU_SHARE) // GPU_SHARE
 
 
 def parts(query: Tensor, keys: int) -> Iterator[Part]:

@@ -18,7 +18,7 @@ def check_pass(model: nn.Module, images: Tensor, logits: Tensor | None) -> None:
 
     Args:
         images: (B, C, H, W); the first one is passed again.
-        logits: of the explained pass; None if it made none.
+        logits: of the explained pass, on the CPU; None if it made none.
 
     Raises:
         UnsupportedModel: if the logits differ, or are not finite.
@@ -30,7 +30,7 @@ def check_pass(model: nn.Module, images: Tensor, logits: Tensor | None) -> None:
     if not has_own_code(model):
         return
     with torch.inference_mode():
-        plain = forward(shadow_of(model), images[:1])
+        plain = forward(shadow_of(model), images[:1]).cpu()
     tolerance = TOLERANCE.get(plain.dtype, ROUGH) * (1 + float(plain.abs().max()))
     if plain.shape[1:] != logits.shape[1:] or not bool(
         ((plain - logits[:1]).abs() <= tolerance).all()

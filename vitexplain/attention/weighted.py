@@ -24,6 +24,7 @@ from vitexplain.attention.tokens import TokenLayout
 # and this saves 15 to 20 % of the whole (DINOv2-S at 518 pixels), while maps change by less than a
 # hundredth (tests). Smaller inputs are explained in a fraction of a second as it is, and are exact.
 LOW_PRECISION_FROM = 1024
+MAGNIFIED = 2**10
 
 
 class WeightedPass:
@@ -40,6 +41,8 @@ class WeightedPass:
         first = next(model.parameters())
         many = layout.tokens >= LOW_PRECISION_FROM and first.dtype == torch.float32
         low = many and not exact and _has_bf16(first.device)
+        # small gradients would become 0 in float16
+        self.magnified = MAGNIFIED if first.dtype == torch.float16 else 1
         self.low_precision = torch.bfloat16 if low else None
         self.start: Tensor | None = None  # where autograd begins
         self.queries: list[int] = []  # the tokens that attend, for each attention call
@@ -68,7 +71,7 @@ class WeightedPass:
         Raises:
             UnsupportedModel: if some block's attention was not seen, or is not finite.
         """
-        torch.autograd.grad(score, [self.start], retain_graph=again)
+        torch.autograd.grad(score * self.magnified, [self.start], retain_graph=again)
         blocks = [[self._whole(call) for call in calls] for calls in self.blocks]
         pool = self._whole(self.pool[0]) if self.pool else None
         return factors_of(self.model, blocks, pool, start_block)
@@ -87,6 +90,8 @@ class WeightedPass:
     def _whole(self, number: int) -> Tensor:
         """(B, n, N): rows that nobody reads have no gradient, and were left out."""
         weighted = self.weighted.pop(number)
+        if self.magnified != 1:
+            weighted /= self.magnified
         return F.pad(weighted, (0, 0, 0, self.queries[number] - weighted.shape[1]))
 
 
@@ -105,7 +110,11 @@ class _WeightedAttention(torch.autograd.Function):
         query, key, value, bias = ctx.saved_tensors
         fused = FusedHeads(ctx.owner.head_fusion, query, key.shape[2])
         needed = any(ctx.needs_input_grad[1:4])  # not in the first block: nothing is before it
-        gradients = [torch.zeros_like(t) if needed else None for t in (query, key, value)]
+        # summed over the pieces, so in float32 at least
+        kind = torch.promote_types(query.dtype, torch.float32)
+        gradients = [
+            torch.zeros_like(t, dtype=kind) if needed else None for t in (query, key, value)
+        ]
         low = ctx.owner.low_precision  # for all products after the softmax
         factors = [t.to(low or t.dtype) for t in (query * ctx.scale, key, value, gradient)]
         for part in parts(query, key.shape[2]):
@@ -123,6 +132,7 @@ class _WeightedAttention(torch.autograd.Function):
                 gradients[1][heads] += scores.transpose(-2, -1) @ queries
             fused.add(weighted.clamp_(min=0), part)
         ctx.owner.weighted[ctx.number] = fused.result()
+        gradients = [each if each is None else each.to(query.dtype) for each in gradients]
         return torch.zeros_like(ctx.owner.start), *gradients, None, None, None, None
 
 

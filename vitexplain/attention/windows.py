@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 MOST_KEPT = 64  # windows, which are the same for every batch
 _KEPT: dict[tuple, "Windows"] = {}
 

@@ -13,6 +13,7 @@ from vitexplain.attention.checks import images_for
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.faithfulness.passes import masks_of
 from vitexplain.methods.registry import Method
+from vitexplain.precision import GPUS
 
 ROUNDS = 5
 
@@ -68,5 +69,5 @@ def alternating_medians(
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type in GPUS:
+        torch.accelerator.synchronize(device)

@@ -98,7 +98,7 @@ class ImageMethod(ABC):
             RequestError: if the input is not a batch of images of a size that the model takes.
         """
         scores, layout, logits = self._run(input_tensor, with_logits=True)
-        logits = logits.float().cpu().clone()  # no tensor of inference mode
+        logits = logits.float().clone()  # no tensor of inference mode
         return Explanation(largest_is_one(scores), logits, layout, scores=scores)
 
     def _run(
@@ -108,6 +108,7 @@ class ImageMethod(ABC):
         layout = self._layout(images)
         with torch.inference_mode(), own_code_named(self.model):
             scores, logits = on_shadow(self)._scores(images, layout, with_logits=with_logits)
+        logits = None if logits is None else logits.cpu()
         check_pass(self.model, images, logits)
         return finite(self.model, scores), layout, logits
 
@@ -215,8 +216,9 @@ class CategoryMethod(ABC):
                 both = not self.linear
                 planned = partial(contrasts, choose, against, both=both, likely=likely)
                 scores, logits, chosen = on_shadow(self)._scores(images, layout, planned)
-        check_pass(self.model, images, logits.detach())
-        logits = logits.detach().float().cpu()
+        logits = logits.detach().cpu()
+        check_pass(self.model, images, logits)
+        logits = logits.float()
         scores = [finite(self.model, each) for each in scores]
         targets = list(zip(*chosen, strict=True))  # K times those of the B images
         if not isinstance(targets[0][0], Target):

@@ -21,7 +21,7 @@ from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.writing import writable_folder, write_png, write_whole
 from vitexplain.models.loading import LoadedModel, any_model
 from vitexplain.progress import watch_of
-from vitexplain.runs.session import existing, load_for, output_base
+from vitexplain.runs.session import devices_for, existing, load_on, output_base
 from vitexplain.settings import Settings
 from vitexplain.versions import versions
 
@@ -39,7 +39,8 @@ def explain_features(settings: Settings, tell: Callable[[str], None]) -> dict:
     folder = writable_folder(run.output_dir)
     requests = [str(existing(path)) for path in run.image_path]
     images, notices = find_images(requests, run.recursive, folder)
-    loaded, device = load_for(settings, any_model)
+    devices, device = devices_for(settings.model)
+    loaded = load_on(devices, device["precision"], settings, any_model)
     for notice in notices + ([loaded.notice] if loaded.notice else []):
         tell(notice)
     features = _Features(loaded, settings, tell)

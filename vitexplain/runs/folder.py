@@ -59,7 +59,7 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
     started = time.monotonic()
     run = settings.run
     images, notices = find_images(run.image_path, run.recursive, Path(run.output_dir))
-    session = open_session(settings)
+    session = open_session(settings, several_devices=True)
     for notice in notices + ([session.loaded.notice] if session.loaded.notice else []):
         tell(notice)
     truths = true_categories(run.truth, images, session.loaded, tell) if run.truth else {}
@@ -154,7 +154,7 @@ def _explain_missing(
     )
     # two per processor: they wait for the disk half of the time
     count = run.workers or min(2 * processors(), 16)
-    size = run.batch_size or session.explainer.batch_size()
+    size = run.batch_size or session.explainer.batch_size(session.devices[0])
     notices: list[tuple[str, str]] = []
     try:
         with progress, Workers(count, session.overlay, session.folder) as workers:
@@ -256,6 +256,12 @@ def _record(session: Session) -> dict:
         "img_size": settings.model.img_size,
         "labels": loaded.labels,
         "stretch": settings.model.stretch,
+        # not the device: all of one precision give the same maps, but for rounding
+        **(
+            {}
+            if session.device["precision"] == "fp32"
+            else {"precision": session.device["precision"]}
+        ),
         **({"truth": digest_of(settings.run.truth)} if settings.run.truth else {}),
         **asdict(settings.maps),
         **asdict(settings.style),

@@ -1,12 +1,15 @@
 """What all images of a run share: folder, device, model, explainer and overlay."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 import vitexplain
 from vitexplain.attention.tokens import layout_if_any
 from vitexplain.choices import DEFAULT_IMAGE
-from vitexplain.device import choose_device
+from vitexplain.device import choose_devices
 from vitexplain.drawing.heatmap import check_style
 from vitexplain.drawing.overlay import Overlay, texts_for
 from vitexplain.errors import RequestError
@@ -17,7 +20,8 @@ from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import Check, LoadedModel, load_model
 from vitexplain.models.transform import InputTransform
 from vitexplain.models.zero_shot import ALIKE
-from vitexplain.settings import MapOptions, Settings
+from vitexplain.precision import compute_in, precision_of, remark_on
+from vitexplain.settings import MapOptions, ModelOptions, Settings
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Session:
     """Everything shared by the images of a run.
 
     Attributes:
-        device: its name, and a sentence on how it was chosen.
+        devices: where the model runs.
+        device: their name, a sentence on how it was chosen, and the precision of its products.
     """
 
     settings: Settings
@@ -34,10 +39,15 @@ class Session:
     loaded: LoadedModel
     explainer: Explainer
     overlay: Overlay
+    devices: tuple[torch.device, ...]
 
 
-def open_session(settings: Settings) -> Session:
+def open_session(settings: Settings, *, several_devices: bool = False) -> Session:
     """Load the model and make the explainer; validates everything before anything is written.
+
+    Args:
+        several_devices: whether there may be more than one. Of several, each is for a process that
+            loads the model for itself; here it then is on the CPU.
 
     Raises:
         RequestError, OSError: a request that can't be met.
@@ -48,18 +58,37 @@ def open_session(settings: Settings) -> Session:
         raise RequestError("as_published explains the whole image: leave out --crop")
     settings = replace(settings, maps=_maps_of(settings))
     folder = writable_folder(settings.run.output_dir)
-    loaded, device = load_for(settings, check_of(settings.maps))
+    devices, device = devices_for(settings.model, several=several_devices)
+    loaded = load_on(devices, device["precision"], settings, check_of(settings.maps))
     explainer = Explainer(settings.maps, loaded)
     transform = _published_transform(loaded) if as_published else loaded.transform
     texts = texts_for(loaded, settings.run.command)
     overlay = Overlay(settings.style, transform, texts, as_published)
-    return Session(settings, folder, device, loaded, explainer, overlay)
+    return Session(settings, folder, device, loaded, explainer, overlay, devices)
 
 
-def load_for(settings: Settings, check: Check) -> tuple[LoadedModel, dict[str, str]]:
-    """The requested model, if `check` lets it pass, and its device's name and notice."""
+def devices_for(
+    options: ModelOptions, *, several: bool = False
+) -> tuple[tuple[torch.device, ...], dict[str, str]]:
+    """The requested devices, and what reports say of them: name, notice and precision."""
+    if "," in options.device and not several:
+        raise RequestError(
+            f"--device {options.device} is for many images by the local engine: name one device"
+        )
+    chosen = choose_devices(options.device, options.use_cuda)
+    devices = tuple(device for device, _ in chosen)
+    notice = "; ".join(dict.fromkeys(notice for _, notice in chosen))
+    precision = precision_of(options.precision, devices[0])
+    name = ",".join(map(str, devices))
+    return devices, {"name": name, "notice": notice, "precision": precision}
+
+
+def load_on(
+    devices: Sequence[torch.device], precision: str, settings: Settings, check: Check
+) -> LoadedModel:
+    """The requested model, if `check` lets it pass; of several devices, on the CPU."""
     options = settings.model
-    device, notice = choose_device(options.device, options.use_cuda)
+    device = devices[0] if len(devices) == 1 else torch.device("cpu")
     loaded = load_model(
         options.model,
         options.checkpoint,
@@ -78,7 +107,11 @@ def load_for(settings: Settings, check: Check) -> tuple[LoadedModel, dict[str, s
         similar_to=options.similar_to,
         check=check,
     )
-    return loaded, {"name": str(device), "notice": notice}
+    if len(devices) == 1:
+        compute_in(precision, loaded.model, device)
+    remark = remark_on(loaded.model)
+    loaded.notice = "; ".join(filter(None, (loaded.notice, remark)))
+    return loaded
 
 
 def _maps_of(settings: Settings) -> MapOptions:
