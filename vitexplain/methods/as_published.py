@@ -73,7 +73,7 @@ def _discard(fused: Tensor, discard_ratio: float, *, spare_first: bool) -> Tenso
 
 def _product(matrices: Sequence[Tensor], layout: TokenLayout) -> np.ndarray:
     """(1, h, w): row 0 of the product without column 0."""
-    identity = torch.eye(len(matrices[0]), device=matrices[0].device)
+    identity = torch.eye(len(matrices[0])).to(matrices[0])
     result = identity
     for matrix in matrices:
         a = (matrix + identity) / 2
