@@ -82,10 +82,13 @@ class FusedHeads:
     OF_SEVERAL: ClassVar = {"mean": torch.sum, "max": torch.amax, "min": torch.amin}
     OF_TWO: ClassVar = {"mean": torch.add, "max": torch.maximum, "min": torch.minimum}
 
-    def __init__(self, head_fusion: str, query: Tensor, keys: int):
+    def __init__(self, head_fusion: str, query: Tensor, keys: int, into: Tensor | None = None):
+        """Fuses into `into`, (B, n, N) float32; None for new memory."""
         batch, self.count, queries, _ = query.shape
         self.head_fusion = head_fusion
-        self.fused = query.new_empty(batch, queries, keys, dtype=torch.float32)
+        if into is None:
+            into = query.new_empty(batch, queries, keys, dtype=torch.float32)
+        self.fused = into
 
     def add(self, values: Tensor, part: Part) -> None:
         """Take in one piece, values (b, h, n, N)."""

@@ -7,6 +7,7 @@ enough for that: at 1370 tokens 50 MB instead of 540 MB.
 from contextlib import ExitStack
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from vitexplain.attention.capture import AttentionFactors, inference_state
@@ -36,8 +37,10 @@ def fused_factors(
             finite.
         RequestError: if the model does not take images of this size.
     """
-    attend = partial(fused_attention, head_fusion=head_fusion)
+    memory = _OneMemory()
+    attend = partial(fused_attention, head_fusion=head_fusion, memory=memory)
     interceptor = Interceptor(model, layout, attend, only_attention=not with_logits)
+    memory.count = interceptor.block_calls
     with ExitStack() as undo:
         undo.enter_context(inference_state(model, freeze=False, fused=True))
         interceptor.install(undo)
@@ -45,10 +48,29 @@ def fused_factors(
     return interceptor.factors(start_block), logits
 
 
-def fused_attention(call: AttentionCall, head_fusion: str) -> tuple[Tensor, Tensor]:
+class _OneMemory:
+    """The matrices of all blocks, in one piece: among what a pass frees, they would leave gaps."""
+
+    count = 0  # of the matrices
+
+    def __init__(self):
+        self._rest: list[Tensor] = []
+
+    def of(self, query: Tensor, keys: int) -> Tensor | None:
+        """Room for the next matrix (B, n, N) float32; None for one that is not of a block."""
+        if self.count:
+            shape = self.count, len(query), query.shape[2], keys
+            self._rest = list(query.new_empty(shape, dtype=torch.float32))
+            self.count = 0
+        return self._rest.pop(0) if self._rest else None
+
+
+def fused_attention(
+    call: AttentionCall, head_fusion: str, memory: _OneMemory
+) -> tuple[Tensor, Tensor]:
     """The output (B, H, rows, d) of an attention call, and its fused matrix (B, n, N)."""
     query, key, value = call.query, call.key, call.value
-    fused = FusedHeads(head_fusion, query, key.shape[2])
+    fused = FusedHeads(head_fusion, query, key.shape[2], memory.of(query, key.shape[2]))
     batch, heads = query.shape[:2]
     rows = 0 if call.is_final else call.rows
     # heads beside each other in memory, as the projection that follows wants them

@@ -90,6 +90,7 @@ class Interceptor(TorchFunctionMode):
 
     Attributes:
         blocks: for each block, what `attend` kept of each of its parallel branches.
+        block_calls: how many calls the blocks will make.
         pool: the same for the attention pool; empty without one.
     """
 
@@ -110,6 +111,7 @@ class Interceptor(TorchFunctionMode):
             calls = len(layers_named(block, f"blocks.{number}", "attn_drop"))
             self._sources[block] = _Source(calls, layout.tokens, layout.tokens)
         self.blocks = [source.kept for source in self._sources.values()]
+        self.block_calls = sum(source.calls for source in self._sources.values())
         self.pool: list = []
         if layout.pooled_tokens:
             source = _Source(1, 1, layout.pooled_tokens, self.pool)
