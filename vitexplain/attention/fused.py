@@ -66,11 +66,12 @@ class _OneMemory:
 
 
 def fused_attention(
-    call: AttentionCall, head_fusion: str, memory: _OneMemory
+    call: AttentionCall, head_fusion: str, memory: _OneMemory | None = None
 ) -> tuple[Tensor, Tensor]:
     """The output (B, H, rows, d) of an attention call, and its fused matrix (B, n, N)."""
     query, key, value = call.query, call.key, call.value
-    fused = FusedHeads(head_fusion, query, key.shape[2], memory.of(query, key.shape[2]))
+    into = memory.of(query, key.shape[2]) if memory else None
+    fused = FusedHeads(head_fusion, query, key.shape[2], into)
     batch, heads = query.shape[:2]
     rows = 0 if call.is_final else call.rows
     # heads beside each other in memory, as the projection that follows wants them
