@@ -3,12 +3,14 @@
 import os
 import sys
 import warnings
+import xml.etree.ElementTree as xml
 from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
 import torch
+from PIL import ExifTags, Image
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
@@ -16,6 +18,7 @@ from vitexplain.cli.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 
 
 def make_vit(cls=VisionTransformer, **changes):
@@ -148,3 +151,14 @@ def _warnings_are_printed():
             warnings.simplefilter("ignore", hidden)
         warnings.showwarning = show
         yield
+
+
+def texts_of(path):
+    """The texts that an overlay carries, whatever its format; EXIF must agree with them."""
+    with Image.open(path) as image:
+        if image.format == "PNG":
+            return image.text
+        (described,) = xml.fromstring(image.info["xmp"]).iter(f"{{{RDF}}}Description")
+        texts = {each.tag.removeprefix("{urn:vit_explain:}"): each.text or "" for each in described}
+        assert image.getexif()[ExifTags.Base.Software] == texts["Software"]
+        return texts

@@ -14,7 +14,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 import vitexplain
-from helpers import make_vit
+from helpers import make_vit, texts_of
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 from vitexplain import METHODS, Explanation, RequestError, explain, load_model
@@ -159,6 +159,9 @@ def test_overlay_and_files_are_the_commands(bundled, both, tmp_path):
     for suffix in ("jpg", "webp"):
         drawn = np.asarray(Image.open(found.save(tmp_path / f"a.{suffix}")).convert("RGB"), int)
         assert np.abs(drawn - np.asarray(found.overlay(), int)).mean() < 6
+        assert texts_of(tmp_path / f"a.{suffix}") == saved.text
+    small = Image.open(found.save(tmp_path / "small.JPG", size=100))
+    assert max(small.size) == 100 == max(found.overlay(size=100).size)
     assert found.overlay(alpha=0).tobytes() == found.image.tobytes()
     assert found.overlay(colormap="jet").tobytes() != found.overlay().tobytes()
 
@@ -264,6 +267,11 @@ def test_wrong_files_and_styles_say_why(bundled, both, tmp_path):
         found.overlay(alpha=2)
     with pytest.raises(RequestError, match="colormap must be one of"):
         found.save(tmp_path / "a.png", colormap="rainbows")
+    with pytest.raises(RequestError, match="size must be image, model or pixels from 1"):
+        found.save(tmp_path / "a.png", size=0)
+    wide = explain(Image.new("RGB", (16_384, 2)), model=bundled)
+    with pytest.raises(RequestError, match="WebP holds at most 16383 pixels a side"):
+        wide.save(tmp_path / "a.webp")
     assert not list(tmp_path.iterdir())
 
 

@@ -21,7 +21,7 @@ from vitexplain.components import Features, FinalFeatures
 from vitexplain.device import choose_device, in_batches
 from vitexplain.drawing.explore.explore import Page, explore_page
 from vitexplain.drawing.heatmap import check_style, color_bar
-from vitexplain.drawing.overlay import Overlay, texts_for
+from vitexplain.drawing.overlay import Overlay, check_output, texts_for
 from vitexplain.errors import RequestError
 from vitexplain.explainer import (
     TOP,
@@ -36,9 +36,10 @@ from vitexplain.explainer import (
 from vitexplain.exploration import check_explorable
 from vitexplain.exploration import explore as attention_of
 from vitexplain.faithfulness.score import faithfulness
+from vitexplain.images.encoding import KINDS, check_fits
 from vitexplain.images.reading import open_image, to_rgb, upright
 from vitexplain.images.region import Region
-from vitexplain.images.writing import write_array, write_png, write_whole
+from vitexplain.images.writing import write_array
 from vitexplain.methods.registry import METHODS, method_named, methods_of
 from vitexplain.models.loading import LoadedModel, any_model, load_model, wrap_model
 from vitexplain.models.transform import InputTransform
@@ -49,7 +50,7 @@ from vitexplain.queries import TokenMaps, token_maps, token_named
 from vitexplain.settings import MapOptions, Style
 
 SHOWN = 480  # pixels of the longer side of what a notebook displays
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".npy")
+SUFFIXES = (*KINDS, ".npy")
 
 CHANNELS = (1, 3, 4)
 
@@ -153,30 +154,45 @@ class Explanation:
         """The method's name and options."""
         return dict(self.result.method)
 
-    def overlay(self, alpha: float | None = None, colormap: str | None = None) -> Image.Image:
-        """The map as a heatmap over the image, RGB, at the image's own size.
+    def overlay(
+        self,
+        alpha: float | None = None,
+        colormap: str | None = None,
+        size: int | str | None = None,
+    ) -> Image.Image:
+        """The map as a heatmap over the image, RGB.
 
         Args:
             alpha: weight of the heatmap, 0 (image only) to 1 (heatmap only); by default 0.5.
             colormap: name of an OpenCV colour map; by default "turbo".
+            size: "image", "model" for the size of the model's input, or pixels of the longer side,
+                never more than the image has; by default the image's own size.
 
         Raises:
-            RequestError: if alpha or the colour map is not allowed.
+            RequestError: if alpha, the colour map or the size is not allowed.
         """
-        opened = self.opened
-        return self._styled(alpha, colormap).draw(
-            opened.image, opened.seen, self.result, opened.region
-        )
+        drawn_by = self._styled(alpha, colormap, size)
+        return drawn_by.drawn(*drawn_by.canvas(self.image, self.opened.seen), self.result)
 
     def save(
-        self, path: str | Path, *, alpha: float | None = None, colormap: str | None = None
+        self,
+        path: str | Path,
+        *,
+        alpha: float | None = None,
+        colormap: str | None = None,
+        size: int | str | None = None,
     ) -> Path:
         """Write the overlay (.png, .jpg, .webp), or the map itself (.npy); the path is returned.
 
-        A PNG carries model, method, category and versions as text chunks.
+        An overlay carries model, method, category and versions: a PNG as text chunks, JPEG and
+        WebP as XMP and EXIF.
+
+        Args:
+            alpha, colormap, size: see `overlay`.
 
         Raises:
-            RequestError: if the path has another suffix.
+            RequestError: if the path has another suffix, or a file of its kind can't hold an image
+                as large.
             OSError: if it can't be written.
         """
         path = Path(path)
@@ -186,12 +202,9 @@ class Explanation:
         if suffix == ".npy":
             write_array(path, self.map)
             return path
-        drawn = self.overlay(alpha, colormap)
-        if suffix == ".png":
-            write_png(path, drawn, self.drawn_by.texts_of(self.result))
-        else:
-            kind = Image.registered_extensions()[suffix]
-            write_whole(path, lambda file: drawn.save(file, kind, quality=92))
+        drawn_by = self._styled(alpha, colormap, size)
+        check_fits(suffix, *drawn_by.size_of(*self.image.size))
+        drawn_by.save(path, *drawn_by.canvas(self.image, self.opened.seen), self.result)
         return path
 
     def explore(self, path: str | Path) -> Page:
@@ -249,12 +262,13 @@ class Explanation:
             [each.index for each in self.rivals],
         )
 
-    def _styled(self, alpha: float | None, colormap: str | None) -> Overlay:
-        given = {"alpha": alpha, "colormap": colormap}
+    def _styled(self, alpha: float | None, colormap: str | None, size: int | str | None) -> Overlay:
+        given = {"alpha": alpha, "colormap": colormap, "size": size}
         style = replace(
             self.drawn_by.style, **{name: v for name, v in given.items() if v is not None}
         )
         check_style(style.alpha, style.colormap)
+        check_output(style)
         return replace(self.drawn_by, style=style)
 
     def __repr__(self) -> str:

@@ -89,12 +89,15 @@ class Style:
     Attributes:
         alpha: weight of the heatmap, 0 (image only) to 1 (heatmap only).
         colormap: name of an OpenCV colour map.
-        size: "image", "model", or None: the image's own size unless the maps are `as_published`.
+        size: "image", "model", or pixels of the longer side, never enlarged beyond the image; None
+            for the image's own size unless the maps are `as_published`.
+        format: one of choices.FORMATS: what overlays are written as.
     """
 
     alpha: float = 0.5
     colormap: str = "turbo"
-    size: str | None = None
+    size: int | str | None = None
+    format: str = "auto"
     save_mask: bool = False
 
 

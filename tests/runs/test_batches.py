@@ -63,7 +63,7 @@ def test_the_size_that_fits_stays(monkeypatch):
 
     monkeypatch.setattr(batches, "explain_items", explain_items)
     session = SimpleNamespace(overlay=SimpleNamespace(transform=None), explainer=None)
-    model, told = batches._Model(session, 50), []
+    model, told = batches.Model(session, 50), []
     model.explain([SimpleNamespace(failure="") for _ in range(50)], told.append)
     assert sizes == [12, 12, 12, 12, 2]
     assert model.size == 12

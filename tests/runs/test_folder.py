@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers import ROOT
+from helpers import ROOT, texts_of
 from vitexplain.explainer import ImageMaps, Map
 from vitexplain.images.finding import ImageFile
 from vitexplain.images.reading import open_image
@@ -419,6 +419,68 @@ def test_the_record_tells_other_weights_and_names(tmp_path):
     for change in ({"quiet": False}, {"workers": 3}, {"command": "another"}):
         same = BUNDLED(output_dir=str(tmp_path), **{"quiet": True} | change)
         assert folder._record(open_session(same)) == record
+
+
+@pytest.mark.slow
+def test_size_and_format_change_overlays_and_nothing_else(tmp_path):
+    make_photos(tmp_path / "in", 3)
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.open(CAT).resize((900, 600)).save(tmp_path / "in" / "turned.jpg", exif=turned)
+    wanted = {"method": ("gradcam", "attention_rollout"), "contact_sheet": "png", "report": True}
+    run(tmp_path / "out", tmp_path / "in", **wanted)
+    before = results_of(tmp_path / "out")
+    _, told = run(tmp_path / "out", tmp_path / "in", size=50, format="webp", **wanted)
+    assert "the settings differ" in told[0]
+    after = results_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    for name, old in before.items():
+        new = after[name]
+        assert new["size"] == old["size"]
+        assert new["region_seen"] == old["region_seen"]
+        assert [each["mask"] for each in new["maps"]] == [each["mask"] for each in old["maps"]]
+        for each in new["maps"]:
+            assert each["overlay"].endswith(".webp")
+            texts = texts_of(tmp_path / "out" / each["overlay"])
+            assert texts["Method"] == each["method"]["name"]
+            with Image.open(tmp_path / "out" / each["overlay"]) as overlay:
+                assert max(overlay.size) == 50
+                assert (overlay.width < overlay.height) == (old["size"][0] < old["size"][1])
+    assert after["turned.jpg"]["size"] == [600, 900]
+    done, told = run(tmp_path / "out", tmp_path / "in", size=50, format="webp", **wanted)
+    assert (done["explained"], done["explained_before"], told) == (0, 4, [])
+    sheet = np.asarray(Image.open(tmp_path / "out" / "contact_sheet.png"))
+    assert not (sheet == 200).all(axis=2).any()  # no cell is missing
+
+
+def test_what_is_too_large_for_its_format_gets_another(tmp_path):
+    Image.new("RGB", (16_400, 2), "red").save(tmp_path / "wide.png")
+    _, told = run(tmp_path / "out", tmp_path, format="webp", method=("gradcam",))
+    (result,) = results_of(tmp_path / "out").values()
+    assert result["maps"][0]["overlay"].endswith(".jpg")
+    assert any("WebP holds at most 16383 pixels a side" in notice for notice in told)
+
+
+def test_batches_of_large_photographs_fit_into_what_workers_keep(tmp_path, session):
+    """All that are on their way stay open: no image is opened twice."""
+    sizes = {}
+
+    def batch_size(width, height, workers=4):
+        image = ImageFile(str(tmp_path / f"{width}.png"), "a")
+        sizes[image.path] = (width, height)
+        return batches.batch_size(session, [image] * 50, workers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "size_of", lambda path: sizes[path])
+        patch.setattr(batches, "processors", lambda: 2)
+        assert batch_size(500, 375) == session.explainer.batch_size()
+        size = batch_size(4000, 3000)
+        opened, written = batches.ahead(size, 4)
+        on_their_way = opened + written + 3 * size  # two threads work on a batch, one waits
+        assert 1 < size < session.explainer.batch_size()
+        assert on_their_way * 12_000_000 <= 256_000_000
+        assert batch_size(12_000, 9000) == 1
+        assert batch_size(0, 0) == session.explainer.batch_size()  # none can be read
 
 
 def test_large_images_are_opened_again_instead_of_kept(mixed, tmp_path, monkeypatch):

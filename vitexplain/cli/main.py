@@ -96,7 +96,7 @@ def _run(options: dict, as_json: bool, show: bool) -> int:
 def _show(paths: Iterable[str]) -> None:
     """The first image in a window, or else the first page in a browser."""
     paths = list(paths)
-    images = [path for path in paths if path.endswith(".png")]
+    images = [path for path in paths if path.endswith((".png", ".jpg", ".webp"))]
     pages = [path for path in paths if path.endswith(".html")]
     if images:
         from vitexplain.drawing.window import show

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from vitexplain import __version__
-from vitexplain.choices import CROPS, DEFAULT_IMAGE, ENGINES, HEAD_FUSIONS, LABELS, PRECISIONS
+from vitexplain.choices import (
+    CROPS,
+    DEFAULT_IMAGE,
+    ENGINES,
+    FORMATS,
+    HEAD_FUSIONS,
+    LABELS,
+    LONGEST_SIDE,
+    PRECISIONS,
+)
 from vitexplain.errors import RequestError, run_command
 from vitexplain.markers import write_between
 from vitexplain.methods.registry import METHODS, method_named
@@ -315,8 +324,16 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     add("--colormap", metavar="NAME", help="an OpenCV colour map (default: %(default)s)")
     add(
         "--size",
-        choices=("image", "model"),
-        help="draw at the size of the image or of the model's input (default: image)",
+        type=_overlay_size,
+        metavar="SIZE",
+        help="of overlays: image, model (of the model's input), or the pixels of the longer side, "
+        "never more than the image has (default: image)",
+    )
+    add(
+        "--format",
+        choices=FORMATS,
+        help="of overlays: auto is PNG up to 4 megapixels and JPEG above, which is several times "
+        "as fast (default: %(default)s)",
     )
     add(
         "--save_mask",
@@ -377,6 +394,17 @@ def _size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 518 or 288x512")
     return int(sides[0]), int(sides[-1])
+
+
+def _overlay_size(text: str) -> int | str:
+    if text in ("image", "model"):
+        return text
+    if not (text.isdecimal() and len(text) < 10 and 0 < int(text) <= LONGEST_SIDE):
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {text[:20]!r} (choose from image, model, or a number of pixels from "
+            f"1 to {LONGEST_SIDE})"
+        )
+    return int(text)
 
 
 def _count(text: str) -> int:

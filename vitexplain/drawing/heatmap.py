@@ -44,29 +44,47 @@ def draw_overlay(
     Raises:
         RequestError: if alpha or the colour map is not allowed.
     """
+    return Image.fromarray(overlay_pixels(image, mask, region, alpha, colormap, signed=signed))
+
+
+def overlay_pixels(
+    image: Image.Image,
+    mask: np.ndarray,
+    region: Region | None,
+    alpha: float,
+    colormap: str,
+    *,
+    signed: bool,
+    channels: int = 3,
+) -> np.ndarray:
+    """As draw_overlay, (H, W, channels) uint8.
+
+    Args:
+        channels: 3 for RGB; 4 with an unused one, which is how Pillow holds images: several times
+            as fast to write as JPEG.
+    """
     check_style(alpha, colormap)
-    paint = _two_sides(alpha) if signed else _heat(alpha, colormap)
+    paint = (_two_sides if signed else _heat)(alpha, colormap, channels)
     width, height = image.size
     mask, region = on_the_image(mask, Region(*(region or (0, 0, width, height))), width, height)
     left, top, right, bottom = _whole_pixels(region, width, height)
     levels = _levels(levels_of(mask, signed=signed), region, (left, top, right, bottom))
     whole = levels.shape == (height, width)
-    if whole:
-        canvas = np.empty((height, width, 3), np.uint8)
-    else:
-        pixels = np.asarray(image)
-        canvas = cv2.convertScaleAbs(pixels, alpha=OUTSIDE)
-    rows = max(1, BAND // levels.shape[1])
-    for start in range(0, len(levels), rows):
-        band = levels[start : start + rows]
-        above, below = top + start, top + start + len(band)
-        # a large photograph is not copied whole
-        seen = np.asarray(image.crop((0, above, width, below))) if whole else pixels[above:below]
-        canvas[above:below, left:right] = paint(seen[:, left:right], band)
+    canvas = np.empty((height, width, channels), np.uint8)
+    rows = max(1, BAND // width)
+    for above in range(0, height, rows):  # a large photograph is not copied whole
+        below = min(above + rows, height)
+        seen = _pixels(image.crop((0, above, width, below)), channels)
+        if not whole:
+            canvas[above:below] = cv2.convertScaleAbs(seen, alpha=OUTSIDE)
+        first, last = max(above, top), min(below, bottom)
+        if first < last:
+            inside = seen[first - above : last - above, left:right]
+            paint(inside, levels[first - top : last - top], canvas[first:last, left:right])
     if not whole:
         line = max(1, round(min(height, width) / 300))
-        cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), (255, 255, 255), line)
-    return Image.fromarray(canvas)
+        cv2.rectangle(canvas, (left, top), (right - 1, bottom - 1), (255,) * channels, line)
+    return canvas
 
 
 def check_style(alpha: float, colormap: str) -> None:
@@ -134,7 +152,9 @@ def scale(
 def signed_bar(width: int, height: int) -> Image.Image:
     """The colours of a signed map, from what speaks for the others to what speaks for it."""
     levels = np.uint8(np.linspace(1, 255, width))[None].repeat(height, axis=0)
-    return Image.fromarray(_two_sides(1.0)(np.full((height, width, 3), 255, np.uint8), levels))
+    bar = np.full((height, width, 3), 255, np.uint8)
+    _two_sides(1.0, "", 3)(bar, levels, bar)
+    return Image.fromarray(bar)
 
 
 def on_the_image(
@@ -159,25 +179,50 @@ def _touching(patches: int, start: float, end: float, side: int):
     return first, last, start + first * step, start + last * step
 
 
-def _heat(alpha: float, colormap: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """What blends the colours of levels (H, W) with an image (H, W, 3), all uint8."""
+# of pixels (H, W, 3 or 4) and levels (H, W), all uint8: their blend is put into the last one
+Paint = Callable[[np.ndarray, np.ndarray, np.ndarray], object]
 
-    def paint(seen: np.ndarray, levels: np.ndarray) -> np.ndarray:
-        return cv2.addWeighted(seen, 1 - alpha, colored(levels, colormap), alpha, 0)
+
+def _heat(alpha: float, colormap: str, channels: int) -> Paint:
+    """What blends the colours of levels with an image."""
+    colors = _with_channels(
+        colored(np.arange(256, dtype=np.uint8)[:, None], colormap)[:, 0], channels
+    )
+
+    def paint(seen: np.ndarray, levels: np.ndarray, out: np.ndarray) -> None:
+        if channels == 4:  # one look-up for each pixel
+            heat = np.take(colors.view(np.uint32)[:, 0], levels).view(np.uint8)
+            heat = heat.reshape(seen.shape)
+        else:
+            heat = cv2.applyColorMap(levels, colors[:, None])
+        cv2.addWeighted(seen, 1 - alpha, heat, alpha, 0, out)
 
     return paint
 
 
-def _two_sides(alpha: float) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """As _heat, for signed levels."""
+def _two_sides(alpha: float, _colormap: str, channels: int) -> Paint:
+    """As _heat, for signed levels, which have colours of their own."""
     # where the map is 0 the image is seen whole, so that its strong parts may cover more of it
     colors, weights = two_sides(1 - (1 - alpha) ** 2)
-    added, kept = colors * weights[:, None], 1 - weights
+    added, kept = _with_channels(colors * weights[:, None], channels), 1 - weights
 
-    def paint(seen: np.ndarray, levels: np.ndarray) -> np.ndarray:
-        return np.uint8(np.round(seen * kept[levels][..., None] + added[levels]))
+    def paint(seen: np.ndarray, levels: np.ndarray, out: np.ndarray) -> None:
+        out[:] = np.uint8(np.round(seen * kept[levels][..., None] + added[levels]))
 
     return paint
+
+
+def _with_channels(colors: np.ndarray, channels: int) -> np.ndarray:
+    """(256, 3) -> (256, channels), zero where there was none."""
+    return np.ascontiguousarray(np.pad(colors, ((0, 0), (0, channels - 3))))
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """An RGB image as (H, W, channels) uint8."""
+    if channels == 3:
+        return np.asarray(image)
+    held = np.frombuffer(image.tobytes("raw", "RGBX"), np.uint8)
+    return held.reshape(image.height, image.width, channels)
 
 
 def _levels(grey: np.ndarray, region: Region, visible: Sequence[int]) -> np.ndarray:

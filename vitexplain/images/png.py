@@ -22,18 +22,19 @@ EIGHT_BIT_RGB = (8, 2, 0, 0, 0)  # depth, colour type, compression, filter metho
 SUB = 1  # filter: each value less that of the pixel to its left
 
 
-def save_png(file: BinaryIO, image: Image.Image, texts: Mapping[str, str]) -> None:
-    """An RGB image as PNG (ISO/IEC 15948), with text chunks."""
+def save_png(file: BinaryIO, image: Image.Image | np.ndarray, texts: Mapping[str, str]) -> None:
+    """An RGB image, or its pixels (H, W, 3), as PNG (ISO/IEC 15948), with text chunks."""
+    pixels = np.asarray(image)
     info = PngImagePlugin.PngInfo()
     for key, text in texts.items():
         # names of files need not be valid Unicode, text chunks must be
         info.add_itxt(key, text.encode("utf-8", "backslashreplace").decode("utf-8"))
     file.write(SIGNATURE)
     put = PngImagePlugin.putchunk
-    put(file, b"IHDR", struct.pack(">2I5B", *image.size, *EIGHT_BIT_RGB))
+    put(file, b"IHDR", struct.pack(">2I5B", *pixels.shape[1::-1], *EIGHT_BIT_RGB))
     for kind, data, *_ in info.chunks:
         put(file, kind, data)
-    put(file, b"IDAT", compress(_filtered(np.asarray(image)), 1))
+    put(file, b"IDAT", compress(_filtered(pixels), 1))
     put(file, b"IEND", b"")
 
 

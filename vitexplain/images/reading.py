@@ -100,13 +100,19 @@ def to_rgb(image: Image.Image, depth: Depth | None = None, *, stretch: bool = Fa
 
 def pixels_of(path: str) -> int:
     """How many pixels a file's head announces; 0 if it can't be told."""
+    width, height = size_of(path)
+    return width * height
+
+
+def size_of(path: str) -> tuple[int, int]:
+    """The width and height that a file's head announces; 0 and 0 if they can't be told."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(path, formats=opened_formats()) as image:
-                return image.width * image.height
+                return image.size
     except Exception:  # opening it will say what is wrong
-        return 0
+        return 0, 0
 
 
 def state_of(path: str) -> dict | None:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from vitexplain.images.encoding import save_image
 from vitexplain.images.png import save_png
 
 PREFIX, SUFFIX = ".vit_explain-", ".part"  # of unfinished files
@@ -53,6 +54,11 @@ def writable_folder(folder: str | Path) -> Path:
 def write_png(path: Path, image: Image.Image, texts: Mapping[str, str]) -> None:
     """An RGB image as PNG, with text chunks."""
     write_whole(path, lambda file: save_png(file, image, texts))
+
+
+def write_image(path: Path, pixels: np.ndarray, texts: Mapping[str, str]) -> None:
+    """An image with texts, as its path's ending says: see images.encoding."""
+    write_whole(path, lambda file: save_image(file, pixels, path.suffix.lower(), texts))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

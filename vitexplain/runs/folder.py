@@ -27,7 +27,8 @@ from vitexplain.methods.registry import METHODS
 from vitexplain.models.categories import short_name
 from vitexplain.parallel import in_order
 from vitexplain.progress import Bar
-from vitexplain.runs.batches import explained
+from vitexplain.runs.batches import ahead, batch_size, explained
+from vitexplain.runs.devices import on_several_devices
 from vitexplain.runs.items import Item, empty_notice, result_of
 from vitexplain.runs.results import ERRORS, RESULTS, Results, read_results
 from vitexplain.runs.session import Session, model_report, open_session
@@ -154,7 +155,8 @@ def _explain_missing(
     )
     # two per processor: they wait for the disk half of the time
     count = run.workers or min(2 * processors(), 16)
-    size = run.batch_size or session.explainer.batch_size(session.devices[0])
+    size = batch_size(session, results.missing, count)
+    opened_ahead, written_ahead = ahead(size, count)
     notices: list[tuple[str, str]] = []
     try:
         with progress, Workers(count, session.overlay, session.folder) as workers:
@@ -162,9 +164,10 @@ def _explain_missing(
                 Item(number, image, truths.get(image.name))
                 for number, image in enumerate(results.missing)
             ]
-            items = _decoded(workers, items, ahead=2 * size + count)
-            items = explained(session, items, size, tell)
-            for item in _written(workers, items, ahead=2 * size):
+            items = _decoded(workers, items, opened_ahead)
+            explain = explained if len(session.devices) == 1 else on_several_devices
+            items = explain(session, items, size, tell)
+            for item in _written(workers, items, written_ahead):
                 if item.failure:
                     results.fail(item.image, item.failure)
                     tell(item.failure)

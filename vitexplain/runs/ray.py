@@ -19,6 +19,7 @@ from PIL import Image
 from vitexplain.errors import MissingPackage
 from vitexplain.images.finding import ImageFile, find_images
 from vitexplain.images.reading import PictureError
+from vitexplain.images.region import Region
 from vitexplain.parallel import python_path
 from vitexplain.progress import on_terminal
 from vitexplain.runs.folder import run_report
@@ -135,16 +136,16 @@ class Actor:
         return {column: [row[column] for row in rows] for column in COLUMNS}
 
     def _opened(self, path: str, content: bytes) -> tuple:
-        """(item, image, what the model sees of it)."""
+        """(item, what its overlays are drawn on, and what the model sees in its pixels)."""
         item = Item(0, ImageFile(path, self.names.get(path) or PurePosixPath(path).name))
         try:
-            item.decoded, image, seen = look(self.session.overlay, path, io.BytesIO(content))
+            item.decoded, canvas, region = look(self.session.overlay, path, io.BytesIO(content))
         except PictureError as error:
             item.failure = str(error)
             return item, None, None
-        return item, image, seen
+        return item, canvas, region
 
-    def _rows(self, item: Item, image: Image.Image | None, seen: Image.Image | None) -> list:
+    def _rows(self, item: Item, canvas: Image.Image | None, region: Region | None) -> list:
         common = {"path": item.image.path, "name": item.image.name, "error": item.failure}
         if item.failure:
             return [
@@ -159,7 +160,7 @@ class Actor:
                 }
             ]
         base = self.session.folder / item.image.name
-        item.written = write_maps(self.session.overlay, base, image, seen, item.explained.maps)
+        item.written = write_maps(self.session.overlay, base, canvas, region, item.explained.maps)
         result = to_json(result_of(item, self.session))
         return [
             common

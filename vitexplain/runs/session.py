@@ -11,7 +11,7 @@ from vitexplain.attention.tokens import layout_if_any
 from vitexplain.choices import DEFAULT_IMAGE
 from vitexplain.device import choose_devices
 from vitexplain.drawing.heatmap import check_style
-from vitexplain.drawing.overlay import Overlay, texts_for
+from vitexplain.drawing.overlay import Overlay, check_output, texts_for
 from vitexplain.errors import RequestError
 from vitexplain.explainer import Explainer, check_of
 from vitexplain.images.finding import ImageFile
@@ -53,6 +53,7 @@ def open_session(settings: Settings, *, several_devices: bool = False) -> Sessio
         RequestError, OSError: a request that can't be met.
     """
     check_style(settings.style.alpha, settings.style.colormap)
+    check_output(settings.style)
     as_published = settings.maps.as_published
     if as_published and settings.model.crop != "none":
         raise RequestError("as_published explains the whole image: leave out --crop")

@@ -34,7 +34,8 @@ def explain_image(settings: Settings) -> dict:
     session, path, opened = open_one(settings)
     ((found,),) = explain_opened(session.explainer, session.overlay, [opened])
     base = session.folder / short_stem(path.stem)
-    files = session.overlay.write(base, opened.image, opened.seen, found.result)
+    canvas, region = session.overlay.canvas(opened.image, opened.seen)
+    files = session.overlay.write(base, canvas, region, found.result)
     files["input"] = base.with_name(f"{base.name}_input.png")
     write_png(files["input"], opened.seen, session.overlay.texts)
     other = settings.model.similar_to
@@ -42,8 +43,11 @@ def explain_image(settings: Settings) -> dict:
         name = f"{base.name}_similar_to_{Path(other).stem}"
         files["sheet"] = base.with_name(f"{short_stem(name)}.png")
         write_png(files["sheet"], _both_ways(session, opened, found.result), session.overlay.texts)
+    report = report_of(session, [found.result], files)
+    _, notice = session.overlay.ending(*opened.image.size)
     return {
-        **report_of(session, [found.result], files),
+        **report,
+        "notices": [*report["notices"], *([f"{path}: {notice}"] if notice else [])],
         "top": [each.as_json() for each in found.top],
         "method": {**found.method, **found.result.target},
         "picture": {

@@ -34,7 +34,9 @@ from vitexplain.parallel import begin, starting
 
 LARGE_PIXELS = 50_000_000  # of images that are opened one at a time
 LARGE_LOCK = ".large.lock"
-KEPT_PIXELS = 16_000_000  # of images that a worker keeps open; others it opens a second time
+# of images that workers keep open until they are drawn, 4 bytes each; others are opened twice
+KEPT_PIXELS = 16_000_000  # by each, however many they are
+KEPT_ALTOGETHER = 256_000_000  # by all of them, if they are few
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Workers:
 
     def __init__(self, count: int, overlay: Overlay, folder: Path):
         check_room(count)
-        self._context, self._given = begin(), (overlay, folder)
+        self._context, self._given = begin(), (overlay, folder, kept_pixels(count))
         self._pools = [self._pool() for _ in range(count)]
         self._apart: ProcessPoolExecutor | None = None
         self._retries = ThreadPoolExecutor(1)
@@ -212,18 +214,18 @@ class _Worker:
 
     here: "_Worker"
 
-    def __init__(self, overlay: Overlay, folder: Path):
-        self.overlay, self.folder = overlay, folder
-        self.open: dict[int, tuple[Image.Image, Image.Image]] = {}
+    def __init__(self, overlay: Overlay, folder: Path, kept_pixels: int = KEPT_PIXELS):
+        self.overlay, self.folder, self.kept_pixels = overlay, folder, kept_pixels
+        self.open: dict[int, tuple[Image.Image, Region | None]] = {}
 
     @classmethod
-    def start(cls, overlay: Overlay, folder: Path) -> None:
+    def start(cls, overlay: Overlay, folder: Path, kept_pixels: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
         cv2.setNumThreads(1)
         if hasattr(os, "nice"):
             os.nice(10)  # the model first: it is what everything waits for
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        cls.here = cls(overlay, folder)
+        cls.here = cls(overlay, folder, kept_pixels)
 
     @classmethod
     def call(cls, task: str, *arguments: object) -> Decoded | Written:
@@ -236,11 +238,11 @@ class _Worker:
         if not large and pixels_of(image.path) >= LARGE_PIXELS:
             return None
         with _one_at_a_time(self.folder, large):
-            decoded, opened, seen = look(self.overlay, image.path)
+            decoded, canvas, region = look(self.overlay, image.path)
             kept = sum(other.width * other.height for other, _ in self.open.values())
-            if kept + opened.width * opened.height <= KEPT_PIXELS:
-                self.open[number] = opened, seen
-            del opened  # before another process opens one as large
+            if kept + canvas.width * canvas.height <= self.kept_pixels:
+                self.open[number] = canvas, region
+            del canvas  # before another process opens one as large
         return decoded
 
     def write(self, number: int, image: ImageFile, maps: Sequence[Map]) -> Written:
@@ -248,9 +250,9 @@ class _Worker:
         if number in self.open:  # what is kept open is never large
             return write_maps(self.overlay, base, *self.open.pop(number), maps)
         with _one_at_a_time(self.folder, pixels_of(image.path) >= LARGE_PIXELS):
-            _, opened, seen = look(self.overlay, image.path)
-            written = write_maps(self.overlay, base, opened, seen, maps)
-            del opened
+            _, canvas, region = look(self.overlay, image.path)
+            written = write_maps(self.overlay, base, canvas, region, maps)
+            del canvas
         return written
 
 
@@ -275,8 +277,11 @@ def _give_back_memory() -> None:
 
 def look(
     overlay: Overlay, path: str, content: BinaryIO | None = None
-) -> tuple[Decoded, Image.Image, Image.Image]:
-    """Open the image at `path` or in `content`: (Decoded, the image, what the model sees of it).
+) -> tuple[Decoded, Image.Image, Region | None]:
+    """Open the image at `path` or in `content`.
+
+    Returns:
+        (Decoded, what its overlays are drawn on, and what the model sees in its pixels).
 
     Raises:
         vitexplain.images.reading.PictureError: it can't be opened.
@@ -290,28 +295,32 @@ def look(
         opened = open_image(path, stretch=stretch)
     else:
         opened = read_image(content, path, stretch=stretch)
+    size = opened.size
+    notice = "; ".join(filter(None, (opened.info["notice"], overlay.ending(*size)[1])))
     seen = overlay.transform.seen(opened)
-    region = overlay.transform.region(*opened.size)
-    notice = opened.info["notice"]
-    return (
-        Decoded(np.asarray(seen), opened.size, region, _since(started), notice, state),
-        opened,
-        seen,
-    )
+    canvas, covered = overlay.canvas(opened, seen)
+    region = overlay.transform.region(*size)
+    decoded = Decoded(np.asarray(seen), size, region, _since(started), notice, state)
+    return decoded, canvas, covered
 
 
 def write_maps(
     overlay: Overlay,
     base: Path,
-    opened: Image.Image,
-    seen: Image.Image,
+    canvas: Image.Image,
+    region: Region | None,
     maps: Sequence[Map],
 ) -> Written:
-    """The files of an image's maps, their names beginning with `base`."""
+    """The files of an image's maps, their names beginning with `base`, see Overlay.write."""
     started = time.perf_counter()
     base.parent.mkdir(parents=True, exist_ok=True)
-    files = [overlay.write(base, opened, seen, found) for found in maps]
+    files = [overlay.write(base, canvas, region, found) for found in maps]
     return Written(files, _since(started))
+
+
+def kept_pixels(count: int) -> int:
+    """How many pixels each of `count` workers keeps open."""
+    return max(KEPT_ALTOGETHER // count, KEPT_PIXELS)
 
 
 def processors() -> int:
