@@ -4,9 +4,14 @@ For each model, in one run: the command on a folder of small photographs, on a t
 a folder of large ones, including its start and writing overlays; and plain forward passes on
 batches of 8 before and after each folder (medians). Memory is the peak of all processes together
 (proportional set size, every five seconds). The photographs are made from those in examples/.
+
+Another table, of `--pictures` N: the command on large photographs as cameras write them, next to
+what can't be avoided: opening the same JPEGs and writing them again, once, in as many processes,
+before and after the command.
 """
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -17,9 +22,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from PIL import Image
@@ -28,9 +36,14 @@ from safetensors.torch import save_file
 from benchmarks.speed import machine
 from vitexplain.markers import write_between
 from vitexplain.models.loading import load_model
+from vitexplain.runs.workers import processors
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- folder: made by benchmarks.folder -->", "<!-- folder end -->"
+BEGIN_PICTURES = "<!-- photographs: made by benchmarks.folder -->"
+END_PICTURES = "<!-- photographs end -->"
+GRAIN = 6  # of 255: with it the JPEGs are as large as those of cameras, 3 to 4 MB
+WAYS = ((), ("--size", "1500"), ("--format", "png"))  # the first as by default
 SMALL, LARGE = (500, 375), (4000, 3000)
 BATCH = 8
 DEIT = "deit_tiny_patch16_224"
@@ -47,14 +60,71 @@ class Row:
     mebibytes: float
 
 
+@dataclass(frozen=True)
+class PictureRow:
+    """One run over photographs of cameras.
+
+    Attributes:
+        rate, copy_rate: images per second, of the command and of opening and writing alone.
+    """
+
+    way: str
+    images: str
+    rate: float
+    copy_rate: float
+    mebibytes: float
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        text = table(measure(options, Path(scratch)))
+        if options.pictures:
+            text = picture_table(measure_pictures(options.pictures, Path(scratch)))
+            markers = BEGIN_PICTURES, END_PICTURES
+        else:
+            text = table(measure(options, Path(scratch)))
+            markers = BEGIN, END
     print(text)
     if options.write:
-        write_between(Path(options.write), BEGIN, END, text)
+        write_between(Path(options.write), *markers, text)
     return 0
+
+
+def measure_pictures(count: int, scratch: Path) -> list[PictureRow]:
+    """Run the command on `count` photographs in each of the WAYS, between copies of them."""
+    folder = scratch / "pictures"
+    make_photographs(folder, count, LARGE, GRAIN)
+    paths = sorted(folder.iterdir())
+    mebibytes = sum(path.stat().st_size for path in paths) / count / 2**20
+    images = f"{count} of {LARGE[0]}x{LARGE[1]}, {mebibytes:.1f} MiB each"
+    arguments = model_arguments(DEIT, scratch)
+    rows = []
+    before = copy_seconds(paths)
+    for way in WAYS:
+        seconds, peak = explain(folder, scratch / "output", [*arguments, *way])
+        after = copy_seconds(paths)
+        copied = count / statistics.mean((before, after))
+        rows.append(PictureRow(" ".join(way), images, count / seconds, copied, peak))
+        print(rows[-1], file=sys.stderr, flush=True)
+        before = after
+    return rows
+
+
+def copy_seconds(paths: Sequence[Path]) -> float:
+    """Seconds of opening and writing JPEGs once, in as many processes as the command has."""
+    # torch's threads in this process don't survive a fork
+    count = min(2 * processors(), 16)
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:
+        list(pool.map(copy, paths[:1] * 4 * count))  # all have started
+        started = time.perf_counter()
+        list(pool.map(copy, paths))
+        return time.perf_counter() - started
+
+
+def copy(path: Path) -> None:
+    """Open a JPEG, and write it again as overlays are, but to memory."""
+    with Image.open(path) as image:
+        image.save(io.BytesIO(), "JPEG", quality=92)
 
 
 def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
@@ -99,8 +169,16 @@ def measured(
     return row
 
 
-def make_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Write `count` JPEGs, each a different part of one of the example photographs."""
+def make_photographs(
+    folder: Path, count: int, size: tuple[int, int], grain: float | None = None
+) -> None:
+    """Write `count` JPEGs, each a different part of one of the example photographs.
+
+    Args:
+        grain: standard deviation of noise in brightness, of 255: an enlarged photograph has no
+            detail of its own. With it the quality is a camera's.
+    """
+    noise = np.random.default_rng(0)
     folder.mkdir()
     sources = [
         Image.open(path).convert("RGB") for path in sorted((ROOT / "examples").glob("*.jpg"))
@@ -109,7 +187,12 @@ def make_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
         source = sources[number % len(sources)]
         shift = number // len(sources) % 50 / 200
         box = (shift * source.width, shift * source.height, *source.size)
-        source.resize(size, Image.Resampling.BICUBIC, box).save(folder / f"{number:05}.jpg")
+        image, options = source.resize(size, Image.Resampling.BICUBIC, box), {}
+        if grain is not None:
+            added = noise.normal(0, grain, (*size[::-1], 1)).astype(np.float32)
+            image = Image.fromarray(np.uint8((np.asarray(image) + added).clip(0, 255)))
+            options = {"quality": 92}
+        image.save(folder / f"{number:05}.jpg", **options)
 
 
 def model_arguments(model: str, scratch: Path) -> list[str]:
@@ -192,6 +275,20 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def picture_table(rows: Sequence[PictureRow]) -> str:
+    """Markdown: a row for each way to write overlays."""
+    lines = [
+        f"{machine('cpu')}; {DEIT}, {rows[0].images}.",
+        "",
+        "| options | share of the rate of opening and writing alone | peak memory |",
+        "|---|---|---|",
+    ]
+    for row in rows:
+        option = f"`{row.way}`" if row.way else "none"
+        lines.append(f"| {option} | {row.rate / row.copy_rate:.2f} | {row.mebibytes:.0f} MiB |")
+    return "\n".join(lines)
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -199,6 +296,7 @@ def parser() -> argparse.ArgumentParser:
     add("--small", type=int, default=5000, help="photographs of 500x375")
     add("--large", type=int, default=500, help="photographs of 4000x3000")
     add("--ray", type=int, default=0, help="small photographs for --engine ray; 0: none")
+    add("--pictures", type=int, default=0, help="photographs of cameras: the other table alone")
     add("--rounds", type=int, default=20, help="forward passes before and after each folder")
     add("--scratch", help="folder for images and overlays, a few gigabytes")
     add("--write", metavar="PAGE", help="put the table between its markers")
