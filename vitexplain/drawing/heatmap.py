@@ -191,8 +191,9 @@ def _heat(alpha: float, colormap: str, channels: int) -> Paint:
 
     def paint(seen: np.ndarray, levels: np.ndarray, out: np.ndarray) -> None:
         if channels == 4:  # one look-up for each pixel
-            heat = np.take(colors.view(np.uint32)[:, 0], levels).view(np.uint8)
-            heat = heat.reshape(seen.shape)
+            # without mode="clip" it would check every index, which is within 0 to 255 anyway
+            heat = np.take(colors.view(np.uint32)[:, 0], levels, mode="clip")
+            heat = heat.view(np.uint8).reshape(seen.shape)
         else:
             heat = cv2.applyColorMap(levels, colors[:, None])
         cv2.addWeighted(seen, 1 - alpha, heat, alpha, 0, out)
