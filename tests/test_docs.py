@@ -195,6 +195,9 @@ def test_benchmarks_find_their_markers(name):
         pairs = [benchmark.markers(model) for model in ("bundled", "deit_tiny_patch16_224")]
     else:
         pairs = [(benchmark.BEGIN, benchmark.END)]
+    if name == "folder":
+        photographs = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+        assert benchmark.BEGIN_PICTURES in photographs.split(benchmark.END_PICTURES)[0]
     for begin, end in pairs:
         assert text.count(begin) == text.count(end) == 1
         assert text.index(begin) < text.index(end)
