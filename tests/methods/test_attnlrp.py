@@ -65,6 +65,17 @@ def test_nonlinearity_hands_on_all_relevance(name):
     torch.testing.assert_close(found.nan_to_num(), given)  # 0 / 0 in the test's own division
 
 
+@pytest.mark.parametrize(("name", "at_zero"), [("gelu", 0.5), ("silu", 0.5), ("tanh", 1.0)])
+def test_small_neurons_hand_on_their_relevance(name, at_zero):
+    """f(x) / x has a limit at 0, of which the smallest neurons are no exception."""
+    neurons = torch.tensor([3e-7, -2e-8, 5e-9, 0.0], requires_grad=True)
+    function = getattr(F, name)
+    with LrpRules(0):
+        (gradient,) = torch.autograd.grad(function(neurons).sum(), neurons)
+    expected = [at_zero] * 3 + [0.0]  # 0 / 0 has no relevance to hand on
+    torch.testing.assert_close(gradient, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["relu", "silu"])
 def test_nonlinearity_in_place(name):
     function, inputs = getattr(F, name), random(40)
