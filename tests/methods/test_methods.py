@@ -11,6 +11,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 import reference
 from families import make
 from helpers import LAYOUTS, expected_readout, make_vit
+from vitexplain.attention import weighted
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.drawing.heatmap import stretch
 from vitexplain.methods.registry import METHODS
@@ -86,6 +87,18 @@ def test_relevance_begins_at_the_start_block(images):
     expected = slow_relevance(model, images, CATEGORIES, 1, read, start=2)
     found = METHODS["relevance"].make(model, start_block=2).batch(images, CATEGORIES)
     np.testing.assert_allclose(found, as_masks(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_exact_relevance_keeps_the_models_precision(images, monkeypatch):
+    monkeypatch.setattr(weighted, "LOW_PRECISION_FROM", 1)
+    monkeypatch.setattr(weighted, "_has_bf16", lambda _device: True)
+    model = make_vit()
+    read = expected_readout("class token", 1)
+    expected = as_masks(slow_relevance(model, images, CATEGORIES, 1, read))
+    exact = METHODS["relevance"].make(model, exact=True).batch(images, CATEGORIES)
+    np.testing.assert_allclose(exact, expected, rtol=1e-4, atol=1e-6)
+    rough = METHODS["relevance"].make(model).batch(images, CATEGORIES)
+    assert np.abs(rough - expected).max() > 1e-4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

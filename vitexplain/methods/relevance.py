@@ -25,21 +25,29 @@ class Relevance(CategoryMethod):
     Args:
         model: a timm VisionTransformer; used in evaluation mode, left as it was found.
         start_block: first block whose attention counts, 0 for all of them.
+        exact: keep gradients in the model's own precision, however many tokens there are (see
+            vit_grad_rollout).
 
     Raises:
         UnsupportedModel: if the model's attention can't be rolled out.
         RequestError: if start_block is out of range.
     """
 
-    def __init__(self, model: nn.Module, start_block: int = 0):
+    def __init__(self, model: nn.Module, start_block: int = 0, exact: bool = False):
         model = check_supported(model)
         check_start_block(start_block, len(blocks_of(model)))
-        self.model, self.start_block = model, start_block
+        self.model, self.start_block, self.exact = model, start_block, exact
 
     def _scores(
         self, images: Tensor, layout: TokenLayout, choose: Choose
     ) -> tuple[list[np.ndarray], Tensor, list[list[int]]]:
         weighted, logits, categories = weighted_attention(
-            self.model, images, layout, choose, "mean", start_block=self.start_block
+            self.model,
+            images,
+            layout,
+            choose,
+            "mean",
+            start_block=self.start_block,
+            exact=self.exact,
         )
         return [relevance_scores(each, layout) for each in weighted], logits, categories
