@@ -6,7 +6,7 @@ from PIL import Image
 
 from helpers import texts_of
 from vitexplain.drawing.heatmap import overlay_pixels
-from vitexplain.drawing.overlay import Overlay, check_output
+from vitexplain.drawing.overlay import Overlay, check_output, name_of
 from vitexplain.errors import RequestError
 from vitexplain.explainer import Map
 from vitexplain.images.region import Region
@@ -111,3 +111,13 @@ def test_wrong_sizes(size):
 def test_wrong_formats():
     with pytest.raises(RequestError, match="format must be one of auto, png, jpg, webp"):
         check_output(Style(format="gif"))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "written"),
+    [(0, "0.000"), (0.9, "0.900"), (0.999, "0.999"), (0.9996, "0.9996"), (0.99999, "0.99999")],
+)
+def test_two_discard_ratios_never_share_a_name(ratio, written):
+    method = {"name": "attention_rollout", "discard_ratio": ratio, "head_fusion": "max"}
+    found = Map(np.ones((2, 2), np.float32), None, method)
+    assert name_of(found) == f"attention_rollout_{written}_max"

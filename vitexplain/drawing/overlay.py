@@ -170,7 +170,9 @@ def name_of(found: Map) -> str:
     if found.rivals:
         parts.append("against_" + "-".join(str(each.index) for each in found.rivals))
     if "discard_ratio" in method:
-        parts.append(f"{method['discard_ratio']:.3f}")
+        ratio = method["discard_ratio"]
+        # three digits unless they stand for another ratio: 0.9996 and 0.99999 are not 1.000
+        parts.append(f"{ratio:.3f}" if float(f"{ratio:.3f}") == ratio else str(ratio))
     if "block" in method:
         parts.append("last" if method["block"] == -1 else f"block{method['block']}")
     if method.get("head") is not None:
