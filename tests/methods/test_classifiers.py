@@ -123,6 +123,13 @@ def test_several_categories_and_contrasts(method):
     np.testing.assert_allclose(contrast.scores, parts[0] - parts[1], atol=1e-4)
 
 
+def test_a_single_feature_is_no_grid_and_that_is_what_the_refusal_says():
+    model = made("resnet18")
+    with pytest.raises(UnsupportedModel, match="of a 32x32 image, no grid of 4 or more features"):
+        METHODS["gradcam"].make(model).batch(torch.randn(1, 3, 32, 32))
+    assert METHODS["gradcam"].make(model).batch(torch.randn(1, 3, 64, 64)).shape == (1, 2, 2)
+
+
 def test_nothing_in_favour_is_an_empty_map():
     model = made("test_resnet")
     nn.init.constant_(model.get_classifier().weight, -1)  # features are >= 0

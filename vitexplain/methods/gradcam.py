@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vitexplain.attention.capture import inference_state
 from vitexplain.attention.families import GLOBAL
-from vitexplain.attention.last_grid import LastGrid, watch
+from vitexplain.attention.last_grid import FEWEST, LastGrid, watch
 from vitexplain.attention.readout import has_own_code
 from vitexplain.attention.tokens import (
     WINDOWED,
@@ -61,7 +61,9 @@ class GradCam(ClassifierMethod):
         if last is None:
             grid = self._last_grid(images)
             if grid is None:
-                raise UnsupportedModel(self.model, NO_GRID, instead="occlusion")
+                height, width = images.shape[2:]
+                reason = f"of a {height}x{width} image, {NO_GRID}"
+                raise UnsupportedModel(self.model, reason, instead="occlusion")
         with ExitStack() as undo:
             undo.enter_context(
                 inference_state(self.model, freeze=True, fused=not isinstance(self.model, WINDOWED))
@@ -81,7 +83,7 @@ class GradCam(ClassifierMethod):
         return scores, logits, categories
 
 
-NO_GRID = "no grid of features that its outputs read was seen"
+NO_GRID = f"no grid of {FEWEST} or more features that its outputs read was seen"
 
 
 def _last_attention(model: nn.Module) -> nn.Module | None:
