@@ -263,9 +263,10 @@ def test_an_attention_pool_is_found_in_an_own_forward(images):
     settings = {"class_token": False, "global_pool": "map"}
     own, plain = make_vit(Own, **settings), make_vit(**settings)
     plain.load_state_dict(own.state_dict())
-    found, expected = explained("relevance", own, images), explained("relevance", plain, images)
-    assert found.layout == expected.layout
-    np.testing.assert_allclose(found.masks, expected.masks, atol=1e-5)
+    for method in ("relevance", "legrad"):
+        found, expected = explained(method, own, images), explained(method, plain, images)
+        assert found.layout == expected.layout
+        np.testing.assert_allclose(found.masks, expected.masks, atol=1e-5)
 
 
 def test_weights_of_means():

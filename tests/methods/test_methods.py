@@ -65,6 +65,29 @@ def slow_legrad(model, image, category, prefix):
     return np.mean(maps, axis=0)[prefix:]
 
 
+def slow_pooled_legrad(model, image, category):
+    """The same where a pool reads the tokens: its attention over each block's, (patches,)."""
+    pool, maps = model.attn_pool, []
+    tokens = model.norm_pre(model._pos_embed(model.patch_embed(image)))
+    for block in model.blocks:
+        tokens = block(tokens).detach()
+        read = model.norm(tokens)
+        read = read if model.pool_include_prefix else read[:, model.num_prefix_tokens :]
+        _, n, width = read.shape
+        query = pool.q(pool.latent)[0, 0].view(pool.num_heads, -1)
+        query = pool.q_norm(query)
+        keys, values = pool.kv(read)[0].view(n, 2, pool.num_heads, -1).unbind(1)
+        keys = pool.k_norm(keys)
+        scores = torch.einsum("hd,nhd->hn", query, keys) / query.shape[1] ** 0.5
+        attention = scores.softmax(dim=1).detach().requires_grad_()
+        pooled = pool.proj(torch.einsum("hn,nhd->hd", attention, values).reshape(1, width))
+        pooled = pooled + pool.mlp(pool.norm(pooled))
+        logits = model.head(model.fc_norm(pooled))
+        (gradient,) = torch.autograd.grad(logits[0, category], attention)
+        maps.append(gradient.double().clamp(min=0).mean(dim=0).numpy())
+    return np.mean(maps, axis=0)[-model.patch_embed.num_patches :]
+
+
 def as_masks(rows):
     rows = np.asarray(rows)
     return (rows / rows.max(axis=1, keepdims=True)).reshape(len(rows), 4, 4)
@@ -112,6 +135,28 @@ def test_legrad_is_the_papers_mean_of_gradients(layout, images):
     found = METHODS["legrad"].make(model).explain(images, CATEGORIES)
     np.testing.assert_allclose(found.masks, as_masks(expected), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.logits, reference.forward(model, images)[0].detach())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_token": False},
+        {"reg_tokens": 2},
+        {"reg_tokens": 2, "pool_include_prefix": True},
+    ],
+)
+def test_legrad_of_a_pool_is_the_mean_of_its_gradients(changes, images):
+    """A model with an attention pool: its authors differentiate with respect to that alone."""
+    model = make_vit(global_pool="map", **changes)
+    expected = [
+        slow_pooled_legrad(model, image[None], category)
+        for image, category in zip(images, CATEGORIES, strict=True)
+    ]
+    found = METHODS["legrad"].make(model).explain(images, CATEGORIES)
+    np.testing.assert_allclose(found.masks, as_masks(expected), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.scores.reshape(3, 16), expected, rtol=1e-4, atol=1e-6)
+    last = METHODS["legrad"].make(model, start_block=2).explain(images, CATEGORIES)
+    assert not np.allclose(last.masks, found.masks, atol=0.01)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

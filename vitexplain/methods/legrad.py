@@ -7,7 +7,8 @@ as if they were the last ones, and attention counts as far as more of it would r
     s_l = head(norm(mean_i Z_l,i))_c,    E_l = mean_heads,rows((ds_l/dA_l)^+),    map = mean_l E_l.
 
 The gradient alone counts, not its product with attention, and all rows count. Where the model has
-an attention pool, that pools Z_l in place of the mean.
+an attention pool, that pools Z_l in place of the mean, and it is the pool's own attention over Z_l
+that counts as A_l, as in the authors' code for SigLIP.
 """
 
 from collections.abc import Iterator
@@ -69,7 +70,8 @@ class LeGrad(CategoryMethod):
                     branches = captured.branches[number]
                     if number >= self.start_block:
                         logits = self._logits_of(tokens, layout, images)
-                        of_categories = self._sensitivities(logits, branches, categories)
+                        counted = [captured.pool] if layout.pooled_tokens else branches
+                        of_categories = self._sensitivities(logits, counted, categories)
                         for into, each in zip(sensitivities, of_categories, strict=True):
                             into.append(each)
                     branches.clear()  # not all blocks' matrices at once
@@ -82,7 +84,8 @@ class LeGrad(CategoryMethod):
                 forward(self.model, images)
         scores = []
         for of_blocks in sensitivities:
-            patches = torch.stack(of_blocks).mean(dim=0)[:, layout.prefix_tokens :]
+            columns = torch.stack(of_blocks).mean(dim=0)  # all tokens, or those that are pooled
+            patches = columns[:, -layout.grid[0] * layout.grid[1] :]
             scores.append(on_grid(patches, layout.grid))
         return scores, logits, categories
 
@@ -97,11 +100,12 @@ class LeGrad(CategoryMethod):
         return _logits_after(pooled, self.model, images)
 
     def _sensitivities(
-        self, logits: Tensor, branches: list[Tensor], categories: list[list[int]]
+        self, logits: Tensor, attentions: list[Tensor], categories: list[list[int]]
     ) -> Iterator[Tensor]:
-        """E_l (B, N) of one block for each category, from the attention of its branches."""
+        """E_l (B, columns) of one block for each category, from its branches' attention or the
+        pool's."""
         for score, again in chosen_logits(logits, categories):
-            gradients = torch.autograd.grad(score, branches, retain_graph=again)
+            gradients = torch.autograd.grad(score, attentions, retain_graph=again)
             yield sum(gradient.float().clamp(min=0).mean(dim=(1, 2)) for gradient in gradients)
 
 
