@@ -10,7 +10,8 @@ A_l the softmaxed attention of block l, (B, H, N, N), rows = queries, columns = 
 
 The map is the row of R that the classifier pools (a class token's, or a mean of rows), at the
 patches' columns, divided by its maximum. Only that row is computed, v <- v A~_l from the last block
-to the first: O(L N^2) instead of O(L N^3).
+to the first: O(L N^2) instead of O(L N^3). Patches that are pooled themselves have a share in it
+for being there, by the residual connections alone; the map is without that.
 
 The paper fuses heads by their mean and discards nothing; max, min and `discard_ratio` are
 refinements. The steps are functions of vitexplain/methods/product.py. Rollout knows nothing of
@@ -147,7 +148,8 @@ def rollout(
         prefix_tokens: how many of the N tokens stand before the patches.
         grid: (h, w) of the patches; by default they are taken to form a square.
         readout: (B, N), how much the classifier reads each token. By default the first token's
-            row; without prefix tokens, the mean over the patches' rows.
+            row; without prefix tokens, the mean over the patches' rows. What stays of it at a
+            patch by the residual connections alone is no part of the map.
         start_block: first block of the product, 0 for all of them.
         as_published: the arithmetic of the older script; one image, one prefix token.
 

@@ -49,13 +49,19 @@ def multiply(a, b):
     )
 
 
-def rollout(fused, ratio, prefix, grid, read, start=0):
-    """(h, w) mask; `read[i]` is how much the classifier reads token i."""
+def rollout(fused, ratio, prefix, grid, read, start=0, pooled=False):
+    """(h, w) mask; `read[i]` is how much the classifier reads token i.
+
+    What stays at a token by its residual connections alone is no part of it, unless a pool
+    attends (`pooled`).
+    """
     n = len(fused[0])
-    result = np.eye(n)
+    result, alone = np.eye(n), [0.0 if pooled else 1.0] * n
     for matrix in fused[start:]:
-        result = multiply(with_residual(discard(matrix, ratio, prefix)), result)
-    row = [sum(read[i] * result[i][j] for i in range(n)) for j in range(n)]
+        kept = discard(matrix, ratio, prefix)
+        result = multiply(with_residual(kept), result)
+        alone = [share / (sum(row) + 1) for share, row in zip(alone, kept, strict=True)]
+    row = [sum(read[i] * (result[i][j] - (i == j) * alone[i]) for i in range(n)) for j in range(n)]
     patches = np.array(row[prefix:])
     return (patches / patches.max()).reshape(grid)
 

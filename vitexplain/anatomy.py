@@ -41,7 +41,7 @@ from vitexplain.attention.tokens import (
 )
 from vitexplain.attention.windows import windows_of
 from vitexplain.methods.base import largest_is_one, on_grid
-from vitexplain.methods.product import discard_weakest_, fuse_heads, propagate
+from vitexplain.methods.product import discard_weakest_, fuse_heads, paths
 from vitexplain.methods.registry import METHODS
 
 # Rows and columns of patches whose position embeddings are compared: all of a 224-pixel image with
@@ -277,7 +277,8 @@ def _growth(
             matrices.append(factor.matrix)
             continue
         matrices.append(discard_weakest_(factor.matrix, discard_ratio, prefix, factor.paths))
-        rows.append(propagate(matrices, _readout(layout, factor.matrix, pooled)))
+        stayed, moved = paths(matrices, _readout(layout, factor.matrix, pooled))
+        rows.append(moved if pooled is None else stayed + moved)
     return largest_is_one(on_grid(torch.cat(rows)[:, prefix:], layout.grid))
 
 

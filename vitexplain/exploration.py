@@ -123,6 +123,7 @@ class Exploration:
         readout: in words, what the classifier reads.
         reads: for each of HEAD_FUSIONS (n,) float32, how much the classifier reads each token. They
             differ only where an attention pool weights them.
+        pooled: whether an attention pool reads them.
         blocks: for each block its branches.
         norms: for each block.
     """
@@ -132,6 +133,7 @@ class Exploration:
     prefix_names: tuple[str, ...]
     readout: str
     reads: Mapping[str, np.ndarray]
+    pooled: bool
     blocks: tuple[tuple[Branch, ...], ...]
     norms: tuple[Norms, ...]
 
@@ -169,6 +171,7 @@ def explore(model: nn.Module, tensor: Tensor, largest: int = LARGEST) -> Explora
         prefix_names(model, layout),
         layout.readout,
         reads,
+        bool(layout.pooled_tokens),
         blocks,
         tuple(_norms(each.cpu().numpy(), layout, storage.side) for each in norms),
     )

@@ -41,7 +41,7 @@ from vitexplain.attention.windows import windows_of
 from vitexplain.errors import RequestError
 from vitexplain.images.region import Region
 from vitexplain.methods.base import on_grid
-from vitexplain.methods.product import fuse_heads, of_head, rollout_scores
+from vitexplain.methods.product import discard, fuse_heads, of_head, propagate
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,8 @@ def _rollout(
         token = _merged(patch, captured.grids, captured.grids[-1])
     last = attention.factors[-1].matrix
     start = F.one_hot(torch.tensor([token]), last.shape[-2]).to(last)
-    return rollout_scores(attention, captured.layout, discard_ratio, start)[0]
+    kept = discard(attention.factors, discard_ratio, captured.layout.prefix_tokens)
+    return _at_patches(propagate(kept, start), captured.layout)
 
 
 def _cosines(

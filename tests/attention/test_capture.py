@@ -120,13 +120,13 @@ def test_attention_pooling(with_prefix, fusion, images):
         padding = [0.0] * (18 - row.shape[1])
         expected = reference.rollout(
             [reference.fuse(a, fusion) for a in matrices],
-            0.5, 2, (4, 4), [*padding, *fuse_row(row)],
+            0.5, 2, (4, 4), [*padding, *fuse_row(row)], pooled=True,
         )  # fmt: skip
         np.testing.assert_allclose(masks[index], expected, atol=2e-6)
         weighted_row = np.maximum(row * grads[-1][:, 0], 0)
         expected = reference.rollout(
             [reference.weighted(a, g, fusion) for a, g in zip(matrices, grads, strict=False)],
-            0.5, 2, (4, 4), [*padding, *fuse_row(weighted_row)],
+            0.5, 2, (4, 4), [*padding, *fuse_row(weighted_row)], pooled=True,
         )  # fmt: skip
         np.testing.assert_allclose(category_masks[index], expected, atol=2e-5)
 

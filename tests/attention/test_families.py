@@ -39,7 +39,9 @@ def slow(name, attentions, gradients, ratio):
             rows = {"token": slice(0, 1), "both": slice(0, 2), "patches": slice(prefix, None)}
             weights[rows[read]] = 1 / len(weights[rows[read]])
         matrices = [fused(index) for index in range(len(blocks))]
-        masks.append(reference.rollout(matrices, ratio, prefix, (side, side), weights))
+        masks.append(
+            reference.rollout(matrices, ratio, prefix, (side, side), weights, 0, pool is not None)
+        )
     return np.stack(masks)
 
 

@@ -129,7 +129,7 @@ def test_masks_against_the_slow_calculation(name):
     merge = merging(4, 4).double().numpy()
     for image in range(2):
         for masks, ratio, by_gradient in ((rollout, 0.4, False), (graded, 0.2, True)):
-            factors = []
+            factors, alone = [], []
             for attention, gradient in zip(attentions, gradients, strict=True):
                 heads, of_heads = (
                     t[image].detach().double().numpy() for t in (attention, gradient)
@@ -139,8 +139,11 @@ def test_masks_against_the_slow_calculation(name):
                     if by_gradient
                     else reference.fuse(heads, "max")
                 )
-                factors.append(reference.with_residual(reference.discard(fused, ratio, 0)))
-            row = np.full(4, 1 / 4) @ factors[1] @ merge @ factors[0]
+                kept = reference.discard(fused, ratio, 0)
+                factors.append(reference.with_residual(kept))
+                alone.append(np.diag(1 / (kept.sum(axis=1) + 1)))
+            product = factors[1] @ merge @ factors[0] - alone[1] @ merge @ alone[0]
+            row = np.full(4, 1 / 4) @ product
             expected = (row / row.max()).reshape(4, 4)
             np.testing.assert_allclose(masks[image], expected, atol=1e-4)
 

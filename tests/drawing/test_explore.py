@@ -253,6 +253,9 @@ def test_modules_have_names_of_their_own():
     assert len(names) == len(set(names)) > 40
 
 
+WHOLE = Region(0, 0, 32, 32)
+
+
 def bare_page(found, image, region):
     """Without maps or categories."""
     return explore_page(
@@ -267,6 +270,20 @@ def bare_page(found, image, region):
         rollout={"head_fusion": "mean", "discard_ratio": 0, "start_block": 0},
         colormap="turbo",
     )
+
+
+def test_rollout_of_patches_that_are_read_is_without_their_own_share(open_page, tmp_path):
+    """As the tool's; what an attention pool reads is all attention, and stays."""
+    image = torch.rand(1, 3, 32, 32)
+    for number, pooling in enumerate(("avg", "map")):
+        loaded = wrap_model(make_vit(class_token=False, global_pool=pooling))
+        found = bare_page(explore(loaded.model, image), Image.new("RGB", (32, 32)), WHOLE)
+        found.write(tmp_path / f"{number}.html")
+        page = open_page(tmp_path / f"{number}.html", locale="en")
+        view(page, "rollout")
+        put(page, "ratio", 0.5)
+        expected = VITAttentionRollout(loaded.model, discard_ratio=0.5)(image).flatten()
+        np.testing.assert_allclose(values(page) / values(page).max(), expected, atol=1e-3)
 
 
 def test_a_model_without_categories_of_another_grid(open_page, tmp_path):
@@ -294,7 +311,7 @@ def test_squares_of_patches_say_so(open_page, tmp_path):
     model = make_vit(num_heads=12)
     image = torch.rand(1, 3, 32, 32)
     found = explore(model, image, largest=1500)
-    page = bare_page(found, Image.new("RGB", (32, 32)), Region(0, 0, 32, 32))
+    page = bare_page(found, Image.new("RGB", (32, 32)), WHOLE)
     page.write(tmp_path / "page.html")
     page = open_page(tmp_path / "page.html", locale="en")
     page.click("summary")

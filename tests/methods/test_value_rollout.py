@@ -70,12 +70,13 @@ def slow_mask(model, seen, image, read, prefix, start=0):
         scale = block.gamma_1 if hasattr(block, "gamma_1") else block.ls1.gamma
         weight = numpy(block.attn.proj.weight) * numpy(scale)[:, None]
         matrices.append(slow_norms(numpy(attention[image]), numpy(value[image]), weight))
-    if read is None:
+    pooled = read is None
+    if pooled:
         attention, value, _ = seen[-1]
         weight = numpy(model.attn_pool.proj.weight)
         read = slow_norms(numpy(attention[image]), numpy(value[image]), weight)[0]
         read = np.concatenate([np.zeros(len(matrices[0]) - len(read)), read])
-    return reference.rollout(matrices, 0, prefix, (4, 4), read)
+    return reference.rollout(matrices, 0, prefix, (4, 4), read, pooled=pooled)
 
 
 @pytest.mark.parametrize("start", [0, 1])
@@ -185,12 +186,12 @@ def test_grid_is_that_of_the_input():
     assert ValueRollout(model)(torch.randn(1, 3, 24, 40)).shape == (3, 5)
 
 
-def test_where_nothing_is_carried_the_residual_is_left(images):
+def test_where_nothing_is_carried_there_is_nothing_to_see(images):
     model = make_vit(global_pool="avg", init_values=1.0)
     with torch.no_grad():
         for block in model.blocks:
             block.ls1.gamma.zero_()
-    assert ValueRollout(model).batch(images).tolist() == np.ones((3, 4, 4)).tolist()
+    assert ValueRollout(model).batch(images).tolist() == np.zeros((3, 4, 4)).tolist()
 
 
 def test_model_is_left_as_it_was(images):

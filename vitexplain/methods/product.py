@@ -8,6 +8,11 @@ classifier reads each token,
 
 at the patches' columns. Only that row is computed, from the last block to the first: O(L N^2), in
 place of O(L N^3) for whole matrices.
+
+A patch that the classifier reads has a share in this row for being itself, which no attention has
+brought there: r_j at its own column by residual connections alone. A map is without it, as Chefer
+et al. explain R - I: it would be the same for every patch of a mean, and most of the map. What an
+attention pool reads is attention, and stays.
 """
 
 import math
@@ -50,22 +55,15 @@ def of_head(attention: Tensor, head: int | None, head_fusion: str) -> Tensor:
 
 
 def rollout_scores(
-    attention: AttentionFactors,
-    layout: TokenLayout,
-    discard_ratio: float,
-    readout: Tensor | None = None,
+    attention: AttentionFactors, layout: TokenLayout, discard_ratio: float
 ) -> np.ndarray:
     """The patches' shares (B, h, w) of what the classifier reads, by attention rollout.
 
     The factors are used up: their weakest entries are set to 0 in place.
-
-    Args:
-        readout: (B, N), how much the classifier reads each token; by default as in `layout`.
     """
-    if readout is None:
-        readout = _readout(attention, layout)
     kept = discard(attention.factors, discard_ratio, layout.prefix_tokens)
-    row = propagate(kept, readout)
+    stayed, moved = paths(kept, _readout(attention, layout))
+    row = moved if attention.pool is None else stayed + moved
     return on_grid(row[:, layout.prefix_tokens :], layout.grid)
 
 
@@ -81,26 +79,35 @@ def pyramid_scores(
         factors: used up, their weakest entries are set to 0 in place.
     """
     last = next(factor.matrix for factor in reversed(factors) if factor.matrix is not None)
-    row = layout.readout_weights(last)[:, None]  # (B, 1, N)
+    stayed = layout.readout_weights(last)[:, None]  # (B, 1, N)
+    moved = torch.zeros_like(stayed)
     for factor in reversed(factors):
         if factor.matrix is None:
-            row = row @ factor.residual
+            stayed, moved = stayed @ factor.residual, moved @ factor.residual
             continue
         kept = discard_weakest_(factor.matrix, discard_ratio, layout.prefix_tokens, factor.paths)
-        merged = 0 if factor.residual is None else 1
-        sums = kept.sum(dim=-1)[:, None] + merged
-        weighted = row / torch.where(sums > 0, sums, 1)
-        row = weighted @ kept + (weighted @ factor.residual if merged else 0)
-    return row[:, 0, layout.prefix_tokens :]
+        sums = kept.sum(dim=-1)[:, None] + (factor.residual is not None)
+        sums = torch.where(sums > 0, sums, 1)
+        stayed, moved = stayed / sums, moved / sums
+        attended = (stayed + moved) @ kept
+        if factor.residual is None:
+            stayed, moved = torch.zeros_like(attended), attended
+        else:
+            stayed, moved = stayed @ factor.residual, moved @ factor.residual + attended
+    return moved[:, 0, layout.prefix_tokens :]
 
 
 def relevance_scores(attention: AttentionFactors, layout: TokenLayout) -> np.ndarray:
-    """The patches' relevance (B, h, w): R <- R + A_l R, R = I at first, block 1 first."""
-    row = _readout(attention, layout)[:, None]  # (B, 1, N)
+    """The patches' relevance (B, h, w): R <- R + A_l R, R = I at first, block 1 first; less I."""
+    stayed = _readout(attention, layout)[:, None]  # (B, 1, N)
+    moved = torch.zeros_like(stayed)
     for factor in reversed(attention.factors):
-        through = row @ factor.matrix
-        # merged tokens are what they were made of; blocks have a residual connection
-        row = through if factor.matrix.ndim == 2 else row + through
+        if factor.matrix.ndim == 2:
+            # merged tokens are what they were made of; blocks have a residual connection
+            stayed, moved = stayed @ factor.matrix, moved @ factor.matrix
+        else:
+            moved = moved + (stayed + moved) @ factor.matrix
+    row = moved if attention.pool is None else stayed + moved
     return on_grid(row[:, 0, layout.prefix_tokens :], layout.grid)
 
 
@@ -112,8 +119,10 @@ def masks_of_matrices(
     start_block: int,
 ) -> np.ndarray:
     """Attention rollout's maps (B, h, w) from each block's matrix (B, N, N), heads fused."""
-    attention = AttentionFactors([Factor(matrix) for matrix in fused[start_block:]])
-    return largest_is_one(rollout_scores(attention, layout, discard_ratio, readout))
+    factors, prefix = [Factor(matrix) for matrix in fused[start_block:]], layout.prefix_tokens
+    readout = layout.readout_weights(fused[-1]) if readout is None else readout
+    _, moved = paths(discard(factors, discard_ratio, prefix), readout)
+    return largest_is_one(on_grid(moved[:, prefix:], layout.grid))
 
 
 def discard(factors: Sequence[Factor], discard_ratio: float, prefix_tokens: int) -> list[Tensor]:
@@ -167,15 +176,28 @@ def propagate(matrices: Sequence[Tensor], readout: Tensor) -> Tensor:
             merged, which is a factor as it is.
         readout: (B, N), the row to start from.
     """
-    row = readout[:, None]  # (B, 1, N)
+    stayed, moved = paths(matrices, readout)
+    return stayed + moved
+
+
+def paths(matrices: Sequence[Tensor], readout: Tensor) -> tuple[Tensor, Tensor]:
+    """The two parts of `propagate`'s row, (B, N) each, neither of them a difference.
+
+    Returns:
+        what came by residual connections (and mergings) alone, readout_j prod_l 1 / (rowsum_l,j
+        + 1) without merging; and what at least one block's attention has moved.
+    """
+    stayed = readout[:, None]  # (B, 1, N)
+    moved = torch.zeros_like(stayed)
     for matrix in reversed(matrices):
         if matrix.ndim == 2:
-            row = row @ matrix
+            stayed, moved = stayed @ matrix, moved @ matrix
             continue
         # v rownorm(F + I) = w F + w with w = v / (rowsum(F) + 1): A~ itself is never made
-        weighted = row / matrix.sum(dim=-1)[:, None].add_(1)
-        row = torch.baddbmm(weighted, weighted, matrix)
-    return row[:, 0]
+        sums = matrix.sum(dim=-1)[:, None].add_(1)
+        stayed, moved = stayed / sums, moved / sums
+        moved = torch.baddbmm(moved, stayed + moved, matrix)
+    return stayed[:, 0], moved[:, 0]
 
 
 def select(values: np.ndarray, rank: int) -> np.floating:

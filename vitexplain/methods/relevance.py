@@ -6,7 +6,8 @@ Encoder-Decoder Transformers" (ICCV), equations 5 and 6, for self-attention alon
     E_l = mean_heads((A_l * dy_c/dA_l)^+),    R <- R + E_l R,    R = I at first, block 1 first.
 
 As gradient rollout, but without a division by the rows' sums, and nothing is discarded. The map is
-the row of R that the classifier pools, at the patches' columns.
+the row of R - I that the classifier pools, at the patches' columns; an attention pool's own
+attention, weighted as E_l, is part of it.
 """
 
 import numpy as np

@@ -118,6 +118,7 @@ def _attention(exploration: Exploration) -> dict:
         "readout": exploration.readout,
         "storage": exploration.storage._asdict(),
         "reads": {how: base64_of(row) for how, row in exploration.reads.items()},
+        "pooled": exploration.pooled,
         "blocks": [[_branch(branch) for branch in block] for block in exploration.blocks],
         "norms": [
             {"patches": base64_of(norms.patches), "prefix": norms.prefix.tolist()}

@@ -4,13 +4,14 @@ import { Coded, float32 } from "./numbers.js";
 import { discard, fuse, propagate } from "./rollout.js";
 
 export class Attention {
-  constructor({ grid, prefix, storage, reads, blocks }) {
+  constructor({ grid, prefix, storage, reads, pooled, blocks }) {
     this.grid = grid;
     this.prefix = prefix.length;
     this.patches = grid[0] * grid[1];
     this.tokens = this.prefix + this.patches;
     this.fusions = Object.keys(reads); // in the order of what is fused
     this.reads = Object.fromEntries(this.fusions.map((how) => [how, float32(reads[how])]));
+    this.pooled = pooled; // by attention, all of which is part of the map
     this.blocks = blocks.map((branches) => branches.map(({ heads, fused }) => ({
       heads: heads && new Coded(heads, storage.heads, this.tokens),
       fused: fused && new Coded(fused, storage.fused, this.tokens),
@@ -68,7 +69,8 @@ export class Attention {
     });
   }
 
-  // (n): how much of each token reaches this one through the blocks.
+  // (n): how much of each token reaches this one through the blocks. Of what the classifier reads,
+  // a token's own share is no part.
   rollout(token, { fusion, ratio, start }) {
     const key = `${fusion} ${ratio}`;
     if (this.discarded?.key !== key) {
@@ -76,6 +78,7 @@ export class Attention {
         discard(this.fused(block, fusion), this.tokens, this.prefix, ratio));
       this.discarded = { key, matrices };
     }
-    return propagate(this.discarded.matrices.slice(start), this.row(token, fusion));
+    const own = token !== null || this.pooled;
+    return propagate(this.discarded.matrices.slice(start), this.row(token, fusion), own);
   }
 }

@@ -51,22 +51,25 @@ export function select(values, rank) {
   return values[rank];
 }
 
-// row A~_L ... A~_1 with A~ = rownorm(matrix + I), the last block first.
-export function propagate(matrices, row) {
+// row A~_L ... A~_1 with A~ = rownorm(matrix + I), the last block first. Without `own`, less what
+// stays at each token by its residual connections alone.
+export function propagate(matrices, row, own = true) {
   const tokens = row.length;
-  let reached = Float64Array.from(row);
+  let [stayed, moved] = [Float64Array.from(row), new Float64Array(tokens)];
   for (const matrix of [...matrices].reverse()) {
     const next = new Float64Array(tokens);
     for (let query = 0; query < tokens; query++) {
-      if (!reached[query]) continue;
+      const reached = stayed[query] + moved[query];
+      if (!reached) continue;
       const start = query * tokens;
       let total = 1;
       for (let key = 0; key < tokens; key++) total += matrix[start + key];
-      const weight = reached[query] / total;
+      const weight = reached / total;
       for (let key = 0; key < tokens; key++) next[key] += weight * matrix[start + key];
-      next[query] += weight;
+      next[query] += moved[query] / total;
+      stayed[query] /= total;
     }
-    reached = next;
+    moved = next;
   }
-  return reached;
+  return own ? moved.map((value, place) => stayed[place] + value) : moved;
 }
