@@ -71,7 +71,7 @@ def test_every_method(bundled, both, tensor, name, few_steps):
     assert (found.category == found.top[0]) is METHODS[name].of_category
     positive = found.scores.clip(min=0)
     np.testing.assert_allclose(found.map, positive / positive.max(), atol=1e-6)
-    signed = name in ("gradcam", "attnlrp", "integrated_gradients", "occlusion")
+    signed = name in ("gradcam", "attnlrp", "consensus", "integrated_gradients", "occlusion")
     assert bool(found.scores.min() < 0) is signed
 
 

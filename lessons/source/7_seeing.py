@@ -150,7 +150,7 @@ assert halves["bull mastiff"] > 0.5 > halves["tiger cat"]
 # %% [en]
 # ## Methods compared, and faithfulness
 #
-# The tool has ten methods. A way to judge them without knowing the truth: cover the patches that
+# The tool has eleven methods. A way to judge them without knowing the truth: cover the patches that
 # the map calls important, and see whether the probability falls (and show only those, and see
 # whether it rises). `faithfulness()` does both, from -1 to 1. Two baselines must be beaten: random
 # numbers, and a spot in the middle of the image (a centre Gaussian).
@@ -160,7 +160,7 @@ assert halves["bull mastiff"] > 0.5 > halves["tiger cat"]
 # %% [fr]
 # ## Les méthodes comparées, et la fidélité
 #
-# L'outil a dix méthodes. Une façon de les juger sans connaître la vérité : couvrir les patchs que
+# L'outil a onze méthodes. Une façon de les juger sans connaître la vérité : couvrir les patchs que
 # la carte dit importants, et voir si la probabilité baisse (puis ne montrer que ceux-là, et voir
 # si elle monte). `faithfulness()` (fidélité) fait les deux, de -1 à 1. Il y a deux références à
 # battre : des nombres au hasard, et une tache au milieu de l'image (une gaussienne centrée).

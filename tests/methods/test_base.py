@@ -12,7 +12,8 @@ from vitexplain.methods.base import CategoryMethod, ImageMethod, largest_is_one
 from vitexplain.methods.classifier import ClassifierMethod
 from vitexplain.methods.registry import METHODS
 
-SIGNED = ("gradcam", "attnlrp", "integrated_gradients", "occlusion")  # evidence for and against
+# evidence for and against
+SIGNED = ("gradcam", "attnlrp", "consensus", "integrated_gradients", "occlusion")
 
 
 @pytest.mark.parametrize("name", METHODS)

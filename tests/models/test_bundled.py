@@ -80,6 +80,7 @@ HEAVIER = {
     "legrad": (6, 36),
     "gradcam": (6, 36),
     "attnlrp": (6, 36),
+    "consensus": (23, 8),
     "integrated_gradients": (23, 8),
 }
 

@@ -83,6 +83,40 @@ class GradCam(ClassifierMethod):
         return scores, logits, categories
 
 
+class WatchedFeatures:
+    """Grad-CAM of the input of a ViT's last attention, in a pass that something else is read from.
+
+    Args:
+        model: a shadow of a ViT.
+        undo: takes the hooks off again.
+
+    Attributes:
+        features: (B, N, C), once the forward pass has been; None where there is no such input.
+        gradient: (B, N, C), of the score of the latest backward pass; None if it did not get here,
+            as where autograd begins at the last attention.
+    """
+
+    def __init__(self, model: nn.Module, undo: ExitStack):
+        self.features: Tensor | None = None
+        self.gradient: Tensor | None = None
+        last = _last_attention(model)
+        if last is not None:
+            _watch_input(last, self._see, undo)
+
+    def scores(self, layout: TokenLayout) -> np.ndarray:
+        """sum_k w_k a_k (B, h, w), of the latest backward pass."""
+        return _weighted_sum(self.features, self.gradient, None, layout)
+
+    def _see(self, features: Tensor) -> Tensor:
+        self.features = features.detach()
+        if features.requires_grad:
+            features.register_hook(self._keep)
+        return features
+
+    def _keep(self, gradient: Tensor) -> None:
+        self.gradient = gradient
+
+
 NO_GRID = f"no grid of {FEWEST} or more features that its outputs read was seen"
 
 

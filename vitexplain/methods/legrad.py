@@ -30,6 +30,7 @@ from vitexplain.attention.tokens import (
     check_supported,
 )
 from vitexplain.methods.base import CategoryMethod, Choose, chosen_logits, on_grid
+from vitexplain.targets import Chosen
 
 
 class LeGrad(CategoryMethod):
@@ -58,6 +59,19 @@ class LeGrad(CategoryMethod):
             logits = forward(self.model, images)
             captured.blocks()  # complete, or the model is refused
         categories = choose(logits)
+        return self.of_categories(images, layout, categories), logits, categories
+
+    def of_categories(
+        self, images: Tensor, layout: TokenLayout, categories: list[list[Chosen]]
+    ) -> list[np.ndarray]:
+        """K times the patches' scores (B, h, w), from one forward pass.
+
+        Args:
+            categories: K for each of the B images.
+
+        It is called on a shadow, with gradients enabled, where a pass has shown that all attention
+        can be captured.
+        """
         # for each category, (B, N) of each block
         sensitivities: list[list[Tensor]] = [[] for _ in categories[0]]
         with (
@@ -87,7 +101,7 @@ class LeGrad(CategoryMethod):
             columns = torch.stack(of_blocks).mean(dim=0)  # all tokens, or those that are pooled
             patches = columns[:, -layout.grid[0] * layout.grid[1] :]
             scores.append(on_grid(patches, layout.grid))
-        return scores, logits, categories
+        return scores
 
     def _logits_of(self, tokens: Tensor, layout: TokenLayout, images: Tensor) -> Tensor:
         """The logits of a block's output (B, N, C), as if it were the last block's."""
@@ -100,7 +114,7 @@ class LeGrad(CategoryMethod):
         return _logits_after(pooled, self.model, images)
 
     def _sensitivities(
-        self, logits: Tensor, attentions: list[Tensor], categories: list[list[int]]
+        self, logits: Tensor, attentions: list[Tensor], categories: list[list[Chosen]]
     ) -> Iterator[Tensor]:
         """E_l (B, columns) of one block for each category, from its branches' attention or the
         pool's."""

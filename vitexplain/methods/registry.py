@@ -124,6 +124,13 @@ _ALL = (
         ("vitexplain.methods.attnlrp", "AttnLRP"),
     ),
     Method(
+        "consensus",
+        "consensus of four methods",
+        "after Rieger & Hansen 2019",
+        True,
+        ("vitexplain.methods.consensus", "Consensus"),
+    ),
+    Method(
         "integrated_gradients",
         "integrated gradients",
         "Sundararajan, Taly & Yan 2017",

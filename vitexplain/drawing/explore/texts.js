@@ -156,7 +156,8 @@ export const TEXTS = {
       attention_rollout: "rollout d’attention", grad_rollout: "rollout d’attention par gradient",
       value_rollout: "rollout pondéré par les valeurs", relevance: "pertinence (relevance)",
       attention: "attention d’un bloc", gradcam: "Grad-CAM", attnlrp: "AttnLRP", legrad: "LeGrad",
-      integrated_gradients: "gradients intégrés", occlusion: "occlusion",
+      consensus: "consensus de quatre méthodes", integrated_gradients: "gradients intégrés",
+      occlusion: "occlusion",
     },
     right: "Vous l’aviez dit.", wrong: "Eh bien non.",
     steps: {
