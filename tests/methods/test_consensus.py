@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from families import make
+from families import SMALL, make
 from helpers import LAYOUTS, make_vit
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.methods.consensus import consensus
@@ -122,10 +122,15 @@ def test_methods_that_agree_are_what_they_agree_on():
 
 @pytest.mark.parametrize(
     "family",
-    ["vit_small_patch14_reg4_dinov2", "beit_base_patch16_224", "vit_pwee_patch16_reg1_gap_256"],
+    [
+        "vit_small_patch14_reg4_dinov2",
+        "beit_base_patch16_224",
+        "vit_pwee_patch16_reg1_gap_256",
+        "vit_small_patch16_18x2_224",  # two attentions side by side: none of them is the last
+    ],
 )
 def test_families(family):
-    model = make(family)
+    model = timm.create_model(family, **SMALL) if "18x2" in family else make(family)
     side = 56 if "patch14" in family else 64
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
     found = METHODS["consensus"].make(model).explain(images, [0, 1, 2])
@@ -151,7 +156,7 @@ def test_the_model_is_left_as_it_was(images):
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("swin_tiny_patch4_window7_224", "needs all of its methods, and one can't: its head takes"),
+        ("swin_tiny_patch4_window7_224", "LeGrad, one of the four methods, can't: its head takes"),
         ("test_resnet", "its layers are not blocks of attention"),
     ],
 )

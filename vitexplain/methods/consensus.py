@@ -51,11 +51,13 @@ class Consensus(CategoryMethod):
 
     def __init__(self, model: nn.Module):
         self.model = check_supported(model)
-        try:
-            self._parts = (LeGrad(model), AttnLRP(model), GradCam(model))
-        except UnsupportedModel as error:
-            reason = f"a consensus needs all of its methods, and one can't: {error.reason}"
-            raise UnsupportedModel(self.model, reason, instead="grad_rollout") from error
+        self._parts = []
+        for method in (LeGrad, AttnLRP, GradCam):
+            try:
+                self._parts.append(method(self.model))
+            except UnsupportedModel as error:
+                reason = f"{method.__name__}, one of the four methods, can't: {error.reason}"
+                raise UnsupportedModel(self.model, reason, instead="grad_rollout") from error
 
     def _scores(
         self, images: Tensor, layout: TokenLayout, choose: Choose
