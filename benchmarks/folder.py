@@ -8,11 +8,16 @@ batches of 8 before and after each folder (medians). Memory is the peak of all p
 Another table, of `--pictures` N: the command on large photographs as cameras write them, next to
 what can't be avoided: opening the same JPEGs and writing them again, once, in as many processes,
 before and after the command.
+
+With `--ray N`, also how much two of Ray's actors do in the time of one: on N small photographs, by
+turns, their rate once all are at work, from the times of the overlays, as medians.
 """
 
 import argparse
+import importlib.util
 import io
 import json
+import math
 import os
 import shutil
 import statistics
@@ -36,7 +41,7 @@ from safetensors.torch import save_file
 from benchmarks.speed import machine
 from vitexplain.markers import write_between
 from vitexplain.models.loading import load_model
-from vitexplain.runs.workers import processors
+from vitexplain.parallel import processors
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- folder: made by benchmarks.folder -->", "<!-- folder end -->"
@@ -75,6 +80,15 @@ class PictureRow:
     mebibytes: float
 
 
+@dataclass(frozen=True)
+class Scaling:
+    """Runs by one and by two actors of Ray, by turns: images per second once all are at work."""
+
+    images: str
+    rates: dict[int, float]  # by the number of actors, the median of all rounds
+    mebibytes: dict[int, float]
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
@@ -84,6 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             text = table(measure(options, Path(scratch)))
             markers = BEGIN, END
+            if options.ray and has_ray():
+                text += f"\n\n{scaling_table(scaling(options, Path(scratch)))}"
     print(text)
     if options.write:
         write_between(Path(options.write), *markers, text)
@@ -101,10 +117,11 @@ def measure_pictures(count: int, scratch: Path) -> list[PictureRow]:
     rows = []
     before = copy_seconds(paths)
     for way in WAYS:
-        seconds, peak = explain(folder, scratch / "output", [*arguments, *way])
+        done = explain(folder, scratch / "output", [*arguments, *way])
         after = copy_seconds(paths)
         copied = count / statistics.mean((before, after))
-        rows.append(PictureRow(" ".join(way), images, count / seconds, copied, peak))
+        rate = count / done.seconds
+        rows.append(PictureRow(" ".join(way), images, rate, copied, done.mebibytes))
         print(rows[-1], file=sys.stderr, flush=True)
         before = after
     return rows
@@ -143,13 +160,35 @@ def measure(options: argparse.Namespace, scratch: Path) -> list[Row]:
             if count:
                 images = f"{count} of {size[0]}x{size[1]}"
                 rows.append(measured(model, images, folder, arguments, options))
-    if options.ray:
-        make_photographs(scratch / "ray", options.ray, SMALL)
-        for workers in ("1", "2"):
-            arguments = ["--model", "bundled", "--engine", "ray", "--workers", workers]
-            images = f"{options.ray} of {SMALL[0]}x{SMALL[1]}, Ray, {workers} of its actors"
-            rows.append(measured("bundled", images, scratch / "ray", arguments, options))
     return rows
+
+
+def has_ray() -> bool:
+    """Whether Ray is installed; if not, that is said."""
+    if importlib.util.find_spec("ray") is not None:
+        return True
+    print("--ray is left out: it needs pip install -r requirements-ray.txt", file=sys.stderr)
+    return False
+
+
+def scaling(options: argparse.Namespace, scratch: Path) -> Scaling:
+    """Run by one and by two actors; the order is reversed from round to round."""
+    folder = scratch / "ray"
+    make_photographs(folder, options.ray, SMALL)
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    mebibytes: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(options.ray_rounds):
+        for workers in (1, 2) if number % 2 else (2, 1):
+            arguments = ["--model", "bundled", "--engine", "ray", "--workers", str(workers)]
+            done = explain(folder, scratch / "output", arguments)
+            rates[workers].append(done.rate)
+            mebibytes[workers].append(done.mebibytes)
+            print(f"{workers} of Ray's actors: {done}", file=sys.stderr, flush=True)
+    return Scaling(
+        f"{options.ray} of {SMALL[0]}x{SMALL[1]}",
+        {workers: statistics.median(each) for workers, each in rates.items()},
+        {workers: max(each) for workers, each in mebibytes.items()},
+    )
 
 
 def measured(
@@ -161,10 +200,11 @@ def measured(
 ) -> Row:
     """Run the command on a folder, between plain forward passes of the same model."""
     before = forward_seconds(model, options.rounds)
-    seconds, mebibytes = explain(folder, folder.parent / "output", arguments)
+    done = explain(folder, folder.parent / "output", arguments)
     after = forward_seconds(model, options.rounds)
     forward_rate = BATCH / statistics.median(before + after)
-    row = Row(model, images, forward_rate, len(list(folder.iterdir())) / seconds, mebibytes)
+    rate = len(list(folder.iterdir())) / done.seconds
+    row = Row(model, images, forward_rate, rate, done.mebibytes)
     print(row, file=sys.stderr, flush=True)
     return row
 
@@ -218,8 +258,23 @@ def forward_seconds(model: str, rounds: int) -> list[float]:
     return seconds[2:]
 
 
-def explain(folder: Path, output: Path, arguments: Sequence[str]) -> tuple[float, float]:
-    """Run the command: its seconds, and its peak memory in MiB."""
+@dataclass(frozen=True)
+class Done:
+    """One run of the command.
+
+    Attributes:
+        seconds: in all.
+        mebibytes: peak memory.
+        rate: images per second of the middle half, when all processes have long been at work.
+    """
+
+    seconds: float
+    mebibytes: float
+    rate: float
+
+
+def explain(folder: Path, output: Path, arguments: Sequence[str]) -> Done:
+    """Run the command on a folder; what it writes is removed again."""
     command = [sys.executable, str(ROOT / "vit_explain.py"), "--image_path", str(folder)]
     command += ["--output_dir", str(output), "--device", "cpu", "--json", *arguments]
     started = time.perf_counter()
@@ -231,8 +286,17 @@ def explain(folder: Path, output: Path, arguments: Sequence[str]) -> tuple[float
     seconds = time.perf_counter() - started
     if process.returncode or json.loads(out)["explained"] != len(list(folder.iterdir())):
         raise RuntimeError(f"the command failed on {folder}")
+    rate = middle_rate([path.stat().st_mtime for path in output.rglob("*.png")])
     shutil.rmtree(output)
-    return seconds, peak[0]
+    return Done(seconds, peak[0], rate)
+
+
+def middle_rate(times: Sequence[float]) -> float:
+    """Per second, how many of these came in their middle half."""
+    times = sorted(times)
+    first, last = len(times) // 4, len(times) * 3 // 4
+    passed = times[last] - times[first] if times else 0.0
+    return (last - first) / passed if passed else math.nan
 
 
 def _watch(process: subprocess.Popen, peak: list[float]) -> None:
@@ -289,6 +353,21 @@ def picture_table(rows: Sequence[PictureRow]) -> str:
     return "\n".join(lines)
 
 
+def scaling_table(found: Scaling) -> str:
+    """Markdown: a row for each number of actors."""
+    lines = [
+        f"By Ray's actors, {found.images}:",
+        "",
+        "| actors | images per second | times one actor's | peak memory |",
+        "|---|---|---|---|",
+    ]
+    for workers, rate in found.rates.items():
+        times = rate / found.rates[1]
+        mebibytes = found.mebibytes[workers]
+        lines.append(f"| {workers} | {rate:.1f} | {times:.2f} | {mebibytes:.0f} MiB |")
+    return "\n".join(lines)
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
@@ -297,6 +376,7 @@ def parser() -> argparse.ArgumentParser:
     add("--large", type=int, default=500, help="photographs of 4000x3000")
     add("--ray", type=int, default=0, help="small photographs for --engine ray; 0: none")
     add("--pictures", type=int, default=0, help="photographs of cameras: the other table alone")
+    add("--ray_rounds", type=int, default=3, help="runs by one and by two of Ray's actors")
     add("--rounds", type=int, default=20, help="forward passes before and after each folder")
     add("--scratch", help="folder for images and overlays, a few gigabytes")
     add("--write", metavar="PAGE", help="put the table between its markers")

@@ -35,7 +35,7 @@ def choose_device(wanted: str = "auto", use_cuda: bool = False) -> tuple[torch.d
         wanted = "cuda"
     elif wanted == "auto":
         wanted = "mps" if mps else "cpu"
-    device = _parse(wanted)
+    device = parse_device(wanted)
     if device.type == "cuda" and not cuda:
         raise RequestError("device cuda is not available here: use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -145,7 +145,8 @@ def _why_unusable(device: torch.device) -> str:
     return ""
 
 
-def _parse(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
+    """The device of that name, there or not; RequestError if there is no such name."""
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -39,6 +39,13 @@ def begin() -> BaseContext:
     return multiprocessing.get_context("forkserver")
 
 
+def processors() -> int:
+    """Number of processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def python_path() -> str:
     """PYTHONPATH with the folder of this package, for processes that may run anywhere."""
     here, before = str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH")

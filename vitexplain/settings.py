@@ -119,6 +119,7 @@ class RunOptions:
         batch_size, workers: None for what suits the device and the processor.
         truth: "folders", or a CSV file: the images' true categories.
         engine: one of choices.ENGINES.
+        gpus_per_worker: of the ray engine's actors, each; None for one where there are GPUs.
         lines: progress goes to standard error in lines where that is no terminal.
         command: the command line, for the metadata of what is written.
     """
@@ -139,6 +140,7 @@ class RunOptions:
     batch_size: int | None = None
     workers: int | None = None
     engine: str = "local"
+    gpus_per_worker: float | None = None
     quiet: bool = False
     lines: bool = False
     command: str = ""

@@ -65,6 +65,17 @@ def test_threads_of_every_command_wait_without_spinning(monkeypatch, given):
     assert os.environ["OMP_WAIT_POLICY"] == (given or "passive")
 
 
+def test_shares_of_gpus_are_of_the_ray_engine(capsys):
+    with pytest.raises(RequestError, match="--gpus_per_worker is for --engine ray"):
+        chosen_mode(options_of("--gpus_per_worker", "0.5"), one_image=True)
+    options = options_of("--gpus_per_worker", "0.5", "--engine", "ray")
+    assert chosen_mode(options, one_image=True).flag == "--engine ray"
+    for wrong in ("0", "2", "nan", "half"):
+        with pytest.raises(SystemExit):
+            options_of("--gpus_per_worker", wrong)
+        assert f"'{wrong}' is no share of a GPU, from 0.01 to 1" in capsys.readouterr().err
+
+
 def test_category_0_is_one_too():
     options = options_of("--anatomy", "--category_index", "0")
     with pytest.raises(RequestError, match="--anatomy can't be combined with --category"):

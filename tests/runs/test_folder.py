@@ -319,9 +319,9 @@ def test_only_a_few_images_are_on_their_way(monkeypatch):
         return future
 
     items = [Item(number, ImageFile(f"{number}", f"{number}")) for number in range(50)]
-    decoded = folder._decoded(Fake(), items, 5)
+    decoded = folder.decoded(Fake(), items, 5)
     explained = (dataclasses.replace(item, explained=ImageMaps([], [])) for item in decoded)
-    for item in folder._written(Fake(), explained, 3):
+    for item in folder.written(Fake(), explained, 3):
         answered.append(item.number)
         assert len(asked) - len(written) <= 5
         assert len(written) - len(answered) <= 3
@@ -339,7 +339,7 @@ def test_very_large_images_come_last(monkeypatch):
             return future
 
     items = [Item(number, ImageFile(f"{number}", f"{number}")) for number in range(6)]
-    decoded = [item.number for item in folder._decoded(Fake(), items, 2)]
+    decoded = [item.number for item in folder.decoded(Fake(), items, 2)]
     assert decoded == [1, 2, 4, 5, 0, 3]
     assert asked == [*((number, False) for number in range(6)), (0, True), (3, True)]
 
@@ -408,17 +408,17 @@ def test_the_record_tells_other_weights_and_names(tmp_path):
     """What the settings name may change behind that name."""
     settings = BUNDLED(output_dir=str(tmp_path))
     session = open_session(settings)
-    record = folder._record(session)
-    assert record == folder._record(open_session(settings))
+    record = folder.record_of(session)
+    assert record == folder.record_of(open_session(settings))
     session.loaded.categories[5] = "another name"
-    assert folder._record(session) != record
+    assert folder.record_of(session) != record
     session = open_session(settings)
     with torch.no_grad():
         session.loaded.model.head.bias[0] += 1
-    assert folder._record(session) != record
+    assert folder.record_of(session) != record
     for change in ({"quiet": False}, {"workers": 3}, {"command": "another"}):
         same = BUNDLED(output_dir=str(tmp_path), **{"quiet": True} | change)
-        assert folder._record(open_session(same)) == record
+        assert folder.record_of(open_session(same)) == record
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 import csv
 import json
+import re
+import sys
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from safetensors.torch import load_file
 import vit_explain
 from vitexplain.models.bundled import bundled_folder
 from vitexplain.models.loading import any_model, load_model
-from vitexplain.training import evaluate
+from vitexplain.training import compare, evaluate
 from vitexplain.training.train import Training, main
 
 pytestmark = pytest.mark.slow
@@ -64,10 +67,10 @@ def test_killed_run_ends_with_the_weights_of_one_that_was_not(data, tmp_path, mo
     assert train(data, tmp_path / "whole", *extra) == 0
     validate = Training._validate
 
-    def killed_in_the_second_epoch(self):
+    def killed_in_the_second_epoch(self, batches):
         if self.progress.epoch == 1:
             raise KeyboardInterrupt
-        return validate(self)
+        return validate(self, batches)
 
     with monkeypatch.context() as patched:
         patched.setattr(Training, "_validate", killed_in_the_second_epoch)
@@ -81,6 +84,60 @@ def test_killed_run_ends_with_the_weights_of_one_that_was_not(data, tmp_path, mo
     assert all(torch.equal(whole[name], broken[name]) for name in whole)
     logs = [(tmp_path / n / "log.csv").read_text() for n in ("whole", "broken")]
     assert logs[0] == logs[1]
+
+
+def test_any_number_of_processes_ends_with_the_same_weights(data, tmp_path):
+    found = []
+    for workers in (0, 1, 2):
+        output = tmp_path / str(workers)
+        extra = ("--mixup", "0.3", "--grey", "0.3", "--stain", "0.2", "--epochs", 2)
+        assert train(data, output, *extra, "--workers", workers) == 0
+        found.append([(output / name).read_bytes() for name in ("model.safetensors", "log.csv")])
+    assert found[0] == found[1] == found[2]
+
+
+def test_losses_are_read_once_an_epoch(data, tmp_path, monkeypatch):
+    """Each reading waits until a GPU has done all that it was given."""
+    read, item = [], torch.Tensor.item
+
+    def counted(tensor):
+        caller = sys._getframe(1).f_code
+        if caller.co_filename.endswith("train.py"):
+            read.append(caller.co_name)
+        return item(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "item", counted)
+    assert train(data, tmp_path / "run", "--epochs", 2, "--batch_size", 4) == 0
+    assert read == ["_train_epoch", "_validate", "_validate"] * 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_goes_meanwhile_is_named(data, tmp_path, capsys, monkeypatch, workers):
+    run = Training.run
+
+    def run_without_images(self):
+        for path in (data / "sky").iterdir():
+            path.unlink()
+        run(self)
+
+    monkeypatch.setattr(Training, "run", run_without_images)
+    assert train(data, tmp_path / "run", "--workers", workers) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"train: no image at sky/\d\.png: no such file", error)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("command", [main, evaluate.main, compare.main])
+def test_a_device_that_is_not_there_is_one_line(data, tmp_path, capsys, command):
+    options = ["--data", str(data), "--output", str(tmp_path / "run")]
+    options += ["--checkpoints", str(bundled_folder())] if command is compare.main else []
+    for device, said in (
+        ("tpu", "device must be auto, cpu, cuda, cuda:N or mps, not 'tpu'"),
+        ("cuda:1", "device cuda is not available here: use --device cpu"),
+    ):
+        assert command([*options, "--device", device]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.endswith(f": {said}")
 
 
 def test_fine_tuning_leaves_frozen_blocks_alone(data, tmp_path):
@@ -153,12 +210,19 @@ def test_categories_are_drawn_equally_often(data, tmp_path):
 
     arguments = ["--data", str(data), "--output", str(tmp_path / "run"), "--model", "test_vit"]
     training = Training(parser().parse_args([*arguments, "--batch_size", "4"]))
-    drawn = []
-    for epoch in range(20):
-        training.progress.epoch = epoch
-        drawn += [training.train_data.labels[i] for i in training._batches().sampler]
+    keys = training.batches.keys
+    drawn, augmented = [], []
+    for keys.epoch in range(20):
+        batches = list(keys)
+        assert {len(batch) for batch in batches[: keys.updates]} == {4}  # whole ones only
+        for index, seed in chain(*batches[: keys.updates]):
+            drawn.append(training.train_data.labels[index])
+            augmented.append(seed)
+        held_out = [(index, None) for index in range(len(training.validation_data))]
+        assert list(chain(*batches[keys.updates :])) == held_out
     shares = np.bincount(drawn) / len(drawn)
     assert np.abs(shares - 1 / 3).max() < 0.06
+    assert len(set(augmented)) == len(augmented)  # no crop twice
 
 
 def grouped(folder):
@@ -192,6 +256,7 @@ def test_slides_stay_together(tmp_path, capsys):
         (("--group", "^(.+)-"), "no group can be held out"),
         (("--color_jitter", "-1"), "--color_jitter must be from 0 to 1, not -1"),
         (("--validation", "1.5"), "--validation is a share from 0 to below 1, not 1.5"),
+        (("--workers", "-1"), "--workers counts processes: it can't be -1"),
         (("--freeze", "-1"), "--freeze counts blocks: it can't be -1"),
         (("--stain", "nan"), "--stain must be from 0 to 1, not nan"),
     ],

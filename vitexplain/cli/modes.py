@@ -158,6 +158,8 @@ def chosen_mode(options: Options, one_image: bool) -> Mode:
         raise RequestError(
             f"{mode.flag} can't be combined with {' and '.join(given)}: leave out one or the other"
         )
+    if options["gpus_per_worker"] is not None and options["engine"] != "ray":
+        raise RequestError("--gpus_per_worker is for --engine ray: add that, or leave it out")
     if mode.one_image and not one_image:
         raise RequestError(f"{mode.flag} is for one image: name one with --image_path")
     return mode

@@ -371,12 +371,20 @@ def _add_folder(group: argparse._ArgumentGroup) -> None:
         "--workers",
         type=_count,
         metavar="N",
-        help="processes that open and draw images (default: two per processor, at most 16)",
+        help="processes that open and draw images, or actors of --engine ray (default: two "
+        "processes per processor, at most 16; one actor)",
     )
     add(
         "--engine",
         choices=ENGINES,
         help="ray: a pipeline of actors, also on a cluster (default: %(default)s)",
+    )
+    add(
+        "--gpus_per_worker",
+        type=_share_of_gpu,
+        metavar="F",
+        help="of --engine ray: how much of a GPU each actor takes, 0.5 for two on each (default: "
+        "1 where there are GPUs)",
     )
     add("--quiet", action="store_true", help="no progress bar, nothing on stdout")
 
@@ -411,6 +419,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def _share_of_gpu(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0.01 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share of a GPU, from 0.01 to 1")
+    return share
 
 
 def _model_arg(text: str) -> tuple[str, object]:

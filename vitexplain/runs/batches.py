@@ -15,10 +15,10 @@ import torch
 from vitexplain.device import in_batches, keep_freed_memory
 from vitexplain.images.finding import ImageFile
 from vitexplain.images.reading import size_of
-from vitexplain.parallel import in_order
+from vitexplain.parallel import in_order, processors
 from vitexplain.runs.items import Item, explain_items
 from vitexplain.runs.session import Session
-from vitexplain.runs.workers import kept_pixels, processors
+from vitexplain.runs.workers import kept_pixels
 
 GPU_THREADS = 2
 SAMPLE = 16  # images whose size is looked at to choose the size of batches
@@ -58,10 +58,16 @@ def ahead(size: int, workers: int) -> tuple[int, int]:
 
 def explained(session: Session, items: Iterable[Item], size: int, tell: Tell) -> Iterator[Item]:
     """Yield the items with their maps, in order, explained in batches of `size`."""
+    yield from explained_by(Model(session, size), session, items, tell)
+
+
+def explained_by(
+    model: "Model", session: Session, items: Iterable[Item], tell: Tell
+) -> Iterator[Item]:
+    """The same, by a model that remembers for which batches memory is enough."""
     threads = _threads(session)
     if session.device["name"] == "cpu":
         keep_freed_memory()
-    model = Model(session, size)
     before = torch.get_num_threads()
     share = max(1, processors() // threads)
     try:

@@ -9,11 +9,10 @@ from dataclasses import replace
 import torch
 
 from vitexplain.errors import RequestError
-from vitexplain.parallel import begin, in_order, starting
+from vitexplain.parallel import begin, in_order, processors, starting
 from vitexplain.runs.batches import Model, in_groups
 from vitexplain.runs.items import Item
 from vitexplain.runs.session import Session, open_session
-from vitexplain.runs.workers import processors
 from vitexplain.settings import Settings
 
 

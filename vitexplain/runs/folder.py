@@ -25,7 +25,7 @@ from vitexplain.images.finding import find_images
 from vitexplain.images.reading import PictureError
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.categories import short_name
-from vitexplain.parallel import in_order
+from vitexplain.parallel import in_order, processors
 from vitexplain.progress import Bar
 from vitexplain.runs.batches import ahead, batch_size, explained
 from vitexplain.runs.devices import on_several_devices
@@ -33,7 +33,7 @@ from vitexplain.runs.items import Item, empty_notice, result_of
 from vitexplain.runs.results import ERRORS, RESULTS, Results, read_results
 from vitexplain.runs.session import Session, model_report, open_session
 from vitexplain.runs.truth import accuracy, digest_of, true_categories
-from vitexplain.runs.workers import Decoded, Workers, Written, processors
+from vitexplain.runs.workers import Decoded, SameThread, Workers, Written
 from vitexplain.settings import Settings
 from vitexplain.versions import versions
 
@@ -64,7 +64,7 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
     for notice in notices + ([session.loaded.notice] if session.loaded.notice else []):
         tell(notice)
     truths = true_categories(run.truth, images, session.loaded, tell) if run.truth else {}
-    with Results(session.folder, _record(session), images, tell) as results:
+    with Results(session.folder, record_of(session), images, tell) as results:
         before = results.done
         if results.missing:
             _explain_missing(session, results, truths, tell_beside_the_bar)
@@ -72,13 +72,24 @@ def explain_folder(settings: Settings, tell: Callable[[str], None]) -> dict:
         files = _look_at_all(session, results.failures, tell)
     files = {"errors": session.folder / ERRORS, **files} if results.failed else files
     counts = (len(images), before, results.done - before, results.failed)
-    report = run_report(session, started, counts, {"results": session.folder / RESULTS, **files})
+    files = {"results": session.folder / RESULTS, **files}
+    report = run_report(about_run(session), started, counts, files)
     judged = accuracy(read_results(session.folder / RESULTS)) if truths else None
     return report if judged is None else {**report, "accuracy": judged}
 
 
+def about_run(session: Session) -> dict:
+    """What a report says of a run, whatever comes of its images (JSON-ready)."""
+    return {
+        "model": model_report(session),
+        "methods": session.explainer.methods,
+        "versions": versions(),
+        "device": session.device,
+    }
+
+
 def run_report(
-    session: Session,
+    about: dict,
     started: float,
     counts: tuple[int, int, int, int],
     files: Mapping[str, Path],
@@ -86,6 +97,7 @@ def run_report(
     """The report of a run over many images (JSON-ready).
 
     Args:
+        about: of about_run.
         started: start time, by time.monotonic().
         counts: of all images, those explained before, those explained now, those that failed.
     """
@@ -96,10 +108,7 @@ def run_report(
         "explained_before": before,
         "failed": failed,
         "seconds": round(time.monotonic() - started, 1),
-        "model": model_report(session),
-        "methods": session.explainer.methods,
-        "versions": versions(),
-        "device": session.device,
+        **about,
         "notices": [],
         "files": {kind: str(path) for kind, path in files.items()},
     }
@@ -164,10 +173,10 @@ def _explain_missing(
                 Item(number, image, truths.get(image.name))
                 for number, image in enumerate(results.missing)
             ]
-            items = _decoded(workers, items, opened_ahead)
+            items = decoded(workers, items, opened_ahead)
             explain = explained if len(session.devices) == 1 else on_several_devices
             items = explain(session, items, size, tell)
-            for item in _written(workers, items, written_ahead):
+            for item in written(workers, items, written_ahead):
                 if item.failure:
                     results.fail(item.image, item.failure)
                     tell(item.failure)
@@ -181,10 +190,10 @@ def _explain_missing(
         told = f"{results.done} of {len(results.images)} images are done"
         raise KeyboardInterrupt(f"{told}; rerun the same command to resume") from None
     finally:
-        _tell_together(notices, tell)
+        tell_together(notices, tell)
 
 
-def _tell_together(notices: Sequence[tuple[str, str]], tell: Callable[[str], None]) -> None:
+def tell_together(notices: Sequence[tuple[str, str]], tell: Callable[[str], None]) -> None:
     """Notices on single images, those of one kind in one line with the first image's."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for path, notice in notices:
@@ -196,7 +205,7 @@ def _tell_together(notices: Sequence[tuple[str, str]], tell: Callable[[str], Non
         )
 
 
-def _decoded(workers: Workers, items: Sequence[Item], ahead: int) -> Iterator[Item]:
+def decoded(workers: Workers | SameThread, items: Sequence[Item], ahead: int) -> Iterator[Item]:
     """Yield the items in order, opened or failed, while up to `ahead` are being opened.
 
     Those of very many pixels come last, as they are opened one at a time: all others are done
@@ -222,7 +231,7 @@ def _opened(item: Item, future: Future[Decoded | None]) -> Item:
     return item
 
 
-def _written(workers: Workers, items: Iterable[Item], ahead: int) -> Iterator[Item]:
+def written(workers: Workers | SameThread, items: Iterable[Item], ahead: int) -> Iterator[Item]:
     """Yield the items once their files are written, while up to `ahead` are being written."""
     submitted = (
         (
@@ -246,8 +255,8 @@ def _finished(item: Item, future: Future[Written]) -> Item:
     return item
 
 
-def _record(session: Session) -> dict:
-    """Everything that changes results."""
+def record_of(session: Session) -> dict:
+    """Everything that changes results (JSON-ready)."""
     loaded, settings = session.loaded, session.settings
     digest = hashlib.sha256(json.dumps(loaded.categories).encode())
     for value in loaded.model.state_dict().values():

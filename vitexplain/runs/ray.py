@@ -1,33 +1,34 @@
-"""Many images as a Ray Data pipeline, on one machine or a cluster.
+"""Many images by a pool of Ray's actors, on one machine or a cluster.
 
-Read, a pool of actors that hold one model each, write Parquet: Ray handles retries, restarts and
-back-pressure. Work repeated after an actor's death is written under the same names, and each row
-reaches Parquet once.
+A Ray Data pipeline: shares of the images go to actors that hold one model each, open, explain and
+draw them, and write their rows to Parquet. Ray handles retries, restarts and back-pressure. Work
+repeated after an actor's death is written under the same names, so each row is there once.
 """
 
-import io
 import logging
+import math
 import os
+import pickle
+import sys
 import time
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
-from vitexplain.errors import MissingPackage
+from vitexplain.device import parse_device
+from vitexplain.errors import MissingPackage, RequestError
+from vitexplain.explainer import GPU_BATCH
+from vitexplain.images.addresses import find_addresses, is_address
 from vitexplain.images.finding import ImageFile, find_images
-from vitexplain.images.reading import PictureError
-from vitexplain.images.region import Region
-from vitexplain.parallel import python_path
-from vitexplain.progress import on_terminal
-from vitexplain.runs.folder import run_report
-from vitexplain.runs.items import Item, explain_items, result_of
+from vitexplain.parallel import processors, python_path
+from vitexplain.progress import Bar
+from vitexplain.runs.actor import Actor, Reply, on_device
+from vitexplain.runs.folder import about_run, record_of, run_report, tell_together
+from vitexplain.runs.parquet import Parts
 from vitexplain.runs.session import open_session
-from vitexplain.runs.workers import look, processors, write_maps
 from vitexplain.settings import Settings
-from vitexplain.words import to_json
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # errors also come as exceptions
@@ -40,56 +41,214 @@ except ModuleNotFoundError as error:
         f"--engine ray needs Ray ({error}): pip install -r requirements-ray.txt"
     ) from error
 
-PARQUET = "parquet"
-BATCH = 8
-# of the Parquet files, a row for each map: category -1 for none, mask row by row, result as in
-# results.jsonl
-COLUMNS = ("path", "name", "error", "method", "category", "rows", "columns", "mask", "result")
+SHARES = 20  # of each actor: with fewer, others wait for the last one
+LARGEST = 512  # images of a share: those that a killed actor was doing are done again
+MOST = 9  # processors of an actor with a GPU
 
 
 def explain_with_ray(settings: Settings, tell: Callable[[str], None]) -> dict:
-    """Explain all requested images, and report (JSON-ready).
+    """Explain all requested images that are not explained yet, and report (JSON-ready).
 
     On the cluster that RAY_ADDRESS names, else on this machine. Images may also be at any address
     that pyarrow reads (s3://, gs://); the output folder must be the same for all nodes.
 
     Args:
-        tell: receives a sentence for each image that fails.
+        tell: receives a sentence for each image that fails, and any other notice.
 
     Raises:
-        RequestError, OSError: a request that can't be met.
+        RequestError, OSError, MemoryError: a request that can't be met: what is finished stays, and
+            the same request resumes from there.
+        KeyboardInterrupt: its message says how many images are done.
     """
     started = time.monotonic()
-    names, notices = _names(settings)
-    session = open_session(settings)
-    for notice in notices:
+    if not settings.model.use_cuda and settings.model.device != "auto":
+        parse_device(settings.model.device)
+    images, notices = _images(settings)
+    plan = _planned(settings)
+    for notice in notices + ([plan.notice] if plan.notice else []):
         tell(notice)
+    with Parts(plan.folder, plan.record, images, tell) as parts:
+        before, failed, device = parts.done, 0, None
+        if parts.missing:
+            failed, device = _explain_missing(settings, plan.batch_size, parts, tell)
+    counts = len(images), before, parts.done - before, failed
+    report = run_report(plan.about, started, counts, {"results": parts.place})
+    report |= {"device": device} if device else {}
+    return report | {"versions": report["versions"] | {"ray": ray.__version__}}
+
+
+def _images(settings: Settings) -> tuple[list[ImageFile], list[str]]:
+    """Those requested, by their absolute paths, and notices."""
+    run = settings.run
+    addresses = [path for path in run.image_path if is_address(path)]
+    if not addresses:
+        found, notices = find_images(run.image_path, run.recursive, Path(run.output_dir))
+        return [ImageFile(str(Path(each.path).absolute()), each.name) for each in found], notices
+    if len(addresses) < len(run.image_path):
+        raise RequestError("images are either at addresses or here, not both: two runs are needed")
+    return find_addresses(addresses, run.recursive), []
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the driver knows of the model, without it.
+
+    Attributes:
+        record: everything that changes results, see folder.record_of.
+        about: what the report says of the run.
+        batch_size: images that the model gets at once on a CPU.
+        notice: how the model was chosen, or "".
+    """
+
+    folder: Path
+    record: dict
+    about: dict
+    batch_size: int
+    notice: str
+
+
+def _planned(settings: Settings) -> Plan:
+    """Check the request as actors will meet it, on the CPU: GPUs are theirs, and stay untouched.
+
+    The model is needed for that, as a file of weights says itself what model it is for; it is
+    released again before actors start.
+    """
+    precision = settings.model.precision
+    options = replace(settings.model, precision="auto")  # the actors' devices know others
+    session = open_session(on_device(replace(settings, model=options), "cpu"))
+    record = record_of(session)
+    if precision not in ("auto", "fp32"):
+        record["precision"] = precision
+    size = settings.run.batch_size or session.explainer.batch_size()
+    notice = session.loaded.notice
+    return Plan(session.folder, record, about_run(session), size, notice)
+
+
+def _explain_missing(
+    settings: Settings, batch_size: int, parts: Parts, tell: Callable[[str], None]
+) -> tuple[int, dict | None]:
+    """Explain what is not finished: how many images failed, and the actors' device."""
     workers = settings.run.workers or 1
     _start(workers)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = on_terminal() and not settings.run.quiet
-    cuda = session.device["name"].startswith("cuda")
-    rows = ray.data.read_binary_files(
-        list(names) or list(settings.run.image_path), include_paths=True
-    ).map_batches(
-        Actor,
-        fn_constructor_args=(settings, names),
-        compute=ray.data.ActorPoolStrategy(size=workers),
-        batch_size=settings.run.batch_size or BATCH,
-        num_cpus=1,
-        num_gpus=1 if cuda else 0,
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    place = placement(nodes, settings, workers)
+    size = batch_size if not place.gpus else settings.run.batch_size or GPU_BATCH
+    shares = shared_out(parts.missing, workers, size)
+    parts.expect(shares)
+    failed, device = 0, None
+    notices: list[tuple[str, str]] = []
+    progress = Bar(
+        total=len(parts.images),
+        initial=parts.done,
+        unit="image",
+        disable=True if settings.run.quiet else None,  # None: unless stderr is a terminal
     )
-    folder = session.folder / PARQUET
-    rows.write_parquet(str(folder.resolve()), mode="overwrite")
-    columns = ["path", "error"]
-    written = ray.data.read_parquet(str(folder.resolve())).select_columns(columns)
-    outcome = {row["path"]: row["error"] for row in written.iter_rows()}
-    failures = sorted(filter(None, outcome.values()))
-    for reason in failures:
-        tell(reason)
-    counts = (len(outcome), 0, len(outcome) - len(failures), len(failures))
-    report = run_report(session, started, counts, {"results": folder})
-    return report | {"versions": report["versions"] | {"ray": ray.__version__}}
+    try:
+        with progress:
+            for reply in _replies(
+                shares, (settings, parts.settings, str(Path.cwd())), place, workers
+            ):
+                for sentence in reply.told + reply.failures:
+                    with Bar.external_write_mode(sys.stderr):
+                        tell(sentence)
+                if reply.stop is not None:
+                    raise reply.stop
+                failed += len(reply.failures)
+                notices += reply.notices
+                device = reply.device
+                parts.done += reply.explained
+                progress.update(reply.explained + len(reply.failures))
+    except KeyboardInterrupt:
+        told = f"{parts.done} of {len(parts.images)} images are done"
+        raise KeyboardInterrupt(f"{told}; rerun the same command to resume") from None
+    finally:
+        tell_together(notices, tell)
+    return failed, device
+
+
+def shared_out(images: Sequence[ImageFile], workers: int, size: int) -> list[list[ImageFile]]:
+    """The images in shares of whole batches, small enough that all actors end at the same time."""
+    batches = math.ceil(len(images) / (SHARES * workers * size))
+    length = size * max(1, min(batches, LARGEST // size))
+    return [list(images[start : start + length]) for start in range(0, len(images), length)]
+
+
+def _replies(
+    shares: Sequence[Sequence[ImageFile]], given: tuple, place: "Placement", workers: int
+) -> Iterator[Reply]:
+    """What actors make of each share, in the order in which they are done."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    # pickled, as names of files need not be valid Unicode; a block each, so that any actor may
+    # take the next one
+    items = [{"images": pickle.dumps(share)} for share in shares]
+    rows = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        RayActor,
+        fn_constructor_args=(*given, place.processors),
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(items))),
+        batch_size=1,
+        num_cpus=place.processors,
+        num_gpus=place.gpus,
+    )
+    for row in rows.iter_rows():
+        yield pickle.loads(row["reply"])
+
+
+class RayActor:
+    """An Actor whose shares and replies are rows of Ray Data."""
+
+    def __init__(self, settings: Settings, record: str, here: str, processors: int):
+        given = ray.get_runtime_context().get_accelerator_ids()
+        gpu = bool(given.get("GPU"))
+        self._actor = Actor(settings, record, here, gpu=gpu, processors=processors)
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
+        replies = [self._actor.explain(pickle.loads(images)) for images in rows["images"]]
+        return {"reply": [pickle.dumps(reply) for reply in replies]}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What each actor takes of the cluster."""
+
+    processors: int
+    gpus: float
+
+
+def placement(nodes: Sequence[Mapping[str, float]], settings: Settings, workers: int) -> Placement:
+    """What each of the actors takes: a processor, or a GPU with some that open and draw images.
+
+    Args:
+        nodes: of each node of the cluster, how many "CPU" and "GPU" it has.
+
+    Raises:
+        RequestError: if the cluster has no room for them: Ray would wait for ever.
+    """
+    model, share = settings.model, settings.run.gpus_per_worker
+    has_gpus = any(node.get("GPU", 0) >= 1 for node in nodes)
+    by_name = not model.use_cuda and model.device not in ("auto", "cpu", "mps")
+    if by_name and not has_gpus:
+        raise RequestError(f"device {model.device}: Ray has no GPU here: use --device cpu")
+    if not has_gpus or not (by_name or model.use_cuda or model.device == "auto"):
+        if share is not None:
+            raise RequestError("--gpus_per_worker is for GPUs, and none is used: leave it out")
+        total = sum(int(node.get("CPU", 0)) for node in nodes)
+        if workers > total:
+            raise RequestError(f"--workers {workers}: Ray has {total} processors, one for each")
+        return Placement(1, 0)
+    share = share or 1.0
+    on_each = int(1 / share + 1e-6)  # an actor's share is of a single GPU
+    rooms = [
+        (min(int(node.get("GPU", 0)) * on_each, int(node.get("CPU", 0))), int(node.get("CPU", 0)))
+        for node in nodes
+    ]
+    rooms = [room for room in rooms if room[0]]
+    total = sum(actors for actors, _ in rooms)
+    if workers > total:
+        raise RequestError(
+            f"--workers {workers}: Ray's GPUs have room for {total}, at --gpus_per_worker "
+            f"{share:g}, with a processor each"
+        )
+    return Placement(min(MOST, *(cpus // min(actors, workers) for actors, cpus in rooms)), share)
 
 
 def _start(workers: int) -> None:
@@ -101,76 +260,5 @@ def _start(workers: int) -> None:
     environment = {"env_vars": {"PYTHONPATH": python_path()}}
     options = {"runtime_env": environment, "log_to_driver": False}
     if "RAY_ADDRESS" not in os.environ:
-        # one more than actors: with none left, nothing would be read
-        options |= {"num_cpus": max(processors(), workers) + 1, "include_dashboard": False}
+        options |= {"num_cpus": max(processors(), workers), "include_dashboard": False}
     ray.init(logging_level=logging.ERROR, **options)
-
-
-def _names(settings: Settings) -> tuple[dict[str, str], list[str]]:
-    """Absolute path -> name in the output, for local images; none for addresses."""
-    if any("://" in request for request in settings.run.image_path):
-        return {}, []
-    run = settings.run
-    found, notices = find_images(run.image_path, run.recursive, Path(run.output_dir))
-    return {str(Path(image.path).absolute()): image.name for image in found}, notices
-
-
-class Actor:
-    """Holds a model; explains batches of images and writes their overlays."""
-
-    def __init__(self, settings: Settings, names: dict[str, str]):
-        self.names = names
-        torch.set_num_threads(1)
-        self.session = open_session(settings)
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        """Rows of path and bytes -> a row for each map, or one with the error."""
-        opened = [
-            self._opened(str(path), content)
-            for path, content in zip(batch["path"], batch["bytes"], strict=True)
-        ]
-        good = [item for item, *_ in opened if not item.failure]
-        if good:
-            explain_items(self.session.overlay.transform, self.session.explainer, good)
-        rows = [row for each in opened for row in self._rows(*each)]
-        return {column: [row[column] for row in rows] for column in COLUMNS}
-
-    def _opened(self, path: str, content: bytes) -> tuple:
-        """(item, what its overlays are drawn on, and what the model sees in its pixels)."""
-        item = Item(0, ImageFile(path, self.names.get(path) or PurePosixPath(path).name))
-        try:
-            item.decoded, canvas, region = look(self.session.overlay, path, io.BytesIO(content))
-        except PictureError as error:
-            item.failure = str(error)
-            return item, None, None
-        return item, canvas, region
-
-    def _rows(self, item: Item, canvas: Image.Image | None, region: Region | None) -> list:
-        common = {"path": item.image.path, "name": item.image.name, "error": item.failure}
-        if item.failure:
-            return [
-                common
-                | {
-                    "method": "",
-                    "category": -1,
-                    "rows": 0,
-                    "columns": 0,
-                    "mask": [],
-                    "result": "{}",
-                }
-            ]
-        base = self.session.folder / item.image.name
-        item.written = write_maps(self.session.overlay, base, canvas, region, item.explained.maps)
-        result = to_json(result_of(item, self.session))
-        return [
-            common
-            | {
-                "method": found.method["name"],
-                "category": -1 if found.category is None else found.category.index,
-                "rows": found.mask.shape[0],
-                "columns": found.mask.shape[1],
-                "mask": found.mask.flatten().tolist(),
-                "result": result,
-            }
-            for found in item.explained.maps
-        ]

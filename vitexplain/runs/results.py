@@ -8,7 +8,7 @@ with the same settings skips these images.
 import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -67,11 +67,7 @@ class Results:
                     f"{self.folder / name} is a folder, where a file of this name must be written: "
                     "remove it, or name another --output_dir"
                 )
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RequestError(f"another run is writing into {self.folder}: wait for it, or "
-                             "name another --output_dir") from None  # fmt: skip
+        acquire(self._lock)
         remove_parts({self.folder, *((self.folder / p.name).parent for p in self.images)})
         self._start_afresh_if_settings_changed()
         finished = self._finished()
@@ -108,10 +104,7 @@ class Results:
         Args:
             state: of the image's file when it was opened, see images.reading.state_of.
         """
-        state = state_of(image.path) if state is None else state
-        line = {"path": image.path, "name": image.name, **result, "file": state}
-        line["sizes"] = sizes_of(self.folder, result)
-        self._lines.write(to_json(line) + "\n")
+        self._lines.write(to_json(line_of(self.folder, image, result, state)) + "\n")
         self._lines.flush()
         self.done += 1
 
@@ -153,9 +146,7 @@ class Results:
         kept: dict[str, dict] = {}
         damaged: list[str] = []
         for line in read_results(file, damaged.append):
-            path = paths.get(line["name"])
-            unchanged = path is None or state_of(path) == line["file"]
-            if unchanged and _is_whole(self.folder, line):
+            if is_valid(self.folder, line, paths):
                 kept[line["name"]] = line
         if damaged:
             self.tell(f"{file}: {len(damaged)} of its lines can't be used: these images are done "
@@ -164,6 +155,34 @@ class Results:
         if whole != file.read_bytes():
             write_whole(file, lambda opened: opened.write(whole))
         return set(kept)
+
+
+def acquire(lock: FileLock) -> None:
+    """Take the lock of an output folder; RequestError if another run has it."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RequestError(
+            f"another run is writing into {Path(lock.lock_file).parent}: wait for it, or name "
+            "another --output_dir"
+        ) from None
+
+
+def line_of(folder: Path, image: ImageFile, result: dict, state: dict | None) -> dict:
+    """The line of a finished image, whose files are in the output folder; see Results.add."""
+    state = state_of(image.path) if state is None else state
+    line = {"path": image.path, "name": image.name, **result, "file": state}
+    return line | {"sizes": sizes_of(folder, result)}
+
+
+def is_valid(folder: Path, line: dict, paths: Mapping[str, str]) -> bool:
+    """Whether a line still holds: its image has not changed, and its files are whole.
+
+    Args:
+        paths: by name, where the requested images are; what was not requested has not changed.
+    """
+    path = paths.get(line["name"])
+    return (path is None or state_of(path) == line["file"]) and _is_whole(folder, line)
 
 
 def read_results(file: Path, damaged: Callable[[str], None] = lambda _: None) -> Iterator[dict]:
@@ -179,13 +198,13 @@ def read_results(file: Path, damaged: Callable[[str], None] = lambda _: None) ->
                 found = json.loads(line)
             except (ValueError, RecursionError):
                 found = None
-            if _is_result(found):
+            if is_result(found):
                 yield found
             elif line.endswith("\n") and line.strip():
                 damaged(line[:40])
 
 
-def _is_result(line: object) -> bool:
+def is_result(line: object) -> bool:
     """Whether it has what later runs, the report and the contact sheet read."""
     return _has(line, LINE) and all(
         _has(found, MAP) and _has(found["method"], {"name": str}) for found in line["maps"]

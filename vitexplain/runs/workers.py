@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -27,6 +26,7 @@ from PIL import Image
 from vitexplain.drawing.overlay import Overlay
 from vitexplain.errors import RequestError
 from vitexplain.explainer import Map
+from vitexplain.images.addresses import fetched, is_address
 from vitexplain.images.finding import ImageFile
 from vitexplain.images.reading import PictureError, open_image, pixels_of, read_image, state_of
 from vitexplain.images.region import Region
@@ -168,6 +168,36 @@ class Workers:
             ) from error
 
 
+class SameThread:
+    """In the place of `Workers`, without processes: where the model leaves no processor for them.
+
+    Calls return futures that are done already.
+    """
+
+    def __init__(self, overlay: Overlay, folder: Path):
+        cv2.setNumThreads(1)
+        self._worker = _Worker(overlay, folder)
+
+    def decode(
+        self, number: int, image: ImageFile, *, large: bool = False
+    ) -> Future[Decoded | None]:
+        """As Workers.decode."""
+        return _answered(self._worker.decode, number, image, large)
+
+    def write(self, number: int, image: ImageFile, maps: Sequence[Map]) -> Future[Written]:
+        """As Workers.write."""
+        return _answered(self._worker.write, number, image, maps)
+
+
+def _answered(call: Callable, *arguments: object) -> Future:
+    future: Future = Future()
+    try:
+        future.set_result(call(*arguments))
+    except Exception as error:  # as a future of another process would hold it
+        future.set_exception(error)
+    return future
+
+
 def _started(pool: ProcessPoolExecutor, *call: object) -> Future:
     with starting():
         future = pool.submit(_Worker.call, *call)
@@ -235,7 +265,7 @@ class _Worker:
         """That it is there."""
 
     def decode(self, number: int, image: ImageFile, large: bool) -> Decoded | None:
-        if not large and pixels_of(image.path) >= LARGE_PIXELS:
+        if not large and _pixels_of(image.path) >= LARGE_PIXELS:
             return None
         with _one_at_a_time(self.folder, large):
             decoded, canvas, region = look(self.overlay, image.path)
@@ -249,11 +279,16 @@ class _Worker:
         base = self.folder / image.name
         if number in self.open:  # what is kept open is never large
             return write_maps(self.overlay, base, *self.open.pop(number), maps)
-        with _one_at_a_time(self.folder, pixels_of(image.path) >= LARGE_PIXELS):
+        with _one_at_a_time(self.folder, _pixels_of(image.path) >= LARGE_PIXELS):
             _, canvas, region = look(self.overlay, image.path)
             written = write_maps(self.overlay, base, canvas, region, maps)
             del canvas
         return written
+
+
+def _pixels_of(path: str) -> int:
+    """0 of an image at an address, whose head would have to be fetched."""
+    return 0 if is_address(path) else pixels_of(path)
 
 
 @contextmanager
@@ -275,10 +310,8 @@ def _give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def look(
-    overlay: Overlay, path: str, content: BinaryIO | None = None
-) -> tuple[Decoded, Image.Image, Region | None]:
-    """Open the image at `path` or in `content`.
+def look(overlay: Overlay, path: str) -> tuple[Decoded, Image.Image, Region | None]:
+    """Open the image at `path`, or at an address.
 
     Returns:
         (Decoded, what its overlays are drawn on, and what the model sees in its pixels).
@@ -289,12 +322,12 @@ def look(
     started = time.perf_counter()
     state = state_of(path)
     stretch = overlay.transform.stretch
-    if content is None and Path(path).exists() and not Path(path).is_file():
+    if is_address(path):
+        opened = read_image(fetched(path), path, stretch=stretch)
+    elif Path(path).exists() and not Path(path).is_file():
         raise PictureError(f"{path} is no file: a folder, a pipe or a device can't be opened here")
-    if content is None:
-        opened = open_image(path, stretch=stretch)
     else:
-        opened = read_image(content, path, stretch=stretch)
+        opened = open_image(path, stretch=stretch)
     size = opened.size
     notice = "; ".join(filter(None, (opened.info["notice"], overlay.ending(*size)[1])))
     seen = overlay.transform.seen(opened)
@@ -321,13 +354,6 @@ def write_maps(
 def kept_pixels(count: int) -> int:
     """How many pixels each of `count` workers keeps open."""
     return max(KEPT_ALTOGETHER // count, KEPT_PIXELS)
-
-
-def processors() -> int:
-    """Number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _end_with_parent() -> None:

@@ -52,6 +52,10 @@ class LabelledImages:
         if not self.names:
             raise DataError(f"{path} holds no images in folders named by category")
 
+    def __reduce__(self) -> tuple:
+        """For other processes, which open archives for themselves."""
+        return LabelledImages, (self.path,)
+
     def read(self, name: str) -> Image.Image:
         """One image, RGB.
 

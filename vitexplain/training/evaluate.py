@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vitexplain.choices import CROPS
+from vitexplain.device import choose_device
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.errors import run_command
 from vitexplain.faithfulness.table import bootstrap_interval
@@ -113,7 +114,7 @@ def loaded_for(options: argparse.Namespace) -> LoadedModel:
         options.model,
         options.checkpoint,
         options.class_names,
-        options.device,
+        choose_device(options.device)[0],
         options.crop,
         check=any_model,
     )
@@ -241,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
     add("--model", default="auto", help="as for vit_explain.py")
     add("--checkpoint", help="as for vit_explain.py")
     add("--class_names", help="as for vit_explain.py")
-    add("--device", default="cpu", help="cpu, cuda or mps")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     add("--crop", default="none", choices=CROPS, help="as for vit_explain.py")
     add("--held_out", action="store_true", help="only categories whose index mod 5 is 1")
     add("--confidence", type=float, default=0.5, help="least probability for mosaics")

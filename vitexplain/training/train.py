@@ -9,9 +9,11 @@ CPU, as a run without interruption.
 import argparse
 import csv
 import json
+import math
 import random
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,9 +29,9 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad, freeze
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, WeightedRandomSampler
 from tqdm import tqdm
 
+from vitexplain.device import choose_device
 from vitexplain.errors import run_command
 from vitexplain.images.writing import writable_folder, write_whole
 from vitexplain.models.bundled import bundled_folder
@@ -46,6 +48,7 @@ from vitexplain.training.data import (
     usable_names,
 )
 from vitexplain.training.groups import groups_in, groups_of, split_by_group, torn_apart
+from vitexplain.training.loading import Batches, workers_for
 from vitexplain.words import to_json
 
 COLUMNS = ("epoch", "lr", "train_loss", "validation_loss", "validation_top1")
@@ -78,12 +81,14 @@ class Training:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         check_ranges(options)
+        self.device, notice = choose_device(options.device)
         if options.lr is None:
             options.lr = 1e-3 if keeps_convolutions(options) else 5e-4
         self.output = writable_folder(options.output)
-        self.device = torch.device(options.device)
         images = LabelledImages(options.data)
+        started = time.monotonic()
         names = usable_names(images)
+        self._seconds_per_image = (time.monotonic() - started) / len(images.names)
         self.categories = sorted({category_of(name) for name in names})
         torch.manual_seed(options.seed)
         self.model, self.data_config = make_model(options, len(self.categories))
@@ -94,22 +99,23 @@ class Training:
             images, validation, self.categories, self._transform(False)
         )
         self.batch = min(options.batch_size, len(train) // 2 * 2)
-        self.updates_per_epoch = max(1, len(train) // self.batch)
+        self.batches = self._batches()
         self.optimizer = create_optimizer_v2(
             self.model, opt=options.opt, lr=options.lr, weight_decay=options.weight_decay
         )
-        total = options.epochs * self.updates_per_epoch
+        total = options.epochs * self.batches.updates
         self.schedule = CosineLRScheduler(
             self.optimizer,
             t_initial=total,
             lr_min=options.lr / 100,
-            warmup_t=min(options.warmup_epochs * self.updates_per_epoch, total // 2),
+            warmup_t=min(options.warmup_epochs * self.batches.updates, total // 2),
             warmup_lr_init=options.lr / 100,
             warmup_prefix=False,
             t_in_epochs=False,
         )
         self.ema = ModelEmaV3(self.model, decay=options.ema, use_warmup=True)
         self.progress = Progress()
+        print(notice, flush=True)
 
     def run(self) -> None:
         self._resume()
@@ -118,8 +124,9 @@ class Training:
             # all randomness of an epoch follows from its number, so that a run that was killed
             # ends with the weights of one that was not
             seed_everything(self.options.seed, self.progress.epoch)
-            train_loss = self._train_epoch()
-            self._log(train_loss, *self._validate())
+            batches = self.batches.of_epoch(self.progress.epoch)
+            train_loss = self._train_epoch(batches)
+            self._log(train_loss, *self._validate(batches))
             self.progress.epoch += 1
             self._save()
             done, left = self.progress.epoch - first, self.options.epochs - self.progress.epoch
@@ -160,25 +167,27 @@ class Training:
         names = ("smallest_crop", "color_jitter", "hue", "grey", "stain")
         return training_transform(config, **{name: getattr(self.options, name) for name in names})
 
-    def _batches(self) -> DataLoader:
-        """Batches in which every category is equally frequent, however many images it has."""
-        generator = torch.Generator().manual_seed(self.options.seed * 1009 + self.progress.epoch)
-        counts = np.bincount(self.train_data.labels)
-        weights = [1.0 / counts[label] for label in self.train_data.labels]
-        sampler = WeightedRandomSampler(weights, len(weights), generator=generator)
-        return DataLoader(
+    def _batches(self) -> Batches:
+        """Where opening images takes long, by processes beside the model."""
+        options, count = self.options, len(self.train_data) + len(self.validation_data)
+        workers = options.workers
+        if workers is None:
+            seconds = self._seconds_per_image * count * options.epochs
+            size = 4 * self.batch * math.prod(self.data_config["input_size"])
+            workers = workers_for(seconds, size)
+        return Batches(
             self.train_data,
+            self.validation_data,
             self.batch,
-            sampler=sampler,
-            num_workers=self.options.workers,
-            worker_init_fn=seed_worker,
-            generator=generator,
-            drop_last=True,
+            options.seed,
+            workers=workers,
+            pinned=self.device.type == "cuda",
         )
 
-    def _train_epoch(self) -> float:
+    def _train_epoch(self, batches: Iterator[tuple[Tensor, Tensor]]) -> float:
+        """The mean loss over the batches of training, which come first."""
         self.model.train()
-        options, losses = self.options, []
+        options, losses = self.options, [torch.zeros(0, device=self.device)]
         mixup = None
         criterion: nn.Module = LabelSmoothingCrossEntropy(options.smoothing)
         if options.mixup or options.cutmix:
@@ -190,8 +199,8 @@ class Training:
             )
             criterion = SoftTargetCrossEntropy()
         title = f"epoch {self.progress.epoch + 1}/{options.epochs}"
-        for images, labels in bar_or_lines(self._batches(), title):
-            images, labels = images.to(self.device), labels.to(self.device)
+        for _ in bar_or_lines(range(self.batches.updates), title):
+            images, labels = self._on_device(*next(batches))
             if mixup:
                 images, labels = mixup(images, labels)
             with self._autocast():
@@ -203,23 +212,31 @@ class Training:
             self.progress.updates += 1
             self.schedule.step_update(self.progress.updates)
             self.ema.update(self.model, step=self.progress.updates)
-            losses.append(loss.item())
-        return float(np.mean(losses))
+            losses.append(loss.detach()[None])  # read at the end: a GPU would be waited for
+        return torch.cat(losses).double().mean().item()
 
     @torch.inference_mode()
-    def _validate(self) -> tuple[float, float]:
-        """(loss, top-1) of the averaged weights on the validation images."""
+    def _validate(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """(loss, top-1) of the averaged weights on the batches of validation, which come last."""
         if not len(self.validation_data):
+            for _ in batches:  # none
+                pass
             return float("nan"), float("nan")
         network = self.ema.module.eval()
         losses: list[Tensor] = []
         right: list[Tensor] = []
-        for images, labels in DataLoader(self.validation_data, self.batch):
+        count = len(self.batches.keys) - self.batches.updates
+        for _ in bar_or_lines(range(count), "validation"):
+            images, labels = self._on_device(*next(batches))
             with self._autocast():
-                logits = network(images.to(self.device)).float().cpu()
+                logits = network(images).float()
             losses.append(nn.functional.cross_entropy(logits, labels, reduction="none"))
             right.append(logits.argmax(dim=1) == labels)
         return torch.cat(losses).mean().item(), torch.cat(right).float().mean().item()
+
+    def _on_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Copied while the device still works on what came before, where memory is pinned."""
+        return tuple(each.to(self.device, non_blocking=True) for each in (images, labels))
 
     def _autocast(self):
         if not self.options.bf16:
@@ -274,6 +291,8 @@ def check_ranges(options: argparse.Namespace) -> None:
     """Raise DataError for what no training could mean."""
     if not 0 <= options.validation < 1:
         raise DataError(f"--validation is a share from 0 to below 1, not {options.validation:g}")
+    if options.workers is not None and options.workers < 0:
+        raise DataError(f"--workers counts processes: it can't be {options.workers}")
     if options.freeze is not None and options.freeze < 0:
         raise DataError(f"--freeze counts blocks: it can't be {options.freeze}")
 
@@ -360,13 +379,6 @@ def seed_everything(seed: int, epoch: int) -> None:
     torch.manual_seed(value)
 
 
-def seed_worker(_number: int) -> None:
-    """Seed the generators that torch does not, in a process that reads images."""
-    value = torch.initial_seed() % 2**32
-    random.seed(value)
-    np.random.seed(value)
-
-
 def _settings(options: argparse.Namespace) -> dict:
     """What must not change if a run is to be resumed."""
     ignored = ("output", "workers", "device")
@@ -424,8 +436,13 @@ def parser() -> argparse.ArgumentParser:
         "columns file and group",
     )
     add("--bf16", action="store_true", help="compute in bfloat16 where that is safe")
-    add("--device", default="cpu", help="cpu, cuda or mps")
-    add("--workers", type=int, default=0, help="processes that read images")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    add(
+        "--workers",
+        type=int,
+        help="processes that open images, 0: none beside the model's; the weights are the same for "
+        "any number; default: one per processor where opening them takes long",
+    )
     add("--seed", type=int, default=0)
     return parser
 
