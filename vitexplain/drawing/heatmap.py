@@ -60,8 +60,8 @@ def overlay_pixels(
     """As draw_overlay, (H, W, channels) uint8.
 
     Args:
-        channels: 3 for RGB; 4 with an unused one, which is how Pillow holds images: several times
-            as fast to write as JPEG.
+        channels: 3 for RGB; 4 with an unused one, which is how Pillow holds images: what it writes
+            is not copied then.
     """
     check_style(alpha, colormap)
     paint = (_two_sides if signed else _heat)(alpha, colormap, channels)

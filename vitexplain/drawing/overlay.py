@@ -29,7 +29,7 @@ class Overlay:
 
     Attributes:
         transform: what the model saw of an image.
-        texts: for the PNG's text chunks; method and category are added to them.
+        texts: that overlays carry; method and category are added to them.
         as_published: drawn as the older script did, at the model's size unless `style` says.
     """
 
@@ -127,7 +127,7 @@ class Overlay:
         return self.style.size or ("model" if self.as_published else "image")
 
     def texts_of(self, found: Map) -> dict[str, str]:
-        """The text chunks of one map's overlay."""
+        """The texts that one map's overlay carries."""
         category = found.category
         described = "none" if category is None else f"{category.index} {category.name}"
         texts = {**self.texts, "Method": found.method["name"], "Category": described}
@@ -149,7 +149,7 @@ def check_output(style: Style) -> None:
 
 
 def texts_for(loaded: LoadedModel, command: str) -> dict[str, str]:
-    """The text chunks that all overlays of one model share.
+    """The texts that all overlays of one model carry.
 
     Args:
         command: the request, in a form that can be repeated.
