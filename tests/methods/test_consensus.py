@@ -158,9 +158,10 @@ def test_the_model_is_left_as_it_was(images):
     [
         ("swin_tiny_patch4_window7_224", "LeGrad, one of the four methods, can't: its head takes"),
         ("test_resnet", "its layers are not blocks of attention"),
+        ("test_vit", "no categories"),
     ],
 )
 def test_refused_with_the_reason(name, reason):
-    model = timm.create_model(name, num_classes=5)
+    model = timm.create_model(name, num_classes=0 if name == "test_vit" else 5)
     with pytest.raises(UnsupportedModel, match=reason):
         METHODS["consensus"].make(model)

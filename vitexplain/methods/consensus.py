@@ -51,13 +51,12 @@ class Consensus(CategoryMethod):
 
     def __init__(self, model: nn.Module):
         self.model = check_supported(model)
-        self._parts = []
-        for method in (LeGrad, AttnLRP, GradCam):
-            try:
-                self._parts.append(method(self.model))
-            except UnsupportedModel as error:
-                reason = f"{method.__name__}, one of the four methods, can't: {error.reason}"
-                raise UnsupportedModel(self.model, reason, instead="grad_rollout") from error
+        try:
+            legrad = LeGrad(self.model)
+        except UnsupportedModel as error:
+            reason = f"LeGrad, one of the four methods, can't: {error.reason}"
+            raise UnsupportedModel(self.model, reason, instead="grad_rollout") from error
+        self._parts = legrad, AttnLRP(self.model), GradCam(self.model)
 
     def _scores(
         self, images: Tensor, layout: TokenLayout, choose: Choose
