@@ -104,6 +104,15 @@ def test_attention_of_ones_own_is_seen_where_it_passes(name, images):
         np.testing.assert_allclose(fused, expected, atol=1e-5)
 
 
+def test_a_consensus_needs_attention_that_all_of_its_methods_see(images):
+    found = METHODS["consensus"].make(with_attention(Hookable)).batch(images)
+    np.testing.assert_allclose(
+        found, METHODS["consensus"].make(make_vit()).batch(images), atol=1e-4
+    )
+    with pytest.raises(UnsupportedModel, match="of its block 0 was not seen by LeGrad"):
+        METHODS["consensus"].make(with_attention(Fused)).batch(images)
+
+
 @pytest.mark.parametrize("name", ["gradcam", "attnlrp", "integrated_gradients"])
 def test_methods_without_attention_need_not_see_it(name, images):
     found = METHODS[name].make(with_attention(Attention)).batch(images, [1, 2])

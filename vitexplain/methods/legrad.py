@@ -69,8 +69,10 @@ class LeGrad(CategoryMethod):
         Args:
             categories: K for each of the B images.
 
-        It is called on a shadow, with gradients enabled, where a pass has shown that all attention
-        can be captured.
+        It is called on a shadow, with gradients enabled.
+
+        Raises:
+            UnsupportedModel: if the attention of some block passes no hook.
         """
         # for each category, (B, N) of each block
         sensitivities: list[list[Tensor]] = [[] for _ in categories[0]]
@@ -85,6 +87,9 @@ class LeGrad(CategoryMethod):
                     if number >= self.start_block:
                         logits = self._logits_of(tokens, layout, images)
                         counted = [captured.pool] if layout.pooled_tokens else branches
+                        if not counted:
+                            reason = f"the attention of its block {number} was not seen by LeGrad"
+                            raise UnsupportedModel(self.model, reason)
                         of_categories = self._sensitivities(logits, counted, categories)
                         for into, each in zip(sensitivities, of_categories, strict=True):
                             into.append(each)
