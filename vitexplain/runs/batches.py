@@ -105,12 +105,12 @@ class Model:
     """Explains groups, several at a time; `size` shrinks when memory runs out."""
 
     def __init__(self, session: Session, size: int):
-        self.explain_items = partial(explain_items, session.overlay.transform, session.explainer)
-        self.size = size
+        self.session, self.size = session, size
 
     def explain(self, group: list[Item], tell: Tell) -> list[Item]:
         if not group[0].failure:
-            for _ in in_batches(self.explain_items, group, self.size, tell, self._shrink):
+            run = partial(explain_items, self.session.overlay.transform, self.session.explainer)
+            for _ in in_batches(run, group, self.size, tell, self._shrink):
                 pass
         return group
 
