@@ -212,7 +212,7 @@ class Explanation:
 
         It holds the attention of all blocks and heads, from which rollout is recalculated in the
         page, and the maps of all methods that take few passes for the five most likely categories,
-        each with its faithfulness (about forty forward passes for each).
+        each with its faithfulness (up to forty forward passes for each).
 
         Raises:
             UnsupportedModel: if the model's attention isn't over one grid of patches.

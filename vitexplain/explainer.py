@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitexplain.attention.families import blocks_of, check_classifier
-from vitexplain.attention.tokens import UnsupportedModel, layout_if_any
-from vitexplain.device import free_memory
+from vitexplain.attention.families import check_classifier
+from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import MissingPackage, RequestError
-from vitexplain.faithfulness.score import faithfulness
+from vitexplain.faithfulness.passes import batch_for
+from vitexplain.faithfulness.score import faithfulness_of
 from vitexplain.lens import predictions_by_block
 from vitexplain.methods.base import CategoryMethod, Explanation
 from vitexplain.methods.registry import METHODS, Method, methods_of
@@ -22,15 +22,12 @@ from vitexplain.models.loading import LoadedModel
 from vitexplain.outputs import are_probabilities, are_values, both_sides, probabilities
 from vitexplain.progress import Watch, silent
 from vitexplain.settings import MapOptions
-from vitexplain.targets import AUTO, set_against
+from vitexplain.targets import AUTO, Chosen, among, set_against
 from vitexplain.words import share_of
 
 TOP = 5
 TIE = 0.01  # of faithfulness: a smaller lead is noise
 GPU_BATCH = 32
-SHARE_OF_FREE = 0.4  # of a GPU's free memory, for one of the two batches that are on their way
-CPU_BATCH = 8  # larger batches of small models were no faster
-CACHED_TOKENS = 2048  # of a batch: with more, activations of a small ViT fall out of the cache
 
 
 class Category(NamedTuple):
@@ -88,6 +85,11 @@ class Map:
     def signed(self) -> bool:
         """Whether the mask, -1 to 1, has a side for the category and one for its rivals."""
         return bool(self.rivals)
+
+    @property
+    def measured_by(self) -> Chosen:
+        """The target of measurements, of a map of a category: it, or its share among rivals."""
+        return among(self.category.index, [each.index for each in self.rivals])
 
     @property
     def about(self) -> dict:
@@ -272,9 +274,13 @@ class Explainer:
                 maps += self._of_mistake(tensors[place : place + 1], truth, shares)
             if self.options.compare:
                 measure = partial(
-                    faithfulness, self.loaded.model, tensors[place], labels=self.loaded.labels
+                    faithfulness_of,
+                    self.loaded.model,
+                    tensors[place],
+                    labels=self.loaded.labels,
+                    watch=watch,
                 )
-                maps = with_faithfulness(maps, measure, int(shares.argmax()), watch)
+                maps = with_faithfulness(maps, measure, int(shares.argmax()))
             known = None if truth is None else self._category(truth, shares)
             explained.append(ImageMaps(self._top(shares), maps, known))
         return explained
@@ -294,20 +300,8 @@ class Explainer:
         return next(self.loaded.model.parameters()).device
 
     def batch_size(self, device: torch.device | None = None) -> int:
-        """Images per batch that suit a device, by default the model's.
-
-        On a CPU as many as its cache can hold, on a GPU as many as its free memory.
-        """
-        device = self.device if device is None else device
-        layout = layout_if_any(self.loaded.model, *self.loaded.transform.size)
-        if device.type == "cpu":
-            return max(1, min(CPU_BATCH, CACHED_TOKENS // layout.tokens)) if layout else CPU_BATCH
-        free = free_memory(device)
-        if not layout or free is None:
-            return GPU_BATCH
-        width = getattr(self.loaded.model, "embed_dim", 768)
-        needed = memory_needed(layout.tokens, len(blocks_of(self.loaded.model)), width)
-        return max(1, min(GPU_BATCH, int(SHARE_OF_FREE * free / needed)))
+        """Images per batch that suit a device, by default the model's; see passes.batch_for."""
+        return batch_for(self.loaded.model, *self.loaded.transform.size, GPU_BATCH, device)
 
     def _outputs(self, logits: Tensor) -> Tensor:
         """(B, categories): probabilities, or values where the outputs are no probabilities."""
@@ -350,15 +344,6 @@ class Explainer:
         return Category(index, name, output)
 
 
-def memory_needed(tokens: int, blocks: int, width: int) -> int:
-    """Bytes that explaining one image on a GPU takes, roughly and at most, in float32.
-
-    Of each block its fused attention (N, N) and what its backward pass needs, some 16 activations;
-    and of one block what puts its entries in order.
-    """
-    return 4 * (blocks * (tokens**2 + 16 * tokens * width) + 6 * tokens**2)
-
-
 def most_faithful(maps: Sequence[Map]) -> set[int]:
     """Places of the maps with the highest faithfulness of each category.
 
@@ -378,25 +363,24 @@ def most_faithful(maps: Sequence[Map]) -> set[int]:
 
 def with_faithfulness(
     maps: Sequence[Map],
-    measure: Callable[..., float],
+    measure: Callable[[Sequence[tuple[np.ndarray, Chosen]]], list[float]],
     top1: int,
-    watch: Watch = silent,
 ) -> list[Map]:
-    """The same maps, each measured.
+    """The same maps of one image, each measured.
 
     Args:
-        measure: (mask (h, w), category) -> faithfulness; where categories have rivals, with
-            rivals=their indices.
+        measure: pairs of a mask (h, w) and the target it is measured by -> their faithfulness.
         top1: the category by which maps are measured if none of them is of a category.
     """
     of_category = next((found for found in maps if found.category), None)
-    measured = []
-    for found in watch(maps, "faithfulness"):
+    asked = []
+    for found in maps:
         by = found if found.category else of_category  # those of no category by the first one's
-        index = by.category.index if by else top1
-        rivals = {"rivals": [each.index for each in by.rivals]} if by and by.rivals else {}
-        measured.append(replace(found, faithfulness=measure(found.mask, index, **rivals)))
-    return measured
+        asked.append((found.mask, by.measured_by if by else top1))
+    return [
+        replace(found, faithfulness=value)
+        for found, value in zip(maps, measure(asked), strict=True)
+    ]
 
 
 def rows_of(maps: Sequence[Map]) -> list[int]:

@@ -61,6 +61,14 @@ def indices_of(target: Chosen) -> tuple[int, ...]:
     return (target.index, *target.rivals) if isinstance(target, Target) else (int(target),)
 
 
+def among(index: int, rivals: Sequence[int]) -> Chosen:
+    """What a category is measured by: itself, or its share of its and its rivals' probabilities.
+
+    Probabilities are summed, so that rivals have no weights.
+    """
+    return Target(index, tuple(rivals), ()) if rivals else index
+
+
 def set_against(index: int, rivals: Sequence[int], count: int) -> Target:
     """A category against others that count the same.
 

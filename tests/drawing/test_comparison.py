@@ -42,9 +42,9 @@ def test_a_lead_within_the_noise_of_one_image_is_none():
 def test_maps_of_no_category_are_held_to_the_first():
     asked = []
 
-    def measure(mask, category):
-        asked.append(category)
-        return float(mask.sum())
+    def measure(maps):
+        asked.extend(target for _, target in maps)
+        return [float(mask.sum()) for mask, _ in maps]
 
     maps = [a_map("attention_rollout"), a_map("legrad", CAT)]
     assert [m.faithfulness for m in with_faithfulness(maps, measure, top1=7)] == [4.0, 4.0]

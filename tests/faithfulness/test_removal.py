@@ -9,16 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import make_vit
-from vitexplain.faithfulness.removal import (
-    BLUR,
-    FILLS,
-    Curves,
-    Removal,
-    blurred,
-    patch_ranks,
-    perturbation,
-)
+from vitexplain.faithfulness.removal import Curves, Removal, patch_ranks, perturbation
 from vitexplain.faithfulness.score import faithfulness
+from vitexplain.faithfulness.states import BLUR, FILLS, blurred
 from vitexplain.methods.patches import patches_of_pixels
 
 CATEGORIES = [2, 0, 5]
@@ -223,7 +216,7 @@ def test_model_is_measured_in_evaluation_mode_and_left_as_it_was(images):
     np.testing.assert_allclose(removal.deletion(masks).probabilities, expected, atol=1e-6)
     assert [module.training for module in model.modules()] == modes
     with pytest.raises(ValueError, match="does not take"):
-        Removal(model, torch.zeros(1, 3, 24, 24), [0], "mean", 4)
+        Removal(model, torch.zeros(1, 3, 24, 24), [0], "mean", 4).deletion(random_masks(1, (3, 3)))
     assert [module.training for module in model.modules()] == modes
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import RequestError
 from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of, top1
-from vitexplain.faithfulness.removal import FILLS, Removal, perturbation
+from vitexplain.faithfulness.removal import Ranking, ask_for, curves, perturbation, rankings_of
 from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.stability import stability
+from vitexplain.faithfulness.states import FILLS, Answers
 from vitexplain.faithfulness.table import Measure
 from vitexplain.faithfulness.timing import cost
 from vitexplain.methods.registry import METHODS, Method
@@ -146,39 +147,31 @@ def _by_removal(
     """The values of REMOVED: insertion, deletion and the perturbation test."""
     parts: dict[str, list[dict]] = {name: [] for name in masks}
     size = case.batch_size
-    work = [(start, name) for start in range(0, len(case.images), size) for name in masks]
-
-    @lru_cache(maxsize=1)  # whole and empty images are the same for all methods
-    def removals_from(start: int) -> dict[str, Removal]:
-        part = case.part(slice(start, start + size))
-        return {fill: _removal(part, fill, steps) for fill in FILLS}
-
-    for start, name in case.watch(work, "patches removed"):
-        parts[name].append(_areas(removals_from(start), masks[name][start : start + size]))
+    for start in case.watch(range(0, len(case.images), size), "patches removed"):
+        which = slice(start, start + size)
+        part = case.part(which)
+        answers = Answers(part.model, part.images, part.labels, size)
+        rankings = {
+            name: rankings_of(mask[which], part.categories, case.seed)
+            for name, mask in masks.items()
+        }
+        # all maps together: the batches are full, and what several maps ask passes once
+        ask_for(answers, chain.from_iterable(rankings.values()), steps)
+        for name, of_map in rankings.items():
+            parts[name].append(_areas(answers, of_map, steps))
     return {
         name: {key: np.concatenate([part[key] for part in several]) for key in several[0]}
         for name, several in parts.items()
     }
 
 
-def _removal(case: _Case, fill: str, steps: int) -> Removal:
-    return Removal(
-        case.model,
-        case.images,
-        case.categories,
-        fill,
-        steps,
-        batch_size=case.batch_size,
-        seed=case.seed,
-        labels=case.labels,
-    )
-
-
-def _areas(removals: Mapping[str, Removal], masks: np.ndarray) -> dict[str, np.ndarray]:
-    """The values of REMOVED for the images of `removals`, and their maps (B, h, w)."""
+def _areas(answers: Answers, rankings: Sequence[Ranking], steps: int) -> dict[str, np.ndarray]:
+    """The values of REMOVED for one map of each image."""
     values = {}
-    for fill, removal in removals.items():
-        deletion, insertion = removal.deletion(masks), removal.insertion(masks)
+    for fill in FILLS:
+        deletion, insertion = (
+            curves(answers, rankings, fill, steps, insert=insert) for insert in (False, True)
+        )
         values[f"deletion_{fill}"] = deletion.areas
         values[f"insertion_{fill}"] = insertion.areas
         if fill == "mean":

@@ -9,33 +9,22 @@ Chefer, Gur & Wolf 2021, "Transformer Interpretability Beyond Attention Visualiz
 perturbation tests): how often the category stays the most likely one while 10 % to 90 % are
 removed, the most relevant first (positive) or last (negative).
 
-The papers remove pixels; here whole patches go, as a map has one value for each. The fill, which
-takes their place, is the mean colour ("mean"), or the blurred image ("blur"), which leaves no
-edges that a model could recognise as something. (Chefer, Gur & Wolf fill with black.)
+The papers remove pixels; here whole patches go, as a map has one value for each. What takes their
+place is said in vitexplain.faithfulness.states. (Chefer, Gur & Wolf fill with black.)
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import gaussian_blur
 
-from vitexplain.attention.capture import forward
-from vitexplain.attention.checks import images_for
-from vitexplain.attention.shadow import shadow_of
-from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
-from vitexplain.faithfulness.passes import BATCH, check_categories, notify
-from vitexplain.methods.patches import patches_of_pixels
-from vitexplain.outputs import both_sides, probabilities
-from vitexplain.targets import Chosen, Target, indices_of
+from vitexplain.faithfulness.passes import check_categories
+from vitexplain.faithfulness.states import FILLS, Answers, State, state_of
+from vitexplain.progress import Watch, silent
+from vitexplain.targets import Chosen, Target
 
-FILLS = ("mean", "blur")
-# standard deviation of the blur, as a share of the shorter side: a patch keeps nothing of its own
-BLUR = 1 / 14
 TENTHS = range(1, 10)
 
 
@@ -59,11 +48,89 @@ class Curves:
         return np.trapezoid(self.probabilities, self.shares, axis=1)
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """One map of one image: the order in which patches go, and what is measured meanwhile.
+
+    Attributes:
+        image: its number.
+        grid: (h, w) of the patches.
+        ranks: (h*w,), 0 the most relevant patch, see patch_ranks.
+        target: the category, or contrast, that is measured.
+    """
+
+    image: int
+    grid: tuple[int, int]
+    ranks: np.ndarray
+    target: Chosen
+
+    def moved(self, steps: int) -> list[int]:
+        """How many patches have been removed, or inserted, after 0, 1, ... all steps."""
+        return [round(step * len(self.ranks) / steps) for step in range(steps + 1)]
+
+    def states(self, fill: str, steps: int, *, insert: bool) -> list[State]:
+        """The image at each of these moments."""
+        found = []
+        for number in self.moved(steps):
+            has_moved = self.ranks < number
+            shown = has_moved if insert else ~has_moved
+            found.append(state_of(self.image, fill, self.grid, shown))
+        return found
+
+
+def rankings_of(masks: np.ndarray, targets: Sequence[Chosen], seed: int = 0) -> list[Ranking]:
+    """Rankings by maps (B, h, w) of B images, with one target each."""
+    ranks = patch_ranks(masks, seed)
+    return [
+        Ranking(number, masks.shape[1:], of_image, each if isinstance(each, Target) else int(each))
+        for number, (of_image, each) in enumerate(zip(ranks, targets, strict=True))
+    ]
+
+
+def ask_for(
+    answers: Answers,
+    rankings: Iterable[Ranking],
+    steps: int,
+    fills: Sequence[str] = FILLS,
+    watch: Watch = silent,
+) -> None:
+    """Pass all that the curves of these rankings need through the model, in common batches."""
+    wanted = (
+        (state, ranking.target)
+        for ranking in rankings
+        for fill in fills
+        for insert in (False, True)
+        for state in ranking.states(fill, steps, insert=insert)
+    )
+    answers.ask(wanted, watch)
+
+
+def curves(
+    answers: Answers, rankings: Sequence[Ranking], fill: str, steps: int, *, insert: bool
+) -> Curves:
+    """The curves of rankings of one grid: of insertion, or else of deletion.
+
+    What has been asked for before takes no further pass.
+    """
+    states = [ranking.states(fill, steps, insert=insert) for ranking in rankings]
+    asked = [
+        [(state, ranking.target) for state in of_curve]
+        for ranking, of_curve in zip(rankings, states, strict=True)
+    ]
+    answers.ask(pair for row in asked for pair in row)
+    found = [[answers[pair] for pair in row] for row in asked]
+    return Curves(
+        np.array(rankings[0].moved(steps)) / len(rankings[0].ranks),
+        np.array([[answer.probability for answer in row] for row in found]),
+        np.array([[answer.first for answer in row] for row in found]),
+    )
+
+
 class Removal:
     """Removes patches of B images in the order of any map, each image having one category.
 
     The whole images and the empty ones are the same for all maps and both directions: they pass
-    through the model once. A curve then takes `steps` - 1 passes of each image.
+    through the model once. A curve then takes at most `steps` - 1 passes of each image.
 
     Args:
         model: gives logits (B, categories); used in evaluation mode, left as it was found.
@@ -72,7 +139,8 @@ class Removal:
             probabilities, p_a / (p_a + p_b), takes the place of its probability.
         fill: what takes the place of a removed patch, "mean" or "blur".
         steps: the number of roughly equal parts in which patches are removed.
-        batch_size: images per forward pass; halved where memory does not suffice.
+        batch_size: images per forward pass; halved where memory does not suffice. None: what suits
+            the device.
         seed: of the order of patches with equal values.
         labels: how the outputs become probabilities, "exclusive" or "independent".
 
@@ -88,7 +156,7 @@ class Removal:
         fill: str,
         steps: int = 20,
         *,
-        batch_size: int = BATCH,
+        batch_size: int | None = None,
         seed: int = 0,
         labels: str = "exclusive",
     ):
@@ -97,18 +165,9 @@ class Removal:
         if steps < 1:
             raise RequestError(f"steps must be at least 1, not {steps}")
         check_categories(model, images, categories)
-        self.model = shadow_of(model)
-        self.steps, self.batch_size, self.seed = steps, batch_size, seed
-        self.labels = labels
-        # which outputs compete for each image; False where all of them do
-        self.compared = [isinstance(each, Target) and indices_of(each) for each in categories]
-        self.images = images_for(model, images)
-        own = [indices_of(each)[0] for each in categories]
-        self.categories = torch.as_tensor(own, device=self.images.device)
-        self.empty = torch.zeros_like(self.images) if fill == "mean" else blurred(self.images)
-        indices = torch.arange(len(images), device=self.images.device)
-        self._at_whole = self._batches(lambda i: self._outputs(self.images[i], i), indices)
-        self._at_empty = self._batches(lambda i: self._outputs(self.empty[i], i), indices)
+        self.fill, self.steps, self.seed = fill, steps, seed
+        self.categories = categories
+        self.answers = Answers(model, images, labels, batch_size)
 
     def deletion(self, masks: np.ndarray) -> Curves:
         """Curves of removal by maps (B, h, w), the most relevant patch first: low is good."""
@@ -119,58 +178,11 @@ class Removal:
         return self._curves(masks, insert=True)
 
     def _curves(self, masks: np.ndarray, *, insert: bool) -> Curves:
-        count = len(self.images)
+        count = len(self.categories)
         if masks.ndim != 3 or len(masks) != count:
             raise RequestError(f"{count} images need as many masks (h, w), not {masks.shape}")
-        device = self.images.device
-        ranks = torch.from_numpy(patch_ranks(masks, self.seed)).to(device)  # (B, h*w)
-        patch_of_pixel = patches_of_pixels(masks.shape[1:], self.images.shape[2:]).to(device)
-        patches = masks[0].size
-        # how many patches have moved after each step
-        moved = [round(step * patches / self.steps) for step in range(self.steps + 1)]
-
-        def run(pairs: Tensor) -> np.ndarray:
-            """Outputs (b, 2) for b pairs (index of an image, number of patches moved)."""
-            indices, numbers = pairs.T
-            has_moved = ranks[indices] < numbers[:, None]  # (b, h*w)
-            visible = has_moved if insert else ~has_moved
-            visible = visible[:, patch_of_pixel][:, None]  # (b, 1, H, W)
-            shown = torch.where(visible, self.images[indices], self.empty[indices])
-            return self._outputs(shown, indices)
-
-        pairs = torch.tensor([(index, number) for index in range(count) for number in moved[1:-1]])
-        inner = self._batches(run, pairs.reshape(-1, 2).to(device))
-        inner = inner.reshape(count, self.steps - 1, 2)
-        begin, end = self._at_whole, self._at_empty
-        if insert:
-            begin, end = end, begin
-        outputs = np.concatenate([begin[:, None], inner, end[:, None]], axis=1)  # (B, S + 1, 2)
-        return Curves(np.array(moved) / patches, outputs[..., 0], outputs[..., 1] > 0)
-
-    def _batches(self, run: Callable[[Tensor], np.ndarray], items: Tensor) -> np.ndarray:
-        with torch.inference_mode():
-            outputs = list(in_batches(run, items, self.batch_size, notify))
-        return np.concatenate([np.empty((0, 2)), *outputs])
-
-    def _outputs(self, shown: Tensor, indices: Tensor) -> np.ndarray:
-        """The model's output for b images, made from those at `indices`.
-
-        (b, 2): the category's probability, and 1 where the category is the most likely one; where
-        it has rivals, its share of their probabilities, and 1 where it is the most likely of them.
-        """
-        logits = forward(self.model, shown).float()
-        wanted = self.categories[indices]
-        shares, ranked = probabilities(logits, self.labels), both_sides(logits)
-        if any(self.compared):
-            compared = torch.zeros_like(shares, dtype=torch.bool)
-            for row, index in zip(compared, indices.tolist(), strict=True):
-                row[list(self.compared[index])] = True
-            shares = shares.where(compared, 0)
-            shares = shares / shares.sum(dim=1, keepdim=True)
-            ranked = ranked.where(compared, -torch.inf)
-        probability = shares.gather(1, wanted[:, None])[:, 0]
-        first = ranked.argmax(dim=1) == wanted
-        return torch.stack([probability, first.float()], dim=1).cpu().double().numpy()
+        rankings = rankings_of(masks, self.categories, self.seed)
+        return curves(self.answers, rankings, self.fill, self.steps, insert=insert)
 
 
 def perturbation(deletion: Curves, insertion: Curves) -> tuple[np.ndarray, np.ndarray]:
@@ -201,13 +213,3 @@ def patch_ranks(masks: np.ndarray, seed: int = 0) -> np.ndarray:
     lots = np.random.default_rng(seed).permutation(values.shape[1])
     order = np.lexsort((np.broadcast_to(lots, values.shape), -values), axis=1)
     return np.argsort(order, axis=1)
-
-
-def blurred(images: Tensor) -> Tensor:
-    """(B, C, H, W) under a Gaussian of BLUR times the shorter side; edges are mirrored."""
-    shorter = min(images.shape[2:])
-    sigma = BLUR * shorter
-    side = 2 * min(math.ceil(3 * sigma), shorter - 1) + 1  # of the kernel
-    # down, then across: torchvision would convolve with a square, at over 20 times the cost
-    down = gaussian_blur(images, [1, side], [sigma, sigma])
-    return gaussian_blur(down, [side, 1], [sigma, sigma])

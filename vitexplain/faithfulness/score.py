@@ -1,12 +1,22 @@
-"""One number for how faithful a map of an image is, to choose between several maps of it."""
+"""One number for how faithful a map of an image is, to choose between several maps of it.
+
+The area under the insertion curve minus that under deletion, the mean over both fills. The
+difference rewards a map for finding what the category needs as well as what suffices for it, and
+the model's response to the fill itself partly cancels. Ten steps are enough for a choice: on 16
+photographs with DeiT-tiny, the one of three maps that 10 steps chose was on average 0.001 below the
+best one as 40 steps measure it; best and worst differed by 0.13.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor, nn
 
-from vitexplain.faithfulness.removal import FILLS, Removal
-from vitexplain.targets import Target
+from vitexplain.faithfulness.passes import check_categories
+from vitexplain.faithfulness.removal import Ranking, ask_for, curves, rankings_of
+from vitexplain.faithfulness.states import FILLS, Answers
+from vitexplain.progress import Watch, silent
+from vitexplain.targets import Chosen, among
 
 STEPS = 10
 
@@ -19,7 +29,7 @@ def faithfulness(
     labels: str = "exclusive",
     rivals: Sequence[int] = (),
 ) -> float:
-    """Area under the insertion curve minus that under deletion, the mean over both fills; -1 to 1.
+    """Of one map, from -1 to 1.
 
     Args:
         model: a classifier; used in evaluation mode, left as it was found.
@@ -29,19 +39,41 @@ def faithfulness(
         labels: how the outputs become probabilities, "exclusive" or "independent".
         rivals: categories that it is set against, see Removal.
 
-    The difference rewards a map for finding what the category needs as well as what suffices for
-    it, and the model's response to the fill itself partly cancels. Ten steps are enough for a
-    choice: on 16 photographs with DeiT-tiny, the one of three maps that 10 steps chose was on
-    average 0.001 below the best one as 40 steps measure it; best and worst differed by 0.13.
-
     Raises:
         RequestError: if image, mask and category don't fit the model.
     """
-    images, masks = image[None], mask[None]
-    # what they weigh does not matter here: their probabilities are summed
-    chosen = Target(category, tuple(rivals), ()) if rivals else category
-    differences = []
-    for fill in FILLS:
-        removal = Removal(model, images, [chosen], fill, STEPS, labels=labels)
-        differences.append(removal.insertion(masks).areas - removal.deletion(masks).areas)
-    return float(np.mean(differences))
+    return faithfulness_of(model, image, [(mask, among(category, rivals))], labels)[0]
+
+
+def faithfulness_of(
+    model: nn.Module,
+    image: Tensor,
+    maps: Sequence[tuple[np.ndarray, Chosen]],
+    labels: str = "exclusive",
+    *,
+    batch_size: int | None = None,
+    watch: Watch = silent,
+) -> list[float]:
+    """Of several maps of one image, measured together: what they share passes once.
+
+    Args:
+        maps: (h, w) of each, and the category, or contrast, that it is measured by.
+        batch_size: images per forward pass; by default as many as suit the device.
+        watch: shows how far the work has come, see vitexplain.progress.
+
+    Others as for `faithfulness`.
+    """
+    for _, target in maps:
+        check_categories(model, image[None], [target])
+    rankings = [rankings_of(mask[None], [target])[0] for mask, target in maps]
+    answers = Answers(model, image[None], labels, batch_size)
+    ask_for(answers, rankings, STEPS, watch=watch)
+    return [_difference(answers, ranking) for ranking in rankings]
+
+
+def _difference(answers: Answers, ranking: Ranking) -> float:
+    areas = [
+        [curves(answers, [ranking], fill, STEPS, insert=insert).areas for insert in (True, False)]
+        for fill in FILLS
+    ]
+    return float(np.mean([insertion - deletion for insertion, deletion in areas]))
