@@ -55,7 +55,7 @@ def bundled():
 
 @pytest.fixture
 def few_steps(monkeypatch):
-    """Integrated gradients in six steps instead of fifty, where any map will do."""
+    """Integrated gradients in six steps instead of 56, where any map will do."""
     monkeypatch.setattr("vitexplain.methods.integrated_gradients.STEPS", 6)
 
 

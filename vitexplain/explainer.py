@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitexplain.attention.batches import batch_for
 from vitexplain.attention.families import check_classifier
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import MissingPackage, RequestError
-from vitexplain.faithfulness.passes import batch_for
 from vitexplain.faithfulness.score import faithfulness_of
 from vitexplain.lens import predictions_by_block
 from vitexplain.methods.base import CategoryMethod, Explanation

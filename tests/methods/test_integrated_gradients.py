@@ -1,7 +1,6 @@
 """Integrated gradients against a Riemann sum written out, and their axioms."""
 
 import sys
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -10,9 +9,8 @@ import torch
 
 from families import FAMILIES, SMALL, make
 from helpers import LAYOUTS, make_vit
-from vitexplain.methods.integrated_gradients import IntegratedGradients
+from vitexplain.methods.integrated_gradients import IntegratedGradients, quadrature
 from vitexplain.methods.patches import patch_sums
-from vitexplain.methods.registry import METHODS
 
 CATEGORIES = (5, 0, 3)
 
@@ -140,9 +138,33 @@ def test_model_is_left_as_it_was(few_steps, images):
     assert all(module.training for module in model.modules())
 
 
-def test_without_captum(monkeypatch):
-    module, _ = METHODS["integrated_gradients"].place
-    monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(ImportError, match="need captum: pip install captum"):
-        import_module(module)
+@pytest.mark.parametrize("steps", [4, 56])
+def test_quadrature_is_exact_for_powers_of_the_root(steps):
+    points, weights = quadrature(steps)
+    assert points.min() > 0 and points.max() < 1
+    for power in range(2 * steps - 1):  # of t; with the derivative 2 t, of degree 2 * steps - 1
+        expected = 2 / (power + 2)
+        assert points ** (power / 2) @ weights == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_points_may_pass_in_any_batches(few_steps, images, monkeypatch, size):
+    model = make_vit()
+    expected = IntegratedGradients(model).of_pixels(images, CATEGORIES)
+    passed = []
+    model.patch_embed.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
+    module = sys.modules[IntegratedGradients.__module__]
+    monkeypatch.setattr(module, "batch_for", lambda *_: size)
+    found = IntegratedGradients(model).of_pixels(images, CATEGORIES)
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    assert max(passed) == size and sum(passed) == 4 * len(images)
+
+
+def test_several_categories_share_their_forward_passes(few_steps, images):
+    model, passed = make_vit(), []
+    model.patch_embed.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0])))
+    IntegratedGradients(model).explain_several(images, 3)
+    several = sum(passed)
+    passed.clear()
+    IntegratedGradients(model).explain_several(images, 1)
+    assert several == sum(passed)

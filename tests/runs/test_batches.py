@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import run_here
-from vitexplain.faithfulness.passes import memory_needed
+from vitexplain.attention.batches import memory_needed
 from vitexplain.runs import batches
 from vitexplain.runs.results import RESULTS, read_results
 

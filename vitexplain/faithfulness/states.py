@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
+from vitexplain.attention.batches import batch_for, notify
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.device import in_batches
-from vitexplain.faithfulness.passes import batch_for, notify
 from vitexplain.methods.patches import patches_of_pixels
 from vitexplain.outputs import both_sides, probabilities
 from vitexplain.progress import Watch, silent

@@ -9,21 +9,21 @@ inside, and asks the question that deletion asks, of one patch at a time: where 
 the same, covering one of them changes little.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from vitexplain.attention.batches import batch_for, notify
 from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import WINDOWED, TokenLayout
+from vitexplain.device import in_batches
 from vitexplain.methods.base import Choose, on_grid
 from vitexplain.methods.classifier import ClassifierMethod
 from vitexplain.methods.patches import patches_of_pixels
 from vitexplain.outputs import both_sides
 from vitexplain.targets import value_of
 
-BATCH = 16  # covered images per forward pass
+GPU_BATCH = 64  # covered images per forward pass on a GPU
 PATCH = 32  # pixels of the side of a patch where a model has no grid
 
 
@@ -44,7 +44,7 @@ class Occlusion(ClassifierMethod):
             grid, patch = self._patches(images, layout)
             categories = choose(logits)
             index = patches_of_pixels(grid, tuple(images.shape[2:]), patch).to(images.device)
-            covered = [self._covered(image, index, grid[0] * grid[1]) for image in images]
+            covered = self._covered(images, index, grid[0] * grid[1])
         scores = []
         for number in range(len(categories[0])):
             lost = [
@@ -65,11 +65,18 @@ class Occlusion(ClassifierMethod):
             return found.shape, None
         return tuple(-(-pixels // PATCH) for pixels in images.shape[2:]), None
 
-    def _covered(self, image: Tensor, index: Tensor, count: int) -> Tensor:
-        """(count, K): the outputs for one image (C, H, W) with each of its patches covered."""
-        return torch.cat(list(self._passes(image, index, count)))
+    def _covered(self, images: Tensor, index: Tensor, count: int) -> Tensor:
+        """(B, count, K): the outputs for images (B, C, H, W) with each of their patches covered.
 
-    def _passes(self, image: Tensor, index: Tensor, count: int) -> Iterator[Tensor]:
-        for patches in torch.arange(count, device=image.device).split(BATCH):
-            is_covered = index == patches[:, None, None]  # (b, H, W)
-            yield both_sides(forward(self.model, image.where(~is_covered[:, None], 0)))
+        Images share batches: those of a single one are seldom full.
+        """
+
+        def run(places: range) -> Tensor:
+            numbers = torch.arange(places.start, places.stop, device=images.device)
+            is_covered = index == (numbers % count)[:, None, None]  # (b, H, W)
+            shown = images[numbers // count].where(~is_covered[:, None], 0)
+            return both_sides(forward(self.model, shown))
+
+        size = batch_for(self.model, *images.shape[2:], GPU_BATCH)
+        outputs = torch.cat(list(in_batches(run, range(len(images) * count), size, notify)))
+        return outputs.unflatten(0, (len(images), count))
