@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitexplain.attention.batches import batch_for, notify
+from vitexplain.attention.batches import notify
 from vitexplain.attention.capture import forward, inference_state
 from vitexplain.attention.tokens import WINDOWED, TokenLayout
 from vitexplain.device import in_batches
@@ -23,7 +23,7 @@ from vitexplain.methods.patches import patches_of_pixels
 from vitexplain.outputs import both_sides
 from vitexplain.targets import value_of
 
-GPU_BATCH = 64  # covered images per forward pass on a GPU
+CPU_BATCH, GPU_BATCH = 16, 64  # covered images per forward pass
 PATCH = 32  # pixels of the side of a patch where a model has no grid
 
 
@@ -44,7 +44,7 @@ class Occlusion(ClassifierMethod):
             grid, patch = self._patches(images, layout)
             categories = choose(logits)
             index = patches_of_pixels(grid, tuple(images.shape[2:]), patch).to(images.device)
-            covered = self._covered(images, index, grid[0] * grid[1])
+            covered = [self._covered(image, index, grid[0] * grid[1]) for image in images]
         scores = []
         for number in range(len(categories[0])):
             lost = [
@@ -65,18 +65,16 @@ class Occlusion(ClassifierMethod):
             return found.shape, None
         return tuple(-(-pixels // PATCH) for pixels in images.shape[2:]), None
 
-    def _covered(self, images: Tensor, index: Tensor, count: int) -> Tensor:
-        """(B, count, K): the outputs for images (B, C, H, W) with each of their patches covered.
+    def _covered(self, image: Tensor, index: Tensor, count: int) -> Tensor:
+        """(count, K): the outputs for one image (C, H, W) with each of its patches covered.
 
-        Images share batches: those of a single one are seldom full.
+        Images don't share batches: each has the same map in any company.
         """
 
-        def run(places: range) -> Tensor:
-            numbers = torch.arange(places.start, places.stop, device=images.device)
-            is_covered = index == (numbers % count)[:, None, None]  # (b, H, W)
-            shown = images[numbers // count].where(~is_covered[:, None], 0)
-            return both_sides(forward(self.model, shown))
+        def run(patches: Tensor) -> Tensor:
+            is_covered = index == patches[:, None, None]  # (b, H, W)
+            return both_sides(forward(self.model, image.where(~is_covered[:, None], 0)))
 
-        size = batch_for(self.model, *images.shape[2:], GPU_BATCH)
-        outputs = torch.cat(list(in_batches(run, range(len(images) * count), size, notify)))
-        return outputs.unflatten(0, (len(images), count))
+        size = CPU_BATCH if image.device.type == "cpu" else GPU_BATCH
+        patches = torch.arange(count, device=image.device)
+        return torch.cat(list(in_batches(run, patches, size, notify)))
