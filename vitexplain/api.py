@@ -256,7 +256,7 @@ class Explanation:
         return faithfulness(
             self.model.model,
             self.opened.tensor,
-            self.map,
+            self.result.ranked,
             category.index,
             self.model.labels,
             [each.index for each in self.rivals],

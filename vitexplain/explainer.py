@@ -13,6 +13,7 @@ from vitexplain.attention.batches import batch_for
 from vitexplain.attention.families import check_classifier
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import MissingPackage, RequestError
+from vitexplain.faithfulness.baselines import centre_blob, random_map
 from vitexplain.faithfulness.score import faithfulness_of
 from vitexplain.lens import predictions_by_block
 from vitexplain.methods.base import CategoryMethod, Explanation
@@ -70,6 +71,8 @@ class Map:
         category: the one it explains; None for a map that is the same for all of them.
         method: its name and options.
         faithfulness: see vitexplain.faithfulness; None where it was not measured.
+        baseline: the higher faithfulness of the random map and the centre Gaussian, by the same
+            target; None where it was not measured.
         scores: (h, w) float32, the method's own numbers before scaling, signed if it has signs.
         rivals: what the category is set against.
     """
@@ -80,6 +83,17 @@ class Map:
     faithfulness: float | None = None
     scores: np.ndarray | None = None
     rivals: tuple[Category, ...] = ()
+    baseline: float | None = None
+
+    @property
+    def ranked(self) -> np.ndarray:
+        """(h, w), by which patches are ranked: signed, where the mask shows what is positive."""
+        return self.mask if self.scores is None else self.scores
+
+    @property
+    def beats_baselines(self) -> bool:
+        """It leads the random map and the centre Gaussian by more than noise, if that is known."""
+        return self.baseline is None or self.faithfulness > self.baseline + TIE
 
     @property
     def signed(self) -> bool:
@@ -280,7 +294,9 @@ class Explainer:
                     labels=self.loaded.labels,
                     watch=watch,
                 )
-                maps = with_faithfulness(maps, measure, int(shares.argmax()))
+                grid = maps[0].mask.shape
+                baselines = [random_map(tensors[place], *grid), centre_blob(*grid)]
+                maps = with_faithfulness(maps, measure, int(shares.argmax()), baselines)
             known = None if truth is None else self._category(truth, shares)
             explained.append(ImageMaps(self._top(shares), maps, known))
         return explained
@@ -348,7 +364,8 @@ def most_faithful(maps: Sequence[Map]) -> set[int]:
     """Places of the maps with the highest faithfulness of each category.
 
     A map that is the same for every category competes in the first one's row. Where the highest
-    leads by no more than TIE, none is marked: so little is noise of one image.
+    leads by no more than TIE, none is marked: so little is noise of one image. Nor is a map that
+    does not beat the baselines.
     """
     of_rows: dict[int, list[int]] = {}
     for place, row in enumerate(rows_of(maps)):
@@ -357,7 +374,7 @@ def most_faithful(maps: Sequence[Map]) -> set[int]:
     for places in of_rows.values():
         highest = max(maps[place].faithfulness for place in places)
         first = [place for place in places if maps[place].faithfulness >= highest - TIE]
-        best.update(first if len(first) == 1 else ())
+        best.update(place for place in first if len(first) == 1 and maps[place].beats_baselines)
     return best
 
 
@@ -365,22 +382,35 @@ def with_faithfulness(
     maps: Sequence[Map],
     measure: Callable[[Sequence[tuple[np.ndarray, Chosen]]], list[float]],
     top1: int,
+    baselines: Sequence[np.ndarray] = (),
 ) -> list[Map]:
     """The same maps of one image, each measured.
 
     Args:
-        measure: pairs of a mask (h, w) and the target it is measured by -> their faithfulness.
+        measure: pairs of scores (h, w) and the target they are measured by -> their faithfulness.
         top1: the category by which maps are measured if none of them is of a category.
+        baselines: maps (h, w) that know nothing of the model, measured by every target.
     """
     of_category = next((found for found in maps if found.category), None)
-    asked = []
+    targets = []
     for found in maps:
         by = found if found.category else of_category  # those of no category by the first one's
-        asked.append((found.mask, by.measured_by if by else top1))
+        targets.append(by.measured_by if by else top1)
+    asked = [(found.ranked, target) for found, target in zip(maps, targets, strict=True)]
+    asked += [(mask, target) for target in dict.fromkeys(targets) for mask in baselines]
+    values = measure(asked)
+    highest: dict[Chosen, float] = {}
+    for (_, target), value in list(zip(asked, values, strict=True))[len(maps) :]:
+        highest[target] = max(value, highest.get(target, value))
     return [
-        replace(found, faithfulness=value)
-        for found, value in zip(maps, measure(asked), strict=True)
+        replace(found, faithfulness=value, baseline=highest.get(target))
+        for found, target, value in zip(maps, targets, values, strict=False)
     ]
+
+
+def unbeaten(maps: Sequence[Map]) -> bool:
+    """No map of these, of one image, beats the random map and the centre Gaussian."""
+    return bool(maps) and not any(found.beats_baselines for found in maps)
 
 
 def rows_of(maps: Sequence[Map]) -> list[int]:

@@ -4,6 +4,9 @@ import json
 import math
 from collections.abc import Mapping
 
+# where a measured map leads neither of the baselines by more than noise
+UNBEATEN = "No map beats the random map and the centre Gaussian on this image"
+
 
 def share_of(category: Mapping) -> str:
     """A category's probability in words, "97.3%", or its value, "output 3.21".

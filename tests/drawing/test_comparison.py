@@ -1,6 +1,7 @@
 """Several methods beside each other: which maps, which of them is marked, and the command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image
 import vit_explain
 from helpers import ROOT
 from vitexplain.drawing.comparison import draw_compare
-from vitexplain.explainer import TIE, Category, Map, most_faithful, with_faithfulness
+from vitexplain.explainer import TIE, Category, Map, most_faithful, unbeaten, with_faithfulness
 from vitexplain.methods.registry import METHODS
+from vitexplain.words import UNBEATEN
 
 DOG = Category(1, "dog, canis", 0.5)
 CAT = Category(2, "cat", 0.25)
@@ -50,6 +52,61 @@ def test_maps_of_no_category_are_held_to_the_first():
     assert [m.faithfulness for m in with_faithfulness(maps, measure, top1=7)] == [4.0, 4.0]
     with_faithfulness(maps[:1], measure, top1=7)
     assert asked == [2, 2, 7]
+
+
+def test_patches_are_ranked_by_signed_scores_where_the_mask_is_clamped():
+    scores = np.array([[0.5, -0.1], [-0.4, 1.0]], np.float32)
+    clamped = replace(a_map("gradcam", DOG, mask=scores.clip(min=0)), scores=scores)
+    asked = []
+
+    def measure(maps):
+        asked.extend(mask for mask, _ in maps)
+        return [0.0] * len(maps)
+
+    with_faithfulness([clamped, a_map("legrad", DOG)], measure, top1=1)
+    assert np.array_equal(asked[0], scores) and np.array_equal(asked[1], np.eye(4))
+
+
+def test_baselines_are_measured_once_for_each_target():
+    asked = []
+
+    def measure(maps):
+        asked.extend((float(mask.sum()), target) for mask, target in maps)
+        return [mask.sum() / 100 * target for mask, target in maps]
+
+    maps = [a_map("attention_rollout"), a_map("legrad", DOG), a_map("legrad", CAT)]
+    baselines = [np.full((4, 4), 0.5), np.full((4, 4), 0.25)]
+    found = with_faithfulness(maps, measure, 7, baselines)
+    assert asked[3:] == [(8.0, 1), (4.0, 1), (8.0, 2), (4.0, 2)]
+    assert [each.faithfulness for each in found] == pytest.approx([0.04, 0.04, 0.08])
+    assert [each.baseline for each in found] == pytest.approx([0.08, 0.08, 0.16])
+
+
+def test_who_does_not_beat_the_baselines_is_not_marked():
+    below, tied, above = (
+        replace(a_map("legrad", DOG, value), baseline=0.2) for value in (0.1, 0.2 + TIE / 2, 0.3)
+    )
+    assert [each.beats_baselines for each in (below, tied, above)] == [False, False, True]
+    assert most_faithful([below, above]) == {1} and not unbeaten([below, above])
+    assert most_faithful([below, tied]) == most_faithful([tied]) == set()
+    assert unbeaten([below, tied]) and not unbeaten([a_map("legrad", DOG, -0.5)])
+
+
+def test_sheet_says_that_no_map_beats_the_baselines(monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        "vitexplain.drawing.comparison.draw_sheet",
+        lambda cells, *_: (
+            said.extend(caption for row in cells for caption, _ in row)
+            or Image.new("RGB", (300, 300))
+        ),
+    )
+    image = Image.new("RGB", (100, 100))
+    for value, expected in ((0.1, 1), (0.9, 0)):
+        said.clear()
+        maps = [replace(a_map("legrad", DOG, value), baseline=0.2)]
+        draw_compare(image, maps, lambda _: image.copy())
+        assert sum(UNBEATEN in caption for caption in said) == expected
 
 
 def test_sheet_has_a_row_for_each_category_and_marks_the_best():

@@ -254,6 +254,22 @@ def test_large_view(page):
     assert focused(page) == "B.png"
 
 
+def test_the_large_view_says_where_no_map_beats_the_baselines(folder, open_page):
+    white, several = folder / "white.png", []
+    for number, beats in enumerate(((False, False), (True, False))):
+        several.append(result(white, f"{number}.png", 1, 0.9))
+        (one,) = several[-1]["maps"]
+        measured = {"faithfulness": 0.1, "baseline": 0.2, "most_faithful": False}
+        several[-1]["maps"] = [one | measured | {"beats_baselines": each} for each in beats]
+    write_report(several, folder / "unbeaten.html", "unbeaten")
+    page = open_page(folder / "unbeaten.html")
+    for number, said in enumerate((True, False)):
+        page.locator(".card button").nth(number).focus()
+        page.keyboard.press("Enter")
+        assert page.locator("#unbeaten").is_visible() == said
+        page.locator("#close").click()
+
+
 def test_harmful_names_are_only_text(page):
     """That no dialog opens and nothing is asked for, the page's fixture checks."""
     assert HARMFUL in names(page)

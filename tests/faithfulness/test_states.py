@@ -141,3 +141,21 @@ def nothing(methods, *_):
 
 def no_time(methods, *_):
     return dict.fromkeys(methods, 0.0)
+
+
+def test_ranks_of_an_evaluation_are_those_of_signed_scores(images, monkeypatch):
+    """Grad-CAM is 0 where it is negative: its mask would order these patches by lot."""
+    model = make_vit()
+    monkeypatch.setattr("vitexplain.faithfulness.measures._by_change", nothing)
+    monkeypatch.setattr("vitexplain.faithfulness.measures.cost", no_time)
+    categories = [2, 0, 5]
+    explained = METHODS["gradcam"].make(model).explain(images, categories)
+    assert (explained.masks == 0).mean() > 0.1
+    found = evaluate_images(model, images, (1, 1, 1), {"gradcam": METHODS["gradcam"]}, categories)
+    deletion = found.values["gradcam"]["deletion_mean"]
+    signed, clamped = (
+        Removal(model, images, categories, "mean", 10).deletion(maps).areas
+        for maps in (explained.scores, explained.masks)
+    )
+    np.testing.assert_allclose(deletion, signed, atol=1e-6)
+    assert np.abs(signed - clamped).max() > 1e-3

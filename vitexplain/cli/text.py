@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from vitexplain.methods.registry import METHODS
-from vitexplain.words import share_of
+from vitexplain.words import UNBEATEN, share_of
 
 
 def folder_text(report: dict) -> str:
@@ -42,7 +42,9 @@ def comparison_text(report: dict) -> str:
         marked = ", the most faithful" if found["most_faithful"] else ""
         described = _method({**found, **found["method"]})
         lines.append(f"  {found['faithfulness']:5.2f}  {described}{marked}")
-    if not any(found["most_faithful"] for found in report["maps"]):
+    if not any(found["beats_baselines"] for found in report["maps"]):
+        lines.append(f"{UNBEATEN}: none of them tells what the model looked at here")
+    elif not any(found["most_faithful"] for found in report["maps"]):
         lines.append("No map is clearly the most faithful: differences as small as these are noise")
     return "\n".join([*lines, *_wrote(report)])
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Sequence
 from PIL import Image, ImageDraw
 
 from vitexplain.drawing.sheet import Cell, draw_sheet, fit, in_one_line, with_scale, wrap
-from vitexplain.explainer import Map, most_faithful, rows_of
+from vitexplain.explainer import Map, most_faithful, rows_of, unbeaten
 from vitexplain.methods.registry import METHODS
+from vitexplain.words import UNBEATEN
 
 CELL = 224
 COLUMNS = 5  # of the sheet of one category
@@ -31,15 +32,18 @@ def draw_compare(
         table.setdefault(row, {})[maps[place].method["name"]] = place
     methods = dict.fromkeys(found.method["name"] for found in maps)
     cells: list[list[Cell]] = []
+    lines = LINES
     for places in table.values():
-        cells.append([(_heading([maps[place] for place in places.values()]), image)])
+        of_row = [maps[place] for place in places.values()]
+        cells.append([(_heading(of_row), image)])
+        lines = LINES + 1 if unbeaten(of_row) else lines
         for place in map(places.get, methods):
             missing = place is None  # it is the same for every category, and in the first row
             cells[-1].append(("", None) if missing else _cell(maps[place], draw, place in best))
     if len(cells) == 1:
         cells = wrap(cells[0], COLUMNS)
     height = fit(image, (CELL, CELL)).height
-    sheet = draw_sheet(cells, (CELL, height), LINES)
+    sheet = draw_sheet(cells, (CELL, height), lines)
     for signed in sorted({found.signed for found in maps}):
         sheet = with_scale(sheet, colormap, signed=signed)
     return sheet
@@ -47,11 +51,12 @@ def draw_compare(
 
 def _heading(maps: Sequence[Map]) -> str:
     category = next((found.category for found in maps if found.category), None)
+    last = f"\n{UNBEATEN}" if unbeaten(maps) else ""
     if category is None:
-        return "input"
+        return f"input{last}"
     rivals = next((found.rivals for found in maps if found.rivals), ())
     against = " against " + ", ".join(each.short_name for each in rivals) if rivals else ""
-    return f"input, for {category.short_name} ({category.share}){against}"
+    return f"input, for {category.short_name} ({category.share}){against}{last}"
 
 
 def _cell(found: Map, draw: Callable[[Map], Image.Image], best: bool) -> Cell:

@@ -39,8 +39,7 @@ class RandomMap(Baseline):
     """
 
     def mask(self, image: Tensor, rows: int, columns: int) -> np.ndarray:
-        seed = zlib.crc32(image.float().cpu().numpy().tobytes())
-        mask = np.random.default_rng(seed).random((rows, columns), dtype=np.float32)
+        mask = random_map(image, rows, columns)
         return mask / mask.max()
 
 
@@ -50,6 +49,12 @@ class CentreBlob(Baseline):
     def mask(self, image: Tensor, rows: int, columns: int) -> np.ndarray:  # noqa: ARG002
         blob = centre_blob(rows, columns)
         return blob / blob.max()
+
+
+def random_map(image: Tensor, rows: int, columns: int) -> np.ndarray:
+    """(rows, columns) float32: each patch uniform between 0 and 1, by the values of the image."""
+    seed = zlib.crc32(image.float().cpu().numpy().tobytes())
+    return np.random.default_rng(seed).random((rows, columns), dtype=np.float32)
 
 
 def centre_blob(rows: int, columns: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from vitexplain.attention.readout import has_categories
 from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.errors import RequestError
 from vitexplain.faithfulness.baselines import BASELINES
-from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of, top1
+from vitexplain.faithfulness.passes import BATCH, check_categories, scores_of, top1
 from vitexplain.faithfulness.removal import Ranking, ask_for, curves, perturbation, rankings_of
 from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.stability import stability
@@ -133,7 +133,7 @@ def _masks(
     masks, left_out = {}, {}
     for name, method in case.watch(methods.items(), "maps"):
         try:
-            masks[name] = masks_of(
+            masks[name] = scores_of(
                 method, case.model, case.images, case.categories, case.batch_size
             )
         except UnsupportedModel as error:

@@ -1,6 +1,6 @@
 """Run images through a model or a method, batch by batch; the model is left as it was found."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from vitexplain.attention.checks import images_for
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
-from vitexplain.methods.base import contrasts, one_category_each
+from vitexplain.methods.base import Explanation, contrasts, one_category_each
 from vitexplain.methods.registry import Method
 from vitexplain.models.answers import count_outputs
 from vitexplain.outputs import both_sides
@@ -89,12 +89,34 @@ def masks_of(
     Raises:
         UnsupportedModel: if the method can't explain this model.
     """
+    found = _explanations(method, model, images, categories, batch_size)
+    return np.concatenate([each.masks for each in found])
+
+
+def scores_of(
+    method: Method,
+    model: nn.Module,
+    images: Tensor,
+    categories: Sequence[Chosen],
+    batch_size: int = BATCH,
+) -> np.ndarray:
+    """As masks_of, but what patches are ranked by: signed, where masks show what is positive.
+
+    Most patches of a Grad-CAM are 0 in its mask, and differ in how much they speak against it.
+    """
+    found = _explanations(method, model, images, categories, batch_size)
+    return np.concatenate([each.masks if each.scores is None else each.scores for each in found])
+
+
+def _explanations(
+    method: Method, model: nn.Module, images: Tensor, categories: Sequence[Chosen], batch_size: int
+) -> Iterator[Explanation]:
     explain = method.make(model).explain
 
-    def run(places: range) -> np.ndarray:
+    def run(places: range) -> Explanation:
         batch = images[places.start : places.stop]
         if method.of_category:
-            return explain(batch, [categories[place] for place in places]).masks
-        return explain(batch).masks
+            return explain(batch, [categories[place] for place in places])
+        return explain(batch)
 
-    return np.concatenate(list(in_batches(run, range(len(images)), batch_size, notify)))
+    return in_batches(run, range(len(images)), batch_size, notify)

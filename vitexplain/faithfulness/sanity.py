@@ -19,7 +19,7 @@ from vitexplain.attention.families import GLOBAL
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import WINDOWED, blocks_of
 from vitexplain.attention.wrappers import WRAPPER
-from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
+from vitexplain.faithfulness.passes import BATCH, check_categories, scores_of
 from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
 from vitexplain.progress import Watch, silent
@@ -112,7 +112,7 @@ def randomisation(
 
     def masks(name: str, of: nn.Module) -> np.ndarray:
         # the method is made anew each time, as it may have read the weights
-        return masks_of(methods[name], of, images, categories, batch_size)
+        return scores_of(methods[name], of, images, categories, batch_size)
 
     whole = {name: masks(name, model) for name in methods}
     for step in steps:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitexplain.faithfulness.passes import BATCH, check_categories, masks_of
+from vitexplain.faithfulness.passes import BATCH, check_categories, scores_of
 from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
 
@@ -46,11 +46,11 @@ def stability(
     """
     check_categories(model, images, categories)
     if masks is None:
-        masks = masks_of(method, model, images, categories, batch_size)
+        masks = scores_of(method, model, images, categories, batch_size)
     generator = torch.Generator().manual_seed(seed)
     scale = sigma / torch.tensor(std)[:, None, None]
     noisy = []
     for _ in range(draws):
         noise = (torch.randn(images.shape[1:], generator=generator) * scale).to(images)
-        noisy.append(masks_of(method, model, images + noise, categories, batch_size))
+        noisy.append(scores_of(method, model, images + noise, categories, batch_size))
     return np.mean([rank_correlation(masks, other) for other in noisy], axis=0)

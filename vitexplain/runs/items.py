@@ -64,7 +64,12 @@ def result_of(item: Item, session: Session) -> dict:
         if "mask" in files:
             about["mask_file"] = files["mask"].relative_to(session.folder).as_posix()
         if found.faithfulness is not None:
-            about |= {"faithfulness": found.faithfulness, "most_faithful": place in best}
+            about |= {
+                "faithfulness": found.faithfulness,
+                "baseline": found.baseline,
+                "beats_baselines": found.beats_baselines,
+                "most_faithful": place in best,
+            }
         maps.append(about)
     return {
         "size": list(decoded.size),

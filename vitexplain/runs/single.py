@@ -114,6 +114,8 @@ def explain_compare(settings: Settings) -> dict:
             {
                 **found.about,
                 "faithfulness": found.faithfulness,
+                "baseline": found.baseline,
+                "beats_baselines": found.beats_baselines,
                 "most_faithful": place in best,
             }
             for place, found in enumerate(explained.maps)

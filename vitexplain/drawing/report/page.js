@@ -276,6 +276,8 @@ function open(place) {
   });
   $("maps").replaceChildren(...figures);
   $("maps").classList.toggle("many", figures.length > 3);
+  $("unbeaten").textContent = image.unbeaten;
+  $("unbeaten").hidden = !image.unbeaten;
   $("numbers").replaceChildren(
     ...(image.truth ? [table("true category", [[`${image.truth.index} ${image.truth.name}`,
       image.correct ? "predicted" : "not predicted"]])] : []),

@@ -33,6 +33,7 @@ from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
 from vitexplain.methods.registry import METHODS
 from vitexplain.parallel import in_order
+from vitexplain.words import UNBEATEN
 
 SIDE = 320  # of thumbnails, in pixels; of many images they are smaller
 SIDE_OF_MANY, MANY = 192, 1000
@@ -125,12 +126,19 @@ def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, s
         "truth": result.get("truth"),
         "correct": result.get("correct"),
         "maps": maps,
+        "unbeaten": _unbeaten(result["maps"]),
         "facts": _facts(result),
         "details": _details(result),
     }
     return json_text(about), json_text(
         {"thumbnail": _thumbnail(result["path"], side), "heat": heat}
     )
+
+
+def _unbeaten(maps: Sequence[dict]) -> str:
+    """A sentence where maps were measured, and none of them beats the baselines."""
+    beaten = [found["beats_baselines"] for found in maps if "beats_baselines" in found]
+    return "" if any(beaten) or not beaten else f"{UNBEATEN}."
 
 
 def _heat(mask: np.ndarray, size: tuple[int, int], colormap: str, *, signed: bool) -> Image.Image:
