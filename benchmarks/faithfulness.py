@@ -117,7 +117,7 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
         "deletion_cost": deletion_cost(loaded, images, categories),
         "left_out": found.left_out,
-        "methods": as_json(values, COLUMNS),
+        "methods": as_json(values, COLUMNS, BASELINES),
     }
     return report | {"table": as_text(report, values)}
 

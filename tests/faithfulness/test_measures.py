@@ -17,13 +17,14 @@ from vitexplain.attention.tokens import UnsupportedModel
 from vitexplain.drawing.charts import draw_randomisation
 from vitexplain.faithfulness import measures as evaluate
 from vitexplain.faithfulness.baselines import BASELINES, centre_blob
+from vitexplain.faithfulness.intervals import interval_of, student
 from vitexplain.faithfulness.measures import MEASURES, evaluate_images
-from vitexplain.faithfulness.passes import masks_of
+from vitexplain.faithfulness.passes import masks_of, scores_of
 from vitexplain.faithfulness.ranks import average_ranks, rank_correlation
 from vitexplain.faithfulness.removal import Removal, perturbation
-from vitexplain.faithfulness.sanity import randomisation, shuffle_, stages_of
+from vitexplain.faithfulness.sanity import by_shuffles, randomisation, shuffle_, stages_of
 from vitexplain.faithfulness.stability import stability
-from vitexplain.faithfulness.table import Measure, as_json, as_markdown, bootstrap_interval, winners
+from vitexplain.faithfulness.table import Measure, as_json, as_markdown, behind, winners
 from vitexplain.methods.registry import METHODS, Method
 
 READY = {name: METHODS[name] for name in ("attention_rollout", "grad_rollout", "relevance")}
@@ -155,10 +156,28 @@ def test_randomisation_is_the_map_of_a_shuffled_copy(images):
             whole = masks_of(method_, model, images, CATEGORIES)
             expected = rank_correlation(whole, masks_of(method_, copied, images, CATEGORIES))
             np.testing.assert_allclose(alike[name][:, number], expected)
-    last, only = randomisation(model, images, CATEGORIES, READY, seed=4, only_last=True)
-    assert last == ["embedding"]
-    for name in READY:
-        np.testing.assert_allclose(only[name][:, 0], alike[name][:, -1])
+
+
+def test_five_shuffles_of_all_weights_each_with_an_image_of_its_own(images):
+    model = make_vit()
+    scores = {
+        name: scores_of(each, model, images, CATEGORIES)
+        for name, each in (READY | BASELINES).items()
+    }
+    found = by_shuffles(model, images, CATEGORIES, READY | BASELINES, scores, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    for number in range(5):
+        copied, place = copy.deepcopy(model), number % 3
+        for parameters in stages_of(copied).values():
+            shuffle_(parameters, generator)
+        which = slice(place, place + 1)
+        for name, each in READY.items():
+            other = scores_of(each, copied, images[which], CATEGORIES[which])
+            (expected,) = rank_correlation(scores[name][which], other)
+            assert found[name][number] == pytest.approx(abs(expected))
+    assert all(found[name].shape == (5,) and found[name].min() >= 0 for name in found)
+    for name in BASELINES:  # they know nothing of the weights
+        assert (found[name] == 1).all()
 
 
 def test_maps_of_a_random_model_are_others_and_the_floors_are_not(images):
@@ -228,22 +247,68 @@ def test_stability(images):
     assert np.abs(random).max() < 0.3
 
 
-def test_bootstrap_interval_covers_the_mean():
-    values = np.random.default_rng(1).normal(3, 1, 400)
-    low, high = bootstrap_interval(values)
-    assert low < values.mean() < high
-    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+def test_intervals_are_students():
+    for freedom in (9, 10, 23, 100, 5000):
+        assert student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), abs=5e-4)
+    values = np.random.default_rng(1).normal(3, 1, 12)
+    expected = scipy.stats.t.interval(0.95, 11, values.mean(), scipy.stats.sem(values))
+    assert interval_of(values) == pytest.approx(expected, abs=1e-3)
+    assert interval_of(values[:9]) is None and interval_of(values[:10]) is not None
+
+
+@pytest.mark.parametrize("count", [10, 24])
+def test_intervals_cover_the_mean_as_often_as_they_say(count):
+    """Where a percentile bootstrap, from the same values, does not."""
+    rng = np.random.default_rng(0)
+    covered, bootstrapped = 0, 0
+    for _ in range(2000):
+        values = rng.normal(size=count)
+        low, high = interval_of(values)
+        covered += low <= 0 <= high
+        means = rng.choice(values, (200, count)).mean(axis=1)
+        low, high = np.quantile(means, [0.025, 0.975])
+        bootstrapped += low <= 0 <= high
+    assert 0.94 < covered / 2000 < 0.965  # three standard errors are 0.015
+    assert bootstrapped / 2000 < (0.915 if count == 10 else 0.94)
+
+
+def test_paired_differences_tell_apart_what_two_intervals_do_not():
+    rng = np.random.default_rng(5)
+    image = rng.random(30)  # what all methods have in common
+    values = {
+        "best": {"insertion": image + 0.02},
+        "worse": {"insertion": image + rng.normal(0, 0.01, 30)},
+        "as good": {"insertion": image + 0.018 + 0.05 * (-1) ** np.arange(30)},
+        "noise": {"insertion": image + 1},
+    }
+    measure = Measure("insertion", "insertion", "higher")
+    compared = behind(values, measure, {"noise"})
+    lows, highs = zip(
+        *(interval_of(values[name]["insertion"]) for name in ("best", "worse")), strict=True
+    )
+    assert lows[0] < highs[1]  # they overlap
+    expected = scipy.stats.ttest_rel(image + 0.02, values["worse"]["insertion"])
+    assert expected.pvalue < 0.01 and compared["worse"].worse
+    assert compared["worse"].interval == pytest.approx(
+        [-each for each in reversed(expected.confidence_interval())], abs=1e-4
+    )
+    assert not compared["as good"].worse and compared["noise"].mean > 0.9
+    assert set(winners(values, [measure], {"noise"})["insertion"]) == {"best", "as good"}
 
 
 TABLE = {
-    "spot": {"deletion": np.array([0.0, 0.0]), "sanity": np.array([0.0, 0.0])},
-    "a": {"deletion": np.array([0.2, 0.2]), "sanity": np.array([-0.3]), "time": np.array([1.5])},
-    "b": {"deletion": np.array([0.4, 0.2]), "sanity": np.array([0.2]), "time": np.array([1.5])},
+    "spot": {"deletion": np.zeros(12), "sanity": np.array([0.0, 0.0])},
+    "a": {"deletion": np.full(12, 0.2), "sanity": np.array([0.3]), "time": np.array([1.5])},
+    "b": {
+        "deletion": np.array([0.4, 0.2] * 6),
+        "sanity": np.array([0.2]),
+        "time": np.array([1.5]),
+    },
 }
 COLUMNS = (
     Measure("deletion", "Deletion ↓", "lower"),
     Measure("nowhere", "nowhere", "higher"),
-    Measure("sanity", "Randomisation → 0", "nearer to 0"),
+    Measure("sanity", "Randomisation ↓", "lower"),
     Measure("time", "Time ↓", "lower"),
 )
 
@@ -251,11 +316,11 @@ COLUMNS = (
 def test_table_says_which_way_is_better_and_who_is_best():
     text = as_markdown(TABLE, COLUMNS, {"spot": "spot", "a": "A", "b": "B"}, {"spot"})
     assert text == (
-        "| method | Deletion ↓ | Randomisation → 0 | Time ↓ |\n"
+        "| method | Deletion ↓ | Randomisation ↓ | Time ↓ |\n"
         "|---|---|---|---|\n"
-        "| A | **0.200 [0.20, 0.20]** | -0.300 | **1.500** |\n"
-        "| B | 0.300 [0.20, 0.40] | **0.200** | **1.500** |\n"
-        "| *spot* | 0.000 [0.00, 0.00] | 0.000 [0.00, 0.00] |  |"
+        "| A | **0.200 [0.20, 0.20]** | 0.300 | **1.500** |\n"
+        "| B | 0.300 [0.23, 0.37]<br>+0.100 [+0.034, +0.166], n = 12 | **0.200** | **1.500** |\n"
+        "| *spot* | 0.000 [0.00, 0.00]<br>-0.200 [-0.200, -0.200], n = 12 | 0.000 |  |"
     )
 
 
@@ -265,13 +330,24 @@ def test_winners_where_higher_is_better():
 
 
 def test_table_as_json():
-    described = as_json(TABLE, COLUMNS)
+    described = as_json(TABLE, COLUMNS, {"spot"})
+    differences = TABLE["b"]["deletion"] - 0.2
+    half = scipy.stats.t.ppf(0.975, 11) * scipy.stats.sem(differences)
     assert described["b"]["deletion"] == {
         "mean": pytest.approx(0.3),
-        "interval": pytest.approx((0.2, 0.4)),
-        "n": 2,
+        "interval": pytest.approx((0.3 - half, 0.3 + half), abs=1e-4),
+        "n": 12,
         "better": "lower",
+        "values": [0.4, 0.2] * 6,
+        "behind_best": {
+            "mean": pytest.approx(0.1),
+            "interval": pytest.approx((0.1 - half, 0.1 + half), abs=1e-4),
+            "n": 12,
+            "worse": True,
+        },
     }
+    assert described["a"]["deletion"]["behind_best"] is None
+    assert described["a"]["sanity"]["interval"] is None
     assert "time" not in described["spot"]
 
 
@@ -310,8 +386,9 @@ def test_evaluation_measures_what_the_modules_do(model, images):
     np.testing.assert_allclose(values["deletion_blur"], blurred.deletion(masks).areas, atol=1e-5)
     np.testing.assert_allclose(values["insertion_blur"], blurred.insertion(masks).areas, atol=1e-5)
     few = images[:2], categories[:2]
-    _, alike = randomisation(model, *few, READY, seed=3)
-    np.testing.assert_allclose(values["sanity"], alike["grad_rollout"][:, -1])
+    scores = {name: scores_of(READY[name], model, *few) for name in READY}
+    alike = by_shuffles(model, *few, READY, scores, seed=3)
+    np.testing.assert_allclose(values["sanity"], alike["grad_rollout"])
     stable = stability(READY["grad_rollout"], model, *few, STD, seed=3)
     np.testing.assert_allclose(values["stability"], stable)
     assert values["time"].shape == (1,) and values["time"][0] > 0

@@ -1,6 +1,7 @@
 """`--evaluate`: the faithfulness measures on the user's own images, and its table."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,9 +59,12 @@ def test_figures_are_those_of_the_measures(folder, tmp_path, capsys):
         if measure.key != "time":
             assert found["mean"] == pytest.approx(values[measure.key].mean(), abs=1e-4)
     table = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
-    assert table.startswith("Means with 95 % bootstrap intervals, of n = 2 images; of 2 images for")
+    assert table.startswith("Means with 95 % intervals by Student's t, of n = 2 images; of ")
     assert "\n\n| method | Deletion ↓ (mean) |" in table
-    assert json.loads((tmp_path / "evaluation.json").read_text())["pictures"] == 2
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [Path(path).name for path in written["images"]] == ["cat.jpg", "dog.jpg"]
+    each = written["methods"]["relevance"]["deletion_blur"]["values"]
+    np.testing.assert_allclose(each, values["deletion_blur"], atol=1e-4)
     assert Image.open(tmp_path / "evaluation.png").width == 1300
 
 

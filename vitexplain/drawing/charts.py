@@ -8,7 +8,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vitexplain.faithfulness.table import Measure, Values, arranged, bootstrap_interval
+from vitexplain.faithfulness.intervals import interval_of
+from vitexplain.faithfulness.table import Measure, Values, arranged
 
 GREEN = "#00963c"
 
@@ -35,7 +36,7 @@ def draw_measures(
     titles: Mapping[str, str],
     baselines: Collection[str] = (),
 ) -> Image.Image:
-    """A panel for each measure: means, 95 % intervals; the best is green, baselines grey."""
+    """A panel for each measure: means, 95 % intervals; who is not worse than the best is green."""
     names, measures, best = arranged(values, measures, baselines)
     rows = math.ceil(len(measures) / 3)
     size = (13, rows * (1 + 0.25 * len(names)))
@@ -48,9 +49,10 @@ def draw_measures(
             if measure.key not in values[name]:
                 continue
             each = np.asarray(values[name][measure.key], dtype=float)
-            low, high = bootstrap_interval(each)
+            interval = interval_of(each)
             color = "grey" if name in baselines else GREEN if name in best[measure.key] else "black"
-            panel.plot([low, high], [place, place], color=color)
+            if interval is not None:
+                panel.plot(interval, [place, place], color=color)
             panel.plot(each.mean(), place, "o", color=color)
         labels = [titles[name] for name in names] if number % 3 == 0 else []
         panel.set_yticks(range(len(names)), labels or [""] * len(names))

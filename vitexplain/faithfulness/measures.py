@@ -13,7 +13,7 @@ from vitexplain.errors import RequestError
 from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.passes import BATCH, check_categories, scores_of, top1
 from vitexplain.faithfulness.removal import Ranking, ask_for, curves, perturbation, rankings_of
-from vitexplain.faithfulness.sanity import randomisation
+from vitexplain.faithfulness.sanity import by_shuffles
 from vitexplain.faithfulness.stability import stability
 from vitexplain.faithfulness.states import FILLS, Answers
 from vitexplain.faithfulness.table import Measure
@@ -31,10 +31,9 @@ REMOVED = (
     Measure("positive", "Perturbation, positive ↓", "lower"),
     Measure("negative", "Perturbation, negative ↑", "higher"),
 )
-_FEW = "images for randomisation and stability"
 OTHERS = (
-    Measure("sanity", "Randomisation ρ → 0", "nearer to 0", _FEW),
-    Measure("stability", "Stability ρ ↑", "higher", _FEW),
+    Measure("sanity", "Randomisation abs ρ ↓", "lower", "shuffles of the weights"),
+    Measure("stability", "Stability ρ ↑", "higher", "images for stability"),
     Measure("time", "Time × forward ↓", "lower", ""),
 )
 MEASURES = (*REMOVED, *OTHERS)
@@ -188,10 +187,10 @@ def _by_change(
     """Randomisation and stability: how the maps change with the weights, and with the image."""
     given = case.model, case.images, case.categories
     options = {"batch_size": case.batch_size, "seed": case.seed}
-    _, correlations = randomisation(*given, methods, only_last=True, watch=case.watch, **options)
+    correlations = by_shuffles(*given, methods, masks, watch=case.watch, **options)
     return {
         name: {
-            "sanity": correlations[name][:, -1],
+            "sanity": correlations[name],
             "stability": stability(method, *given, std, masks=masks[name], **options),
         }
         for name, method in case.watch(methods.items(), "stability")

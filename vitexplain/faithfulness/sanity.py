@@ -24,6 +24,8 @@ from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.methods.registry import Method
 from vitexplain.progress import Watch, silent
 
+SHUFFLES = 5
+
 # the layers after the last block, by the first part of their names; where tokens are averaged, the
 # norm follows that and is named fc_norm
 AFTER_BLOCKS = {
@@ -75,13 +77,55 @@ def shuffle_(parameters: Sequence[nn.Parameter], generator: torch.Generator) -> 
             parameter.copy_(values.reshape(parameter.shape))
 
 
+def by_shuffles(
+    model: nn.Module,
+    images: Tensor,
+    categories: Sequence[int],
+    methods: Mapping[str, Method],
+    scores: Mapping[str, np.ndarray],
+    *,
+    batch_size: int = BATCH,
+    seed: int = 0,
+    watch: Watch = silent,
+) -> dict[str, np.ndarray]:
+    """(SHUFFLES,) of each method: |rank correlation| with the map of a wholly shuffled model.
+
+    One shuffle's chance correlation is that of all its maps, and those of several cancel: each is
+    taken without its sign, and each shuffle explains another image, as long as there are some.
+
+    Args:
+        model: left as it was found.
+        images: (B, 3, H, W).
+        categories: B of them, explained whatever a random model predicts.
+        methods: by name.
+        scores: (B, h, w) of each method, of the whole model.
+        seed: of the shuffles.
+        watch: shows how far the work has come, see vitexplain.progress.
+
+    Raises:
+        UnsupportedModel: if a method can't explain the model.
+    """
+    check_categories(model, images, categories)
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[float]] = {name: [] for name in methods}
+    for number in watch(range(SHUFFLES), "randomisation"):
+        place = number % len(images)
+        which = slice(place, place + 1)
+        changed = shadow_of(model, own_weights=True)
+        for parameters in stages_of(changed).values():
+            shuffle_(parameters, generator)
+        for name, method in methods.items():
+            other = scores_of(method, changed, images[which], categories[which], batch_size)
+            found[name].append(abs(float(rank_correlation(scores[name][which], other)[0])))
+    return {name: np.array(values) for name, values in found.items()}
+
+
 def randomisation(
     model: nn.Module,
     images: Tensor,
     categories: Sequence[int],
     methods: Mapping[str, Method],
     *,
-    only_last: bool = False,
     batch_size: int = BATCH,
     seed: int = 0,
     watch: Watch = silent,
@@ -93,7 +137,6 @@ def randomisation(
         images: (B, 3, H, W).
         categories: B of them, explained at every stage, whatever a random model predicts.
         methods: by name.
-        only_last: compare only with the model that has all of its weights shuffled.
         seed: of the shuffles.
         watch: shows how far the work has come, see vitexplain.progress.
 
@@ -106,7 +149,6 @@ def randomisation(
     check_categories(model, images, categories)
     changed = shadow_of(model, own_weights=True)
     stages = stages_of(changed)
-    steps = [list(stages)] if only_last else [[name] for name in stages]
     generator = torch.Generator().manual_seed(seed)
     correlations: dict[str, list[np.ndarray]] = {name: [] for name in methods}
 
@@ -115,10 +157,8 @@ def randomisation(
         return scores_of(methods[name], of, images, categories, batch_size)
 
     whole = {name: masks(name, model) for name in methods}
-    for step in steps:
-        for stage in step:
-            shuffle_(stages[stage], generator)
+    for parameters in stages.values():
+        shuffle_(parameters, generator)
         for name in watch(methods, "randomisation"):
             correlations[name].append(rank_correlation(whole[name], masks(name, changed)))
-    names = [step[-1] for step in steps]
-    return names, {name: np.stack(values, axis=1) for name, values in correlations.items()}
+    return list(stages), {name: np.stack(values, axis=1) for name, values in correlations.items()}

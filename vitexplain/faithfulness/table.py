@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# which way is better -> the number that is smallest for the best mean
-BETTER = {"lower": lambda mean: mean, "higher": lambda mean: -mean, "nearer to 0": abs}
+from vitexplain.faithfulness.intervals import FEWEST, interval_of
+
+# which way is better -> the number that is smallest for the best one
+BETTER = {"lower": lambda value: value, "higher": lambda value: -value}
 
 
 @dataclass(frozen=True)
@@ -33,28 +35,68 @@ COLUMN = 15  # characters of a column in a terminal
 Values = Mapping[str, Mapping[str, np.ndarray]]
 
 
-def bootstrap_interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean, from 2000 resamples."""
-    rng = np.random.default_rng(seed)
-    means = rng.choice(values, (2000, len(values))).mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+@dataclass(frozen=True)
+class Behind:
+    """A method's values less those of the best one, on the same images.
+
+    Attributes:
+        mean: of the differences, in the measure's own unit.
+        interval: 95 %, see vitexplain.faithfulness.intervals.
+        count: of the differences.
+        worse: the interval leaves out 0; of values too few for one, the printed means differ.
+    """
+
+    mean: float
+    interval: tuple[float, float] | None
+    count: int
+    worse: bool
+
+
+def behind(values: Values, measure: Measure, baselines: Collection[str]) -> dict[str, Behind]:
+    """How far each method is behind the best that is no baseline; nothing of that one itself.
+
+    Scores of one image are alike for all methods, so that pairs tell apart what the intervals of
+    two means do not. Where there are no pairs, as many as the best has, the count is 0.
+    """
+    found = {
+        name: np.asarray(columns[measure.key], dtype=float)
+        for name, columns in values.items()
+        if measure.key in columns
+    }
+    better = BETTER[measure.better]
+    methods = [name for name in found if name not in baselines]
+    if not methods:
+        return {}
+    best = min(methods, key=lambda name: better(found[name].mean()))
+    compared = {}
+    for name, each in found.items():
+        if name == best:
+            continue
+        paired = len(each) == len(found[best])
+        interval = interval_of(each - found[best]) if paired else None
+        if interval is None:
+            worse = round(float(each.mean()), 3) != round(float(found[best].mean()), 3)
+        else:
+            worse = min(map(better, interval)) > 0
+        difference = float(each.mean() - found[best].mean())
+        compared[name] = Behind(difference, interval, len(each) if paired else 0, worse)
+    return compared
 
 
 def winners(
     values: Values, measures: Sequence[Measure], baselines: Collection[str]
 ) -> dict[str, list[str]]:
-    """Key of a measure -> the methods with the best printed mean, not counting baselines."""
-    best = {}
+    """Key of a measure -> the best method and those that are not worse, not counting baselines."""
+    found = {}
     for measure in measures:
-        scores = {
-            name: BETTER[measure.better](round(float(np.mean(found[measure.key])), 3))
-            for name, found in values.items()
-            if name not in baselines and measure.key in found
-        }
-        least = min(scores.values(), default=None)
-        best[measure.key] = [name for name, score in scores.items() if score == least]
-    return best
+        compared = behind(values, measure, baselines)
+        worse = {name for name, each in compared.items() if each.worse}
+        found[measure.key] = [
+            name
+            for name, columns in values.items()
+            if name not in {*baselines, *worse} and measure.key in columns
+        ]
+    return found
 
 
 def arranged(
@@ -72,15 +114,17 @@ def as_markdown(
     titles: Mapping[str, str],
     baselines: Collection[str] = (),
 ) -> str:
-    """A row for each method: mean [95 % interval], as `caption` says."""
+    """A row for each method: mean [95 % interval], distance to the best; see `caption`."""
     names, measures, best = arranged(values, measures, baselines)
+    compared = {measure.key: behind(values, measure, baselines) for measure in measures}
     heads = " | ".join(measure.title for measure in measures)
     lines = [f"| method | {heads} |", "|---" * (len(measures) + 1) + "|"]
     for name in names:
         cells = []
         for measure in measures:
             text = _cell(values[name].get(measure.key))
-            cells.append(f"**{text}**" if name in best[measure.key] else text)
+            text = f"**{text}**" if name in best[measure.key] else text
+            cells.append(text + _behind_in_words(compared[measure.key].get(name)))
         title = f"*{titles[name]}*" if name in baselines else titles[name]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -89,8 +133,10 @@ def as_markdown(
 def caption(values: Values, measures: Sequence[Measure], baselines: Collection[str] = ()) -> str:
     """The sentences above a table in Markdown: what is in its cells, of how many values."""
     text = (
-        f"Means with 95 % bootstrap intervals, of {_counts(values, measures)}. "
-        "The best method of each column is bold"
+        f"Means with 95 % intervals by Student's t, of {_counts(values, measures)}; below, the "
+        "mean paired difference to the best of the column, with its interval and n. Of fewer than "
+        f"{FEWEST} values there is no interval. Bold are the best method of each column, and those "
+        "not worse by this difference"
     )
     if any(name in baselines for name in values):
         text += "; baselines, which know nothing of the model, are in italics"
@@ -103,7 +149,7 @@ def as_text(
     titles: Mapping[str, str],
     baselines: Collection[str] = (),
 ) -> str:
-    """For a terminal: a row of means for each method, the best of each column marked with *."""
+    """For a terminal: a row of means for each method; * marks the best, and who is not worse."""
     names, measures, best = arranged(values, measures, baselines)
     heads = [textwrap.wrap(measure.title, COLUMN - 2) for measure in measures]
     first = max(map(len, titles.values())) + 1
@@ -121,9 +167,13 @@ def as_text(
     return "\n".join(line.rstrip() for line in lines)
 
 
-def as_json(values: Values, measures: Sequence[Measure]) -> dict:
-    """Method -> key of a measure -> mean, 95 % interval, number of values, which way is better."""
+def as_json(values: Values, measures: Sequence[Measure], baselines: Collection[str] = ()) -> dict:
+    """Method -> key of a measure -> mean, interval, values, and the paired difference to the best.
+
+    Intervals are null where there are too few values; of the best itself, so is "behind_best".
+    """
     described: dict[str, dict] = {}
+    compared = {measure.key: behind(values, measure, baselines) for measure in measures}
     for name, found in values.items():
         described[name] = {}
         for measure in measures:
@@ -132,9 +182,11 @@ def as_json(values: Values, measures: Sequence[Measure]) -> dict:
             numbers = np.asarray(found[measure.key], dtype=float)
             described[name][measure.key] = {
                 "mean": float(numbers.mean()),
-                "interval": bootstrap_interval(numbers),
+                "interval": interval_of(numbers),
                 "n": len(numbers),
                 "better": measure.better,
+                "values": numbers.tolist(),
+                "behind_best": _as_fields(compared[measure.key].get(name)),
             }
     return described
 
@@ -158,7 +210,26 @@ def _cell(values: np.ndarray | None) -> str:
     if values is None:
         return ""
     mean = np.mean(values)
-    if len(values) == 1:
-        return f"{mean:.3f}"
-    low, high = bootstrap_interval(np.asarray(values, dtype=float))
-    return f"{mean:.3f} [{low:.2f}, {high:.2f}]"
+    interval = interval_of(values)
+    return (
+        f"{mean:.3f}" if interval is None else f"{mean:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    )
+
+
+def _behind_in_words(each: Behind | None) -> str:
+    """The second line of a cell."""
+    if each is None or each.count < 2:
+        return ""
+    interval = "" if each.interval is None else " [{:+.3f}, {:+.3f}]".format(*each.interval)
+    return f"<br>{each.mean:+.3f}{interval}, n = {each.count}"
+
+
+def _as_fields(each: Behind | None) -> dict | None:
+    if each is None:
+        return None
+    return {
+        "mean": each.mean,
+        "interval": each.interval,
+        "n": each.count,
+        "worse": each.worse,
+    }

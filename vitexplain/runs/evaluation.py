@@ -40,7 +40,7 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
     session = open_session(replace(settings, maps=replace(settings.maps, compare=True)))
     if session.loaded.notice:
         tell(session.loaded.notice)
-    tensors, failures = _tensors(session, images)
+    tensors, paths, failures = _tensors(session, images)
     if not tensors:
         raise RequestError(f"no image can be read: {failures[0]}")
     for reason in failures:
@@ -70,11 +70,12 @@ def evaluate(settings: Settings, tell: Callable[[str], None]) -> dict:
         tell(f"without {ALL[name].title}: {reason}")
     report = {
         "pictures": len(tensors),
+        "images": paths,
         "failed": len(failures),
         "category": None if index is None else session.loaded.categories[index],
         "against": list(map(str, settings.maps.against)),
         "model": model_report(session),
-        "methods": as_json(found.values, MEASURES),
+        "methods": as_json(found.values, MEASURES, BASELINES),
         "table": as_text(found.values, MEASURES, _titles(found), BASELINES),
         "versions": versions(),
         "device": session.device,
@@ -108,9 +109,11 @@ def _images(settings: Settings, tell: Callable[[str], None]) -> list[ImageFile]:
     return [images[number * len(images) // MOST] for number in range(MOST)]
 
 
-def _tensors(session: Session, images: list[ImageFile]) -> tuple[list[Tensor], list[str]]:
-    """(3, H, W) of each readable image, and the reasons for the others."""
-    tensors, failures = [], []
+def _tensors(
+    session: Session, images: list[ImageFile]
+) -> tuple[list[Tensor], list[str], list[str]]:
+    """(3, H, W) and path of each readable image, and the reasons for the others."""
+    tensors, paths, failures = [], [], []
     for image in images:
         try:
             tensors.append(
@@ -118,9 +121,10 @@ def _tensors(session: Session, images: list[ImageFile]) -> tuple[list[Tensor], l
                     open_image(image.path, stretch=session.settings.model.stretch)
                 )
             )
+            paths.append(str(image.path))
         except (PictureError, OSError) as error:
             failures.append(str(error))
-    return tensors, failures
+    return tensors, paths, failures
 
 
 def _titles(found: Evaluation) -> dict[str, str]:

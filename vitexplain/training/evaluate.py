@@ -18,7 +18,7 @@ from vitexplain.choices import CROPS
 from vitexplain.device import choose_device
 from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.errors import run_command
-from vitexplain.faithfulness.table import bootstrap_interval
+from vitexplain.faithfulness.intervals import interval_of
 from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder
 from vitexplain.models.loading import LoadedModel, any_model, load_model
@@ -159,7 +159,7 @@ def _box_figures(pointing: np.ndarray, energy: np.ndarray) -> dict:
         "pointing": share.value,
         "pointing_interval": share.interval,
         "energy": energy.mean(),
-        "energy_interval": bootstrap_interval(energy),
+        "energy_interval": interval_of(energy),
     }
 
 
@@ -194,7 +194,7 @@ def _mosaic_figures(shares: np.ndarray, cells: int) -> dict:
         "maps": len(shares),
         "chance": 1 / cells,
         "in_right_cell": shares.mean(),
-        "interval": bootstrap_interval(shares),
+        "interval": interval_of(shares),
         "right_cell_heavier_than_the_rest": float((shares > 0.5).mean()),
     }
 
@@ -219,18 +219,22 @@ def as_text(report: dict) -> str:
     lines.append(f"  expected calibration error: {figures['calibration_error']:.3f}")
     for method, found in report.get("boxes", {}).items():
         lines.append(
-            f"  boxes, {method}: pointing {found['pointing']:.3f}, energy {found['energy']:.3f} "
-            f"({found['energy_interval'][0]:.3f} to {found['energy_interval'][1]:.3f})"
+            f"  boxes, {method}: pointing {found['pointing']:.3f}, energy {found['energy']:.3f}"
+            f"{_in_brackets(found['energy_interval'])}"
         )
     lines += (f"  {sentence}" for sentence in report.get("boxes_in_words", ()))
     for cells in (2, 4):
         for method, found in report.get(f"mosaics_{cells}", {}).items():
             lines.append(
                 f"  mosaics of {cells}, {method}: {found['in_right_cell']:.3f} of the map in the "
-                f"right cell ({found['interval'][0]:.3f} to {found['interval'][1]:.3f}), heavier "
+                f"right cell{_in_brackets(found['interval'])}, heavier "
                 f"there in {found['right_cell_heavier_than_the_rest']:.3f} of {found['maps']}"
             )
     return "\n".join(lines)
+
+
+def _in_brackets(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def parser() -> argparse.ArgumentParser:

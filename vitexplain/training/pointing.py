@@ -6,14 +6,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from vitexplain.drawing.heatmap import draw_overlay
-from vitexplain.faithfulness.table import bootstrap_interval
+from vitexplain.faithfulness.intervals import interval_of
 from vitexplain.images.region import Region
 from vitexplain.models.loading import LoadedModel
 from vitexplain.training.data import LabelledImages
 from vitexplain.training.localisation import MapFunction
 
 SIDE = 320  # pixels of an image's longer side
-FEWEST = 10  # images, for an interval
 
 
 def in_words(columns: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
@@ -37,9 +36,10 @@ def _sentence(method: str, hits: np.ndarray, centre: np.ndarray) -> str:
         f"{method}: the brightest patch lies in the box in {hits.mean():.0%} of {len(hits)} "
         f"images, a spot in the middle in {centre.mean():.0%}"
     )
-    if len(hits) < FEWEST:
+    interval = interval_of(hits - centre)
+    if interval is None:
         return f"{said}; of so few images that says little"
-    low, high = bootstrap_interval(hits - centre)
+    low, high = interval
     difference = f"difference {hits.mean() - centre.mean():+.0%}, {low:+.0%} to {high:+.0%}"
     if low > 0:
         return f"{said} ({difference}): more than the middle alone would give"
