@@ -51,6 +51,7 @@ GRAIN = 6  # of 255: with it the JPEGs are as large as those of cameras, 3 to 4 
 WAYS = ((), ("--size", "1500"), ("--format", "png"))  # the first as by default
 SMALL, LARGE = (500, 375), (4000, 3000)
 BATCH = 8
+LOOK_EVERY = 5.0  # seconds: rarely, as reading the maps of all processes takes a while
 DEIT = "deit_tiny_patch16_224"
 
 
@@ -277,10 +278,28 @@ def explain(folder: Path, output: Path, arguments: Sequence[str]) -> Done:
     """Run the command on a folder; what it writes is removed again."""
     command = [sys.executable, str(ROOT / "vit_explain.py"), "--image_path", str(folder)]
     command += ["--output_dir", str(output), "--device", "cpu", "--json", *arguments]
+    return timed(command, folder, output)
+
+
+def timed(
+    command: Sequence[str], folder: Path, output: Path, look_every: float = LOOK_EVERY
+) -> tuple[float, float]:
+    """Run what explains a folder and prints how many images it explained, as JSON, at its end.
+
+    Args:
+        output: what it writes, and is deleted.
+        look_every: seconds between two looks at its memory.
+
+    Returns:
+        Its seconds, and the peak memory in MiB of all its processes.
+
+    Raises:
+        RuntimeError: if it fails, or leaves images out.
+    """
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, text=True)
     peak: list[float] = [0.0]
-    watch = threading.Thread(target=_watch, args=(process, peak), daemon=True)
+    watch = threading.Thread(target=_watch, args=(process, peak, look_every), daemon=True)
     watch.start()
     out, _ = process.communicate()
     seconds = time.perf_counter() - started
@@ -299,10 +318,10 @@ def middle_rate(times: Sequence[float]) -> float:
     return (last - first) / passed if passed else math.nan
 
 
-def _watch(process: subprocess.Popen, peak: list[float]) -> None:
+def _watch(process: subprocess.Popen, peak: list[float], look_every: float) -> None:
     while process.poll() is None:
         peak[0] = max(peak[0], sum(_memory_of(pid) for pid in _processes(process.pid)) / 1024)
-        time.sleep(5)  # rarely, as reading the maps of all processes takes a while
+        time.sleep(look_every)
 
 
 def _processes(session: int) -> Iterator[int]:

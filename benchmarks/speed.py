@@ -125,14 +125,19 @@ def memory_of(case: str, kind: str, options: argparse.Namespace) -> float:
     """MiB that a run adds, at its peak, to the memory after a plain forward pass."""
     found = runs(case, options)
     found["forward"]()
-    if options.device.startswith("cuda"):
+    return added_memory(found[kind], options.device)
+
+
+def added_memory(run: Callable[[], object], device: str = "cpu") -> float:
+    """MiB that a run adds, at its peak, to the memory that the process holds before."""
+    if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        found[kind]()
+        run()
         return (torch.cuda.max_memory_allocated() - before) / MIB
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
-    found[kind]()
+    run()
     return (_status("VmHWM") - before) / 1024
 
 
