@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import Tensor
 
-from benchmarks.speed import machine
+from benchmarks.machine import machine
 from vitexplain.attention.capture import forward
 from vitexplain.device import choose_device
 from vitexplain.drawing.charts import draw_randomisation

@@ -38,7 +38,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.speed import machine
+from benchmarks.machine import machine
 from vitexplain.markers import write_between
 from vitexplain.models.loading import load_model
 from vitexplain.parallel import processors

@@ -3,18 +3,21 @@
 Compared with the widely used script of 2021 (restated in benchmarks.older_script), and with
 pytorch-grad-cam, torchcam and captum where they are installed. For each map: medians of rounds in
 alternating order, on one image and on a batch, every tool on a model of its own with the same
-weights; the memory that one image adds at its peak, in a fresh process; and how far the maps agree.
-Then folders: the command as users run it, and the loops of benchmarks.peer_folders, each in a
-process of its own that starts, loads the model once and writes an overlay for each image.
+weights, in one thread, whose processor time counts; the memory that one image adds at its peak, in
+a fresh process; and how far the maps agree. Then folders: the command as users run it, and the
+loops of benchmarks.peer_folders, each in a process of its own that starts, loads the model once and
+writes an overlay for each image.
 
 torchcam is not among the requirements: `pip install --no-deps torchcam==0.5.0`.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -27,9 +30,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.folder import ROOT, SMALL, make_photographs, timed
+from benchmarks.machine import added_memory, machine
 from benchmarks.peer_folders import MODEL, TRANSFORM, network
 from benchmarks.peer_maps import OURS, WORKS, Run, Tool, Work
-from benchmarks.speed import added_memory, machine
 from vitexplain.faithfulness.ranks import rank_correlation
 from vitexplain.faithfulness.timing import alternating_medians
 from vitexplain.images.reading import open_image
@@ -62,11 +65,18 @@ class Row:
 
 @dataclass(frozen=True)
 class FolderRow:
-    """One tool's run over a folder: images per second, and the peak memory in MiB."""
+    """One tool's run over a folder.
+
+    Attributes:
+        rate: images per second.
+        processor: seconds of all its processes for an image.
+        memory: their peak, MiB.
+    """
 
     work: str
     tool: str
     rate: float
+    processor: float
     memory: float
 
 
@@ -75,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.memory_of:
         print(json.dumps(memory_of(options.memory_of, options.checkpoint)))
         return 0
+    torch.set_num_threads(1)  # others of a busy machine would hold up one of several
     works = installed(WORKS)
     rows = [row for work in works for row in measured(work, options)]
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
@@ -145,6 +156,7 @@ def medians(
         options.rounds,
         seconds_in_all=options.seconds,
         least=LEAST,
+        clock=time.process_time,
     )
 
 
@@ -208,19 +220,28 @@ def measured_folders(
         if commands:
             commands[OURS] = [*explain, *work.options]
         for tool, command in commands.items():
+            before = processor_seconds()
             seconds, memory = timed(command, folder, output, LOOK_EVERY)
-            rows.append(FolderRow(work.title, tool, options.folder / seconds, memory))
+            spent = (processor_seconds() - before) / options.folder
+            rows.append(FolderRow(work.title, tool, options.folder / seconds, spent, memory))
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
+
+
+def processor_seconds() -> float:
+    """Of all processes that this one started and that have ended."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def table(rows: Sequence[Row], folders: Sequence[FolderRow], options: argparse.Namespace) -> str:
     """Markdown: what was measured, a row for each map, and a row for each run over a folder."""
     weights = "random weights" if options.checkpoint is None else "its ImageNet-1k weights"
     lines = [
-        f"{machine('cpu')}, {torch.get_num_threads()} threads; torch {torch.__version__}, "
-        f"timm {timm.__version__}; {MODEL}, {weights}; medians of {options.rounds} rounds; of slow "
-        f"maps, as many as fit into {options.seconds} s, at least {LEAST}.",
+        f"{machine('cpu')}; torch {torch.__version__}, "
+        f"timm {timm.__version__}; {MODEL}, {weights}; processor time of one thread, medians of "
+        f"{options.rounds} rounds; of slow maps, as many as fit into {options.seconds} s, at least "
+        f"{LEAST}.",
         "",
         f"| map | by | one image | ÷ forward pass | an image in a batch of {BATCH} | memory added "
         "| largest difference | rank correlation |",
@@ -236,11 +257,13 @@ def table(rows: Sequence[Row], folders: Sequence[FolderRow], options: argparse.N
         size = f"{SMALL[0]}x{SMALL[1]}"
         lines += [
             "",
-            f"| map | by | images per second, {options.folder} of {size} | peak memory |",
-            "|---|---|---|---|",
+            f"| {options.folder} images of {size} | by | images per second "
+            "| processor time of an image | peak memory |",
+            "|---|---|---|---|---|",
         ]
     for row in folders:
-        lines.append(f"| {row.work} | {row.tool} | {row.rate:.1f} | {row.memory:.0f} MiB |")
+        cells = [row.work, row.tool, f"{row.rate:.1f}", milliseconds(row.processor)]
+        lines.append(f"| {' | '.join(cells)} | {row.memory:.0f} MiB |")
     return "\n".join(lines)
 
 

@@ -3,7 +3,8 @@
 Medians of rounds in alternating order: a plain forward pass with fused attention; the same with a
 backward pass to the first attention, parameters frozen; rollout; gradient rollout. The memory that
 each adds at its peak is measured in a fresh process of its own. Weights are random, which does not
-change the work.
+change the work. A second table is of whole tasks, see benchmarks.tasks; `--cases` or `--tasks`
+without names leave one of them out.
 
 --peer FILE measures another implementation, too: a Python file with `rollout(model, images)` and
 `grad_rollout(model, images, category)`.
@@ -12,8 +13,6 @@ change the work.
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,6 +22,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks import tasks
+from benchmarks.machine import added_memory, machine
 from vit_grad_rollout import VITAttentionGradRollout
 from vit_rollout import VITAttentionRollout
 from vitexplain.faithfulness.timing import alternating_medians
@@ -38,9 +39,9 @@ CASES = {
     "DINOv2-S 518 px, batch 8": ("vit_small_patch14_dinov2", {"num_classes": 1000}, 8),
 }
 BASES = {"rollout": "forward", "grad_rollout": "forward_backward"}
-MIB = 2**20
 LEAST = 3  # rounds, however long they take
 BEGIN, END = "<!-- speed: made by benchmarks.speed -->", "<!-- speed end -->"
+TASKS_BEGIN, TASKS_END = "<!-- tasks: made by benchmarks.speed -->", "<!-- tasks end -->"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,6 +49,23 @@ def main(arguments: list[str] | None = None) -> int:
     if options.memory_of:
         print(json.dumps(memory_of(*options.memory_of, options)))
         return 0
+    if options.cases:
+        show(cases(options), options, BEGIN, END)
+    if options.tasks:
+        text = f"{made_by(options)}\n\n{tasks.table(options)}"
+        show(text, options, TASKS_BEGIN, TASKS_END)
+    return 0
+
+
+def show(text: str, options: argparse.Namespace, begin: str, end: str) -> None:
+    """Print a table, and put it into its page."""
+    print(text)
+    if options.write:
+        write_between(Path(options.write), begin, end, text)
+
+
+def cases(options: argparse.Namespace) -> str:
+    """Measure all cases: the table of `table`."""
     rows = []
     for case in options.cases:
         seconds = times(case, options)
@@ -55,11 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
               file=sys.stderr, flush=True)  # fmt: skip
         memory = {kind: fresh_memory(case, kind, options) for kind in seconds}
         rows.append((case, seconds, memory))
-    text = table(rows, options)
-    print(text)
-    if options.write:
-        write_between(Path(options.write), BEGIN, END, text)
-    return 0
+    return table(rows, options)
 
 
 def runs(case: str, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
@@ -128,19 +142,6 @@ def memory_of(case: str, kind: str, options: argparse.Namespace) -> float:
     return added_memory(found[kind], options.device)
 
 
-def added_memory(run: Callable[[], object], device: str = "cpu") -> float:
-    """MiB that a run adds, at its peak, to the memory that the process holds before."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / MIB
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
-    before = _status("VmRSS")
-    run()
-    return (_status("VmHWM") - before) / 1024
-
-
 def fresh_memory(case: str, kind: str, options: argparse.Namespace) -> float:
     """`memory_of` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.speed", "--memory_of", case, kind]
@@ -152,9 +153,7 @@ def fresh_memory(case: str, kind: str, options: argparse.Namespace) -> float:
 def table(rows: list, options: argparse.Namespace) -> str:
     """Markdown: what was measured, and a row for each case."""
     lines = [
-        f"{machine(options.device)}; torch {torch.__version__}, timm {timm.__version__}; "
-        f"medians of {options.rounds} rounds; of slow cases, as many as fit into "
-        f"{options.seconds} s, at least {LEAST}.",
+        made_by(options),
         "",
         "| model | rollout ÷ forward | gradient rollout ÷ (forward + backward) "
         "| memory added: forward | forward + backward | rollout | gradient rollout |",
@@ -172,14 +171,13 @@ def table(rows: list, options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def machine(device: str) -> str:
-    """The GPU's name, or the processor's and its number of cores."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+def made_by(options: argparse.Namespace) -> str:
+    """Where and how it was measured."""
+    return (
+        f"{machine(options.device)}; torch {torch.__version__}, timm {timm.__version__}; "
+        f"medians of {options.rounds} rounds; of slow cases, as many as fit into "
+        f"{options.seconds} s, at least {LEAST}."
+    )
 
 
 def _module(path: str):
@@ -189,18 +187,11 @@ def _module(path: str):
     return module
 
 
-def _status(name: str) -> int:
-    """kB, from Linux's status of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1])
-    raise RuntimeError(f"no {name} in /proc/self/status")
-
-
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    add("--cases", nargs="*", choices=CASES, default=list(CASES), metavar="CASE")
+    add("--tasks", nargs="*", choices=tasks.ROWS, default=list(tasks.ROWS), metavar="TASK")
     add("--rounds", type=int, default=15)
     add("--seconds", type=int, default=90, help="after these no further round begins")
     add("--device", default="cpu")

@@ -177,8 +177,9 @@ def pretended_device():
     _register()
     device = PretendedDevice()
     PretendedDevice.current = device
-    before = torch.inference_mode
-    torch.inference_mode = _no_grad  # whose tensors a Python backend can't make views of
+    before = torch.inference_mode.__enter__
+    # a Python backend can't make views of its tensors
+    torch.inference_mode.__enter__ = _without_gradients
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         with ExitStack() as undo:
@@ -187,14 +188,14 @@ def pretended_device():
             undo.enter_context(device)
             yield device
     finally:
-        torch.inference_mode = before
+        torch.inference_mode.__enter__ = before
         torch._C._set_only_lift_cpu_tensors(False)
 
 
-def _no_grad(mode=True):
-    if callable(mode):
-        return torch.no_grad()(mode)
-    return torch.no_grad() if mode else nullcontext()
+def _without_gradients(inference_mode):
+    context = torch.no_grad() if inference_mode.mode else nullcontext()
+    inference_mode._inference_mode_context = context
+    context.__enter__()
 
 
 @cache

@@ -185,10 +185,10 @@ def test_table_of_options_is_up_to_date():
     assert page.split(begin)[1].split("<!-- options end -->")[0].strip() == made.strip()
 
 
-@pytest.mark.parametrize("name", ["speed", "folder", "families", "faithfulness"])
+@pytest.mark.parametrize("name", ["speed", "peers", "folder", "families", "faithfulness"])
 def test_benchmarks_find_their_markers(name):
     """The page of each benchmark's table, where `--write` looks for its markers."""
-    page = {"speed": "speed", "folder": "folders", "families": "models"}.get(name, name)
+    page = {"peers": "speed", "folder": "folders", "families": "models"}.get(name, name)
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     benchmark = import_module(f"benchmarks.{name}")
     if name == "faithfulness":
@@ -198,6 +198,8 @@ def test_benchmarks_find_their_markers(name):
     if name == "folder":
         photographs = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
         assert benchmark.BEGIN_PICTURES in photographs.split(benchmark.END_PICTURES)[0]
+    if name == "speed":
+        pairs.append((benchmark.TASKS_BEGIN, benchmark.TASKS_END))
     for begin, end in pairs:
         assert text.count(begin) == text.count(end) == 1
         assert text.index(begin) < text.index(end)

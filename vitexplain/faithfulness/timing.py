@@ -42,6 +42,7 @@ def alternating_medians(
     *,
     seconds_in_all: float = math.inf,
     least: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each run, all of them being timed in the same rounds.
 
@@ -52,6 +53,8 @@ def alternating_medians(
         device: where the runs compute; a GPU's work is waited for.
         rounds: how often each run is timed.
         seconds_in_all: after these no further round begins, unless fewer than `least` are done.
+        clock: what tells the time of a run, in seconds; time.process_time leaves out what other
+            processes of a busy machine take.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     began = time.perf_counter()
@@ -60,11 +63,11 @@ def alternating_medians(
             break
         for name in list(runs) if number % 2 else reversed(list(runs)):
             _wait(device)
-            started = time.perf_counter()
+            started = clock()
             runs[name]()
             _wait(device)
             if number:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
