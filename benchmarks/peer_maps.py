@@ -20,7 +20,7 @@ from vitexplain.methods.registry import METHODS
 PATCH = 16  # pixels of its side
 GRID = (SIDE // PATCH, SIDE // PATCH)
 STEPS = 50  # of integrated gradients, ours and captum's default
-OURS, OLDER = "vit-explain", "the script of 2021"
+OURS, OLDER = "vit-explain", "the older script"
 
 Run = Callable[[Tensor, list[int]], np.ndarray]
 

@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.cases:
         show(cases(options), options, BEGIN, END)
-    if options.tasks:
+    if options.tasks and options.device == "cpu":  # where their processor time tells something
         text = f"{made_by(options)}\n\n{tasks.table(options)}"
         show(text, options, TASKS_BEGIN, TASKS_END)
     return 0

@@ -24,6 +24,7 @@ from vitexplain.methods.registry import METHODS
 
 SEVERAL = ("deit_tiny_distilled_patch16_224", "beit_base_patch16_224", "vit_small_patch16_dinov3",
            "vit_base_patch16_siglip_224", "vit_relpos_small_patch16_224")  # fmt: skip
+OWN_BATCHES = ("integrated_gradients", "occlusion")  # of these, which they halve themselves
 SWIN = {"img_size": 64, "window_size": 4, "depths": (2, 1), "embed_dim": 24, "num_heads": (2, 2)}
 
 
@@ -128,7 +129,7 @@ class Failing(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "occlusion"])
+@pytest.mark.parametrize("name", METHODS)
 def test_where_memory_runs_out_the_batch_is_halved(name, few_steps):
     model, _ = small("vit_tiny_patch16_224")
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
@@ -141,7 +142,8 @@ def test_where_memory_runs_out_the_batch_is_halved(name, few_steps):
             told = []
             with Failing(1 + number * (counting.count - 1) // 5):
                 found = np.concatenate(list(in_batches(run, images, 4, told.append)))
-            assert told == ["out of memory: going on with batches of 2"]
+            said = ["out of memory: going on with batches of 2"]
+            assert told == said or (name in OWN_BATCHES and not told)
             np.testing.assert_allclose(found, expected, atol=1e-5)
     assert state_of(model) == before
 
