@@ -113,7 +113,7 @@ def test_a_turned_photograph_is_upright(bundled, both, tmp_path):
 
 def test_a_list_gives_a_list_in_its_order(bundled, examples, monkeypatch):
     paths = sorted(examples.glob("*.jpg"))[:5]
-    monkeypatch.setattr("vitexplain.explainer.CPU_BATCH", 2)
+    monkeypatch.setattr("vitexplain.attention.batches.CPU_BATCH", 2)
     found = explain(paths, "top", model=bundled)
     assert len(found) == 5
     for path, each in zip(paths, found, strict=True):
