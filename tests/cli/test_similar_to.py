@@ -73,7 +73,7 @@ def test_maps_of_a_similarity_are_measured_by_the_cosine(tmp_path, capsys):
     maps = json.loads(capsys.readouterr().out)["maps"]
     loaded = load_model("bundled", similar_to=CAT)
     tensor = loaded.transform(open_image(BOTH))
-    mask = METHODS["gradcam"].make(loaded.model)(tensor[None], 1)
+    (mask,) = METHODS["gradcam"].make(loaded.model).explain(tensor[None], [1]).scores  # signed
     removal = Removal(loaded.model, tensor[None], [1], "mean", 10, labels="cosine")
     curve = removal.deletion(mask[None])
     with torch.no_grad():
