@@ -100,7 +100,7 @@ def training_row(options: argparse.Namespace) -> str:
     with TemporaryDirectory() as scratch:
         runs = (training(Path(scratch), number) for number in range(options.rounds + 2))
         first = next(runs)
-        epoch = first.updates_per_epoch * first.batch + len(first.validation_data)
+        epoch = first.batches.updates * first.batch + len(first.validation_data)
         model = load_model(MODEL).model
         images = torch.randn(first.batch, *first.data_config["input_size"])
         # made before they are timed: to load a model is no part of an epoch

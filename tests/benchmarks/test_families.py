@@ -57,7 +57,8 @@ def test_speed_measures_and_tells(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(speed, "fresh_memory", lambda *_: 3.2)
     readme = tmp_path / "README.md"
     readme.write_text(f"a\n{speed.BEGIN}\nold\n{speed.END}\nz\n", encoding="utf-8")
-    given = ["--rounds", "2", "--cases", "deit_tiny, batch 1", "--write", str(readme)]
+    case = ["--cases", "deit_tiny, batch 1", "--tasks"]
+    given = ["--rounds", "2", *case, "--write", str(readme)]
     assert speed.main(given) == 0
     row = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(r"\| deit_tiny, batch 1( \| \d+\.\d\d){2}( \| 3 MiB){4} \|", row)
