@@ -283,15 +283,12 @@ def explain(folder: Path, output: Path, arguments: Sequence[str]) -> Done:
 
 def timed(
     command: Sequence[str], folder: Path, output: Path, look_every: float = LOOK_EVERY
-) -> tuple[float, float]:
+) -> Done:
     """Run what explains a folder and prints how many images it explained, as JSON, at its end.
 
     Args:
         output: what it writes, and is deleted.
         look_every: seconds between two looks at its memory.
-
-    Returns:
-        Its seconds, and the peak memory in MiB of all its processes.
 
     Raises:
         RuntimeError: if it fails, or leaves images out.

@@ -19,7 +19,7 @@ from vitexplain.methods.registry import METHODS
 
 PATCH = 16  # pixels of its side
 GRID = (SIDE // PATCH, SIDE // PATCH)
-STEPS = 50  # of integrated gradients, ours and captum's default
+STEPS = 50  # of integrated gradients, captum's default; ours has its own points
 OURS, OLDER = "vit-explain", "the older script"
 
 Run = Callable[[Tensor, list[int]], np.ndarray]
@@ -213,7 +213,7 @@ WORKS = (
         options=("--method", "gradcam", "--category", "top"),
     ),
     Work(
-        f"integrated gradients, {STEPS} steps",
+        "integrated gradients",
         {
             "captum_ig": Tool("captum", captum_gradients(), "", "captum", of_patches),
             "captum_ig_1": Tool(

@@ -226,9 +226,10 @@ def measured_folders(
             commands[OURS] = [*explain, *work.options]
         for tool, command in commands.items():
             before = processor_seconds()
-            seconds, memory = timed(command, folder, output, LOOK_EVERY)
+            done = timed(command, folder, output, LOOK_EVERY)
             spent = (processor_seconds() - before) / options.folder
-            rows.append(FolderRow(work.title, tool, options.folder / seconds, spent, memory))
+            rate = options.folder / done.seconds
+            rows.append(FolderRow(work.title, tool, rate, spent, done.mebibytes))
             print(rows[-1], file=sys.stderr, flush=True)
     return rows
 

@@ -316,7 +316,7 @@ class Explainer:
         return next(self.loaded.model.parameters()).device
 
     def batch_size(self, device: torch.device | None = None) -> int:
-        """Images per batch that suit a device, by default the model's; see passes.batch_for."""
+        """Images per batch that suit a device, by default the model's; see attention.batches."""
         return batch_for(self.loaded.model, *self.loaded.transform.size, GPU_BATCH, device)
 
     def _outputs(self, logits: Tensor) -> Tensor:
