@@ -296,6 +296,24 @@ def test_paired_differences_tell_apart_what_two_intervals_do_not():
     assert set(winners(values, [measure], {"noise"})["insertion"]) == {"best", "as good"}
 
 
+def test_what_was_not_measured_is_left_out_of_means_and_pairs():
+    """A slow method has fewer images: these decide nothing but its own difference."""
+    rng = np.random.default_rng(6)
+    image, noise = rng.random(40), rng.normal(0, 0.01, 40)
+    slow = np.where(np.arange(40) < 15, image - 0.1 + noise, np.nan)
+    values = {"all": {"m": image}, "slow": {"m": slow}}
+    measure = Measure("m", "measure", "higher")
+    (found,) = behind(values, measure, ()).values()
+    assert found.count == 15 and found.worse
+    assert found.mean == pytest.approx(-0.1 + noise[:15].mean())
+    assert found.interval == pytest.approx(interval_of(noise[:15] - 0.1))
+    described = as_json(values, [measure])["slow"]["m"]
+    assert described["n"] == 15 and described["mean"] == pytest.approx(slow[:15].mean())
+    assert described["values"] == [*slow[:15], *[None] * 25]
+    row = as_markdown(values, [measure], {"all": "all", "slow": "slow"}).splitlines()[-1]
+    assert row.startswith(f"| slow | {slow[:15].mean():.3f} [") and row.endswith(", n = 15 |")
+
+
 TABLE = {
     "spot": {"deletion": np.zeros(12), "sanity": np.array([0.0, 0.0])},
     "a": {"deletion": np.full(12, 0.2), "sanity": np.array([0.3]), "time": np.array([1.5])},

@@ -73,7 +73,7 @@ def test_table_for_a_terminal():
     values = {
         "one": {"a": np.array([0.25, 0.75]), "t": np.array([1.5])},
         "noise": {"a": np.array([0.1])},
-        "two": {"a": np.array([0.25]), "t": np.array([1.0])},
+        "two": {"a": np.array([0.25, 0.25]), "t": np.array([1.0])},
     }
     titles = {"one": "method one", "two": "method two", "noise": "noise"}
     lines = as_text(values, measures, titles, baselines=["noise"]).splitlines()

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vitexplain.faithfulness.intervals import interval_of
-from vitexplain.faithfulness.table import Measure, Values, arranged
+from vitexplain.faithfulness.table import BETTER, Behind, Measure, Values, arranged, behind, known
 
 GREEN = "#00963c"
 
@@ -48,7 +48,7 @@ def draw_measures(
         for place, name in enumerate(names):
             if measure.key not in values[name]:
                 continue
-            each = np.asarray(values[name][measure.key], dtype=float)
+            each = known(values[name][measure.key])
             interval = interval_of(each)
             color = "grey" if name in baselines else GREEN if name in best[measure.key] else "black"
             if interval is not None:
@@ -62,6 +62,45 @@ def draw_measures(
         if measure.key == "time":  # some methods take hundreds of passes
             panel.set_xscale("log")
     return as_image(figure)
+
+
+def draw_differences(
+    values: Values,
+    measures: Sequence[Measure],
+    titles: Mapping[str, str],
+    baselines: Collection[str] = (),
+) -> Image.Image:
+    """A forest plot for each measure: paired differences to its best method, with 95 % intervals.
+
+    Methods are sorted from the best to the worst of a measure; those that are not worse than the
+    best are green. A difference without an interval is drawn as a dot alone.
+    """
+    _, measures, best = arranged(values, measures, baselines)
+    rows = math.ceil(len(measures) / 2)
+    size = (13, rows * (1 + 0.22 * len(values)))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False).flatten()
+    for panel in panels[len(measures) :]:
+        panel.set_axis_off()
+    for panel, measure in zip(panels, measures, strict=False):
+        compared = behind(values, measure, baselines)
+        found = [name for name in values if measure.key in values[name]]
+        found.sort(key=lambda name: BETTER[measure.better](_mean_of(compared, name)))
+        for place, name in enumerate(found):
+            color = "grey" if name in baselines else GREEN if name in best[measure.key] else "black"
+            panel.plot(_mean_of(compared, name), place, "o", markersize=4, color=color)
+            if name in compared and (interval := compared[name].interval) is not None:
+                panel.plot(interval, [place, place], color=color)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_yticks(range(len(found)), [titles[name] for name in found])
+        panel.invert_yaxis()
+        panel.set_title(f"{measure.title}: difference to the best", fontsize=10)
+        panel.grid(axis="x", alpha=0.3)
+    return as_image(figure)
+
+
+def _mean_of(compared: Mapping[str, Behind], name: str) -> float:
+    return compared[name].mean if name in compared else 0.0
 
 
 def as_image(figure: Figure) -> Image.Image:

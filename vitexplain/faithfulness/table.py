@@ -1,7 +1,7 @@
 """Methods by measures, as a table: means with their uncertainty, and the best of each column."""
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,14 @@ class Measure:
 
 COLUMN = 15  # characters of a column in a terminal
 
-# method -> key of a measure -> its value for each image
+# method -> key of a measure -> its value for each image, NaN where it was not measured
 Values = Mapping[str, Mapping[str, np.ndarray]]
+
+
+def known(values: np.ndarray) -> np.ndarray:
+    """Those of (n,) values that were measured."""
+    values = np.asarray(values, dtype=float)
+    return values[~np.isnan(values)]
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Behind:
         mean: of the differences, in the measure's own unit.
         interval: 95 %, see vitexplain.faithfulness.intervals.
         count: of the differences.
-        worse: the interval leaves out 0; of values too few for one, the printed means differ.
+        worse: so says the whole interval; of values too few for one, the mean as it is printed.
     """
 
     mean: float
@@ -56,7 +62,8 @@ def behind(values: Values, measure: Measure, baselines: Collection[str]) -> dict
     """How far each method is behind the best that is no baseline; nothing of that one itself.
 
     Scores of one image are alike for all methods, so that pairs tell apart what the intervals of
-    two means do not. Where there are no pairs, as many as the best has, the count is 0.
+    two means do not. The best is one of those with the most values. Where there are no pairs, the
+    count is 0.
     """
     found = {
         name: np.asarray(columns[measure.key], dtype=float)
@@ -67,20 +74,20 @@ def behind(values: Values, measure: Measure, baselines: Collection[str]) -> dict
     methods = [name for name in found if name not in baselines]
     if not methods:
         return {}
-    best = min(methods, key=lambda name: better(found[name].mean()))
-    compared = {}
-    for name, each in found.items():
-        if name == best:
-            continue
-        paired = len(each) == len(found[best])
-        interval = interval_of(each - found[best]) if paired else None
-        if interval is None:
-            worse = round(float(each.mean()), 3) != round(float(found[best].mean()), 3)
-        else:
-            worse = min(map(better, interval)) > 0
-        difference = float(each.mean() - found[best].mean())
-        compared[name] = Behind(difference, interval, len(each) if paired else 0, worse)
-    return compared
+    most = max(len(known(found[name])) for name in methods)
+    whole = [name for name in methods if len(known(found[name])) == most]
+    best = min(whole, key=lambda name: better(known(found[name]).mean()))
+    return {
+        name: _behind(each, found[best], better) for name, each in found.items() if name != best
+    }
+
+
+def _behind(each: np.ndarray, best: np.ndarray, better: Callable[[float], float]) -> Behind:
+    pairs = known(each - best) if len(each) == len(best) else np.array([])
+    mean = pairs.mean() if len(pairs) else known(each).mean() - known(best).mean()
+    interval = interval_of(pairs)
+    worse = min(map(better, interval or (round(float(mean), 3),))) > 0
+    return Behind(float(mean), interval, len(pairs), worse)
 
 
 def winners(
@@ -162,7 +169,7 @@ def as_text(
         for measure in measures:
             found = values[name].get(measure.key)
             mark = "*" if name in best[measure.key] else " "
-            cells.append("" if found is None else f"{np.mean(found):.3f}{mark}")
+            cells.append("" if found is None else f"{known(found).mean():.3f}{mark}")
         lines.append(titles[name].ljust(first) + "".join(cell.rjust(COLUMN) for cell in cells))
     return "\n".join(line.rstrip() for line in lines)
 
@@ -170,7 +177,8 @@ def as_text(
 def as_json(values: Values, measures: Sequence[Measure], baselines: Collection[str] = ()) -> dict:
     """Method -> key of a measure -> mean, interval, values, and the paired difference to the best.
 
-    Intervals are null where there are too few values; of the best itself, so is "behind_best".
+    Intervals are null where there are too few values, and values where there are none; of the best
+    itself, "behind_best" is null.
     """
     described: dict[str, dict] = {}
     compared = {measure.key: behind(values, measure, baselines) for measure in measures}
@@ -179,13 +187,14 @@ def as_json(values: Values, measures: Sequence[Measure], baselines: Collection[s
         for measure in measures:
             if measure.key not in found:
                 continue
-            numbers = np.asarray(found[measure.key], dtype=float)
+            every = np.asarray(found[measure.key], dtype=float)
+            numbers = known(every)
             described[name][measure.key] = {
                 "mean": float(numbers.mean()),
                 "interval": interval_of(numbers),
                 "n": len(numbers),
                 "better": measure.better,
-                "values": numbers.tolist(),
+                "values": [None if np.isnan(value) else value for value in every.tolist()],
                 "behind_best": _as_fields(compared[measure.key].get(name)),
             }
     return described
@@ -195,7 +204,8 @@ def _counts(values: Values, measures: Sequence[Measure]) -> str:
     """As in: n = 24 images; of 6 mosaics and 16 images with boxes."""
     counts: dict[str, int] = {}
     for measure in measures:
-        sizes = [len(found[measure.key]) for found in values.values() if measure.key in found]
+        found = [columns[measure.key] for columns in values.values() if measure.key in columns]
+        sizes = [len(known(each)) for each in found]
         if measure.of and sizes:
             counts[measure.of] = max(sizes)
     common, *others = [f"{count} {of}" for of, count in counts.items()] or ["0 images"]
@@ -209,8 +219,8 @@ def _counts(values: Values, measures: Sequence[Measure]) -> str:
 def _cell(values: np.ndarray | None) -> str:
     if values is None:
         return ""
-    mean = np.mean(values)
-    interval = interval_of(values)
+    values = known(values)
+    mean, interval = values.mean(), interval_of(values)
     return (
         f"{mean:.3f}" if interval is None else f"{mean:.3f} [{interval[0]:.2f}, {interval[1]:.2f}]"
     )
