@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from helpers import make_vit
-from vitexplain.faithfulness.measures import evaluate_images
-from vitexplain.faithfulness.removal import Removal
+from vitexplain.faithfulness.measures import REMOVED, evaluate_images, removed
+from vitexplain.faithfulness.removal import Removal, perturbation
 from vitexplain.faithfulness.score import faithfulness, faithfulness_of
 from vitexplain.faithfulness.states import FILLS, Answers, state_of
 from vitexplain.methods.registry import METHODS
@@ -133,6 +133,29 @@ def test_evaluation_asks_the_same_states_of_several_methods_once(passed, images,
     assert seen_by[2] == seen_by[1] + len(images)  # the second one's maps
     for key, value in found.values["relevance"].items():
         np.testing.assert_array_equal(value, found.values["same"][key])
+
+
+def test_removed_are_the_areas_of_each_map_alone(passed, images):
+    """Of the fills that are asked for; the perturbation test comes with the mean colour."""
+    model, seen = passed
+    targets = [2, Target(0, (3,), ()), 5]
+    first, second = np.stack(masks_of(3)), np.stack(masks_of(3, seed=1)).round(1)
+    maps = {"first": first, "again": 2 * first, "second": second}
+    answers = Answers(model, images, "exclusive", 7)
+    found = removed(answers, maps, targets, 10, ["blur"], seed=4)
+    assert count(seen) == 3 * (2 * 2 * 9 + 2)  # two different maps, both directions, the ends
+    assert [set(values) for values in found.values()] == [{"deletion_blur", "insertion_blur"}] * 3
+    found = removed(answers, maps, targets, 10, ["mean", "blur"], seed=4)
+    assert set(found["second"]) == {measure.key for measure in REMOVED}
+    for name, masks in maps.items():
+        for fill in FILLS:
+            alone = Removal(model, images, targets, fill, 10, seed=4)
+            deletion, insertion = alone.deletion(masks), alone.insertion(masks)
+            np.testing.assert_allclose(found[name][f"deletion_{fill}"], deletion.areas, atol=1e-6)
+            np.testing.assert_allclose(found[name][f"insertion_{fill}"], insertion.areas, atol=1e-6)
+            if fill == "mean":
+                expected = perturbation(deletion, insertion)
+                assert np.array_equal([found[name][k] for k in ("positive", "negative")], expected)
 
 
 def nothing(methods, *_):

@@ -140,34 +140,63 @@ def _masks(
     return masks, left_out
 
 
+def removed(
+    answers: Answers,
+    scores: Mapping[str, np.ndarray],
+    targets: Sequence[Chosen],
+    steps: int = STEPS,
+    fills: Sequence[str] = FILLS,
+    seed: int = 0,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Insertion, deletion and the perturbation test of several maps of B images.
+
+    All maps together: the batches are full, and what several of them ask passes once.
+
+    Args:
+        answers: the model's, to these images.
+        scores: method -> (B, h, w), what patches are ranked by.
+        targets: B categories, or contrasts.
+        steps: of the curves.
+        fills: that are measured; the perturbation test is of "mean".
+        seed: of the order of equal values.
+
+    Returns:
+        method -> key of REMOVED -> (B,), its value for each image.
+
+    Raises:
+        RequestError: if the perturbation test is due and `steps` is no multiple of 10.
+    """
+    rankings = {name: rankings_of(each, targets, seed) for name, each in scores.items()}
+    ask_for(answers, chain.from_iterable(rankings.values()), steps, fills)
+    return {name: _areas(answers, of_map, steps, fills) for name, of_map in rankings.items()}
+
+
 def _by_removal(
     masks: Mapping[str, np.ndarray], case: _Case, steps: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The values of REMOVED: insertion, deletion and the perturbation test."""
+    """The values of REMOVED for all images, some at a time."""
     parts: dict[str, list[dict]] = {name: [] for name in masks}
     size = case.batch_size
     for start in case.watch(range(0, len(case.images), size), "patches removed"):
         which = slice(start, start + size)
         part = case.part(which)
         answers = Answers(part.model, part.images, part.labels, size)
-        rankings = {
-            name: rankings_of(mask[which], part.categories, case.seed)
-            for name, mask in masks.items()
-        }
-        # all maps together: the batches are full, and what several maps ask passes once
-        ask_for(answers, chain.from_iterable(rankings.values()), steps)
-        for name, of_map in rankings.items():
-            parts[name].append(_areas(answers, of_map, steps))
+        scores = {name: mask[which] for name, mask in masks.items()}
+        found = removed(answers, scores, part.categories, steps, seed=case.seed)
+        for name, values in found.items():
+            parts[name].append(values)
     return {
         name: {key: np.concatenate([part[key] for part in several]) for key in several[0]}
         for name, several in parts.items()
     }
 
 
-def _areas(answers: Answers, rankings: Sequence[Ranking], steps: int) -> dict[str, np.ndarray]:
+def _areas(
+    answers: Answers, rankings: Sequence[Ranking], steps: int, fills: Sequence[str]
+) -> dict[str, np.ndarray]:
     """The values of REMOVED for one map of each image."""
     values = {}
-    for fill in FILLS:
+    for fill in fills:
         deletion, insertion = (
             curves(answers, rankings, fill, steps, insert=insert) for insert in (False, True)
         )
