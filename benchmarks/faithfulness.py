@@ -1,60 +1,65 @@
-"""Which map is faithful to its model? `python -m benchmarks.faithfulness --data photos.zip`
+"""Which map is faithful to its model, and which finds the object?
 
-All methods, and two baselines that know nothing of the model, explain the labels of images. See
-vitexplain.faithfulness for the measures. Labels allow for more: the grid pointing game (Böhle,
-Fritz & Schiele 2021) on mosaics of four images that are classified correctly and confidently; and
-on data with boxes, the pointing game and the share of a map in the object's box.
+    python -m benchmarks.faithfulness --data photos.zip --boxes thumbs_val.zip --values FILE.jsonl
+
+All methods, and two baselines that know nothing of the model, explain images. Which patches change
+the answer is measured by removing them (see vitexplain.faithfulness), of each image's most likely
+category. Labels allow for more: the grid pointing game (Böhle, Fritz & Schiele 2021) on mosaics of
+four images that are classified correctly and confidently; and on data with boxes, the pointing game
+and the share of a map in the object's box.
+
+It takes hours, and may be interrupted: with --values, each image's values are kept in a file, and
+the next run measures what that file lacks.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
-from torch import Tensor
+from PIL import Image
 
+from benchmarks import evidence
+from benchmarks.evidence import CEILING, CELLS, Bench
+from benchmarks.kept import Kept
 from benchmarks.machine import machine
-from vitexplain.attention.capture import forward
 from vitexplain.device import choose_device
-from vitexplain.drawing.charts import draw_randomisation
+from vitexplain.drawing.charts import draw_differences, draw_randomisation
 from vitexplain.errors import RequestError, run_command
 from vitexplain.faithfulness.baselines import BASELINES
-from vitexplain.faithfulness.measures import ALL, FEW, OTHERS, REMOVED, STEPS, evaluate_images
-from vitexplain.faithfulness.passes import BATCH, masks_of
-from vitexplain.faithfulness.removal import Removal
+from vitexplain.faithfulness.measures import ALL, OTHERS, REMOVED, STEPS
+from vitexplain.faithfulness.passes import BATCH, top1
 from vitexplain.faithfulness.sanity import randomisation
-from vitexplain.faithfulness.table import Measure, Values, as_json, as_markdown, caption
-from vitexplain.faithfulness.timing import alternating_medians
+from vitexplain.faithfulness.segmentation import SEGMENTED
+from vitexplain.faithfulness.table import Measure, Values, as_markdown, caption
 from vitexplain.markers import write_between
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.training.classify import classify, confident, label_of
-from vitexplain.training.data import LabelledImages, category_of
-from vitexplain.training.localisation import (
-    MapFunction,
-    cell_share,
-    groups,
-    in_boxes,
-    map_functions,
-    on_mosaics,
-    read_boxes,
-    thinned,
-)
+from vitexplain.training.data import LabelledImages, category_of, is_held_out
+from vitexplain.training.localisation import groups, read_boxes, thinned
+from vitexplain.training.masks import MaskedImages
 
-CELLS = 4
 CONFIDENCE = 0.5  # smallest probability of an image in a mosaic
-CANDIDATES = 200  # images that are classified to find those for the mosaics
-TITLES = {name: method.title for name, method in ALL.items()}
-TIMED_STEPS, TIMED_IMAGES = 20, 2
+DRAWN = 5  # images of the randomisation test's figure
+TITLES = {name: method.title for name, method in ALL.items()} | {CEILING: "greedy order"}
+IN_ITALICS = {*BASELINES, CEILING}  # never the best
 LOCALISED = (
     Measure("cell", "Mosaic ↑", "higher", "mosaics"),
     Measure("pointing", "Pointing ↑", "higher", "images with boxes"),
     Measure("energy", "Energy ↑", "higher", "images with boxes"),
 )
-COLUMNS = (*REMOVED, *LOCALISED, *OTHERS)
+TABLES = {
+    "Which patches change the answer": REMOVED,
+    "Where the object is": (*SEGMENTED, *LOCALISED),
+    "Whether the map is of this model and image, and what it costs": OTHERS,
+}
+COLUMNS = tuple(measure for table in TABLES.values() for measure in table)
+FOREST = ("faithfulness", "foreground_iou", "cell", "energy")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,205 +67,218 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         device, _ = choose_device(options.device)
-        report = measure(load_model(options.model, options.checkpoint, device=device), options)
-        print(report["table"])
+        loaded = load_model(options.model, options.checkpoint, device=device)
+        table = measure(loaded, options)
+        print(table)
         if options.write:
-            write_between(Path(options.write), *markers(report["model"]), report["table"])
-        if options.json:
-            Path(options.json).write_text(json.dumps(report, indent=2), encoding="utf-8")
+            write_between(Path(options.write), *markers(model_of(loaded)), table)
 
     return run_command("faithfulness", work)
 
 
+def model_of(loaded: LoadedModel) -> str:
+    return Path(loaded.name).name
+
+
 def markers(model: str) -> tuple[str, str]:
-    """Begin and end of a model's table in its page."""
+    """Begin and end of a model's tables in their page."""
     return (
         f"<!-- faithfulness of {model}: made by benchmarks.faithfulness -->",
         f"<!-- faithfulness of {model} end -->",
     )
 
 
-def measure(loaded: LoadedModel, options: argparse.Namespace) -> dict:
-    """Measure everything, draw the figure if one is wanted, and return the report."""
+def measure(loaded: LoadedModel, options: argparse.Namespace) -> str:
+    """Measure what is not kept yet, draw the figures that are wanted, and return the tables."""
+    if options.steps < 1 or options.steps % 10:
+        raise RequestError(f"--steps must be a multiple of 10, not {options.steps}")
+    methods, left_out = evidence.supported({name: ALL[name] for name in options.methods}, loaded)
+    kept = Kept(Path(options.values) if options.values else None, about(loaded, options))
+    bench = Bench(loaded, methods, kept, options.fewer, options.steps)
     data = LabelledImages(options.data)
-    names, labels, probabilities = classify(
-        loaded, data, sample(data.names, max(options.pictures, CANDIDATES), options.seed), BATCH
-    )
-    chosen, categories = names[: options.pictures], labels[: options.pictures].tolist()
-    images = torch.stack([loaded.transform(data.read(name)) for name in chosen])
-    found = evaluate_images(
-        loaded.model,
-        images,
-        loaded.transform.std,
-        {name: ALL[name] for name in options.methods},
-        categories,
-        steps=options.steps,
-        few=options.few,
-        seed=options.seed,
-    )
-    values = found.values
-    sure = confident(labels, probabilities, CONFIDENCE)
-    labelled = [(names[i], int(labels[i])) for i in sure]
-    add_localisation(values, loaded, data, labelled, options)
+    images = pictures(options, data)
+    few = images.names[: options.few]
+    parts = {"removal": images.names, "stability": few}
+    evidence.removal(bench, images.read, images.names)
+    evidence.ceilings(bench, images.read, images.names[: options.ceiling])
+    evidence.changes(bench, images.read, few)
+    evidence.times(bench, images.read, images.names)
+    if options.masks:
+        parts["masks"] = with_masks(bench, options)
+    if options.boxes:
+        parts["boxes"] = with_boxes(bench, options)
+    parts["mosaics"] = on_mosaics(bench, data, options)
+    values = merged(kept, methods, parts)
     if options.figure:
-        few = images[: options.few], categories[: options.few]
-        # baselines do not change with the model: their lines would only hide others
-        drawn = [name for name in values if name not in BASELINES]
-        draw(loaded, *few, drawn, options.figure, options.seed)
-    report = {
-        "model": Path(loaded.name).name,
-        "data": [Path(p).name for p in (options.data, options.boxes) if p],
-        "pictures": len(chosen),
-        "rightly_classified": int((probabilities.argmax(axis=1) == labels)[: len(chosen)].sum()),
+        draw(bench, images, options.figure)
+    if options.forest:
+        shown = [measure for measure in COLUMNS if measure.key in FOREST]
+        draw_differences(values, shown, TITLES, BASELINES).save(options.forest)
+    return as_text(heading(loaded, images, options), values, left_out)
+
+
+def about(loaded: LoadedModel, options: argparse.Namespace) -> dict:
+    """What all values depend on, besides their image and method."""
+    return {
+        "model": model_of(loaded),
         "steps": options.steps,
+        "seed": options.seed,
         "machine": machine(str(next(loaded.model.parameters()).device)),
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
-        "deletion_cost": deletion_cost(loaded, images, categories),
-        "left_out": found.left_out,
-        "methods": as_json(values, COLUMNS, BASELINES),
     }
-    return report | {"table": as_text(report, values)}
 
 
-def add_localisation(
-    values: dict[str, dict[str, np.ndarray]],
-    loaded: LoadedModel,
-    data: LabelledImages,
-    labelled: Sequence[tuple[str, int]],
-    options: argparse.Namespace,
-) -> None:
-    """Add the values of LOCALISED to those of each method.
+def merged(kept: Kept, methods: Collection[str], parts: Mapping[str, Sequence[str]]) -> Values:
+    """Method -> key -> its values, of all parts; a ceiling is a row of its own."""
+    everything = {**parts, "randomisation": evidence.SHUFFLED, "time": [evidence.TIME]}
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in (*methods, CEILING)}
+    for part, images in everything.items():
+        for method, columns in kept.columns(part, images).items():
+            if method in found:
+                found[method] |= columns
+    return {method: columns for method, columns in found.items() if columns}
 
-    Args:
-        labelled: (name, label) of the images for the mosaics.
+
+@dataclass(frozen=True)
+class Pictures:
+    """Those whose most likely category is explained.
+
+    Attributes:
+        names: in a random order.
+        sources: where each is read.
     """
-    maps = map_functions({name: ALL[name] for name in values}, loaded.model)
-    labels = [label for _, label in labelled]
-    chosen = groups(labels, CELLS, options.mosaics, options.seed)
-    mosaics = [[labelled[i] for i in group] for group in chosen]
-    for name, shares in cell_shares(maps, loaded, data, mosaics).items():
-        values[name]["cell"] = shares
-    if options.boxes:
-        boxed = pointing(maps, loaded, LabelledImages(options.boxes), options.boxed)
-        for name, columns in values.items():
-            columns |= boxed[name]
+
+    names: list[str]
+    sources: dict[str, LabelledImages | MaskedImages]
+
+    def read(self, name: str) -> Image.Image:
+        return self.sources[name].read(name)
 
 
-def cell_shares(
-    maps: Mapping[str, MapFunction],
-    loaded: LoadedModel,
-    data: LabelledImages,
-    groups: Sequence[Sequence[tuple[str, int]]],
-) -> dict[str, np.ndarray]:
-    """Method -> for each mosaic, the share of a map in its own cell, mean over the four cells."""
-    shares: dict[str, list[float]] = {}
-    for _, masks in on_mosaics(maps, loaded, data, groups):
-        for name, of_each in masks.items():
-            each = [cell_share(mask, cell, CELLS) for cell, mask in enumerate(of_each)]
-            shares.setdefault(name, []).append(np.mean(each))
-    return {name: np.array(means) for name, means in shares.items()}
+def pictures(options: argparse.Namespace, data: LabelledImages) -> Pictures:
+    """`options.pictures` of the data; and where these do not suffice, of the images with masks."""
+    names = sample(chosen(data, options.held_out), options.pictures, options.seed)
+    sources: dict[str, LabelledImages | MaskedImages] = dict.fromkeys(names, data)
+    if options.masks and len(names) < options.pictures:
+        masked = MaskedImages(options.masks)
+        others = sample(masked.names, options.pictures - len(names), options.seed)
+        sources |= dict.fromkeys(others, masked)
+    return Pictures(list(sources), sources)
 
 
-def pointing(
-    maps: Mapping[str, MapFunction], loaded: LoadedModel, data: LabelledImages, count: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Method -> "pointing", "energy" -> its value for each of `count` images with boxes.
-
-    Raises:
-        RequestError: if the data have no boxes.csv.
-    """
-    text = data.side_file("boxes.csv")
-    if text is None:
-        raise RequestError(f"{data.path} holds no boxes.csv")
-    boxes = read_boxes(text)
-    chosen = thinned([name for name in data.names if name in boxes], count)
-    labels = {name: label_of(loaded, category_of(name)) for name in chosen}
-    return in_boxes(maps, loaded, data, labels, boxes)
+def chosen(data: LabelledImages, held_out: bool) -> list[str]:
+    """All names, or those that training of the bundled model left out."""
+    return [name for name in data.names if not held_out or is_held_out(int(category_of(name)))]
 
 
 def sample(names: Sequence[str], count: int, seed: int) -> list[str]:
-    """`count` of them, in a random order."""
+    """`count` of them, in a random order: the first ones are the same of any count."""
     order = np.random.default_rng(seed).permutation(len(names))
     return [names[i] for i in order[:count]]
 
 
-def draw(
-    loaded: LoadedModel,
-    images: Tensor,
-    categories: Sequence[int],
-    methods: Sequence[str],
-    path: str,
-    seed: int,
-) -> None:
+def with_masks(bench: Bench, options: argparse.Namespace) -> list[str]:
+    """Measure on images with masks; returns their names."""
+    data = MaskedImages(options.masks)
+    evidence.masks(bench, data, names := sample(data.names, len(data.names), options.seed))
+    return names
+
+
+def with_boxes(bench: Bench, options: argparse.Namespace) -> list[str]:
+    """Measure on images with boxes; returns their names.
+
+    Raises:
+        RequestError: if the data have no boxes.csv.
+    """
+    data = LabelledImages(options.boxes)
+    text = data.side_file("boxes.csv")
+    if text is None:
+        raise RequestError(f"{data.path} holds no boxes.csv")
+    found = read_boxes(text)
+    names = thinned([name for name in data.names if name in found], options.boxed)
+    names = sample(names, len(names), options.seed)
+    labels = {name: label_of(bench.loaded, category_of(name)) for name in names}
+    evidence.boxes(bench, data, names, labels, found)
+    return names
+
+
+def on_mosaics(bench: Bench, data: LabelledImages, options: argparse.Namespace) -> list[str]:
+    """Measure on mosaics of images that are classified correctly and confidently; their names."""
+    names = chosen(data, options.held_out)
+    names, labels, probabilities = classify(bench.loaded, data, names, BATCH)
+    sure = confident(labels, probabilities, CONFIDENCE)
+    made = groups(labels[sure].tolist(), CELLS, options.mosaics, options.seed)
+    cells = [[(names[sure[i]], int(labels[sure[i]])) for i in group] for group in made]
+    evidence.mosaics(bench, data, cells)
+    return [evidence.name_of(group) for group in cells]
+
+
+def draw(bench: Bench, images: Pictures, path: str) -> None:
     """Draw the randomisation test, stage by stage."""
-    stages, alike = randomisation(
-        loaded.model, images, categories, {name: ALL[name] for name in methods}, seed=seed
-    )
+    tensors = bench.tensors(images.read, images.names[:DRAWN])
+    categories = top1(bench.loaded.model, tensors)
+    # baselines do not change with the model: their lines would only hide others
+    left_out = {*BASELINES, *evidence.SLOW}
+    methods = {name: each for name, each in bench.methods.items() if name not in left_out}
+    stages, alike = randomisation(bench.loaded.model, tensors, categories, methods)
     draw_randomisation(stages, alike, TITLES).save(path)
 
 
-def deletion_cost(loaded: LoadedModel, images: Tensor, categories: Sequence[int]) -> float:
-    """Seconds of a deletion curve ÷ seconds of as many plain forward passes as it has steps."""
-    device = next(loaded.model.parameters()).device
-    images, categories = images[:TIMED_IMAGES].to(device), categories[:TIMED_IMAGES]
-    masks = masks_of(BASELINES["random"], loaded.model, images, categories)
-
-    @torch.inference_mode()
-    def passes() -> None:
-        for _ in range(TIMED_STEPS):
-            forward(loaded.model, images)
-
-    def deletion() -> None:
-        # in batches of the same size as the plain passes
-        removal = Removal(
-            loaded.model, images, categories, "mean", TIMED_STEPS, batch_size=len(images)
-        )
-        removal.deletion(masks)
-
-    seconds = alternating_medians({"passes": passes, "deletion": deletion}, device)
-    return seconds["deletion"] / seconds["passes"]
+def heading(loaded: LoadedModel, images: Pictures, options: argparse.Namespace) -> str:
+    """What was measured, on what, by what."""
+    counts = Counter(str(source.path.name) for source in images.sources.values())
+    of = " and ".join(f"{count} of {name}" for name, count in counts.items())
+    held_out = ", none of which trained it" if options.held_out else ""
+    versions = f"torch {torch.__version__}, timm {timm.__version__}"
+    return (
+        f"{model_of(loaded)}: {of}{held_out}; curves of {options.steps} steps; methods that need "
+        f"a hundred passes on {options.fewer} at most; "
+        f"{machine(str(next(loaded.model.parameters()).device))}; {versions}."
+    )
 
 
-def as_text(report: dict, values: Values) -> str:
-    """Markdown: what was measured, and two tables, as one would be too wide."""
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    lines = [
-        f"{report['model']} on {report['pictures']} images of {' and '.join(report['data'])}, "
-        f"{report['rightly_classified']} of them correctly classified; curves of "
-        f"{report['steps']} steps; {report['machine']}; {versions}. "
-        f"{caption(values, COLUMNS, BASELINES)}",
-        "",
-        as_markdown(values, REMOVED, TITLES, BASELINES),
-        "",
-        as_markdown(values, (*LOCALISED, *OTHERS), TITLES, BASELINES),
-        "",
-        f"A deletion curve of {TIMED_STEPS} steps took {report['deletion_cost']:.2f} times as long "
-        f"as {TIMED_STEPS} forward passes.",
-    ]
-    for name, reason in report["left_out"].items():
-        lines.append(f"{TITLES[name]} is left out: {reason}.")
+def as_text(heading: str, values: Values, left_out: Mapping[str, str]) -> str:
+    """Markdown: what was measured, and a table for each question, as one would be too wide."""
+    lines = [f"{heading} {caption(values, COLUMNS, IN_ITALICS)}"]
+    for question, measures in TABLES.items():
+        if any(measure.key in columns for columns in values.values() for measure in measures):
+            rows = {
+                name: columns
+                for name, columns in values.items()
+                if any(measure.key in columns for measure in measures)
+            }
+            table = as_markdown(rows, measures, TITLES, IN_ITALICS)
+            lines += ["", f"**{question}**", "", table]
+    lines += [f"\n{TITLES[name]} is left out: {reason}." for name, reason in left_out.items()]
     return "\n".join(lines)
 
 
 def parser() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=formatter
+    )
     add = parser.add_argument
     add("--data", required=True, help="folder of folders, or a zip file of the same layout")
     add("--boxes", help="the same with a boxes.csv; may be small images")
+    add("--masks", help="images with masks of their objects, see vitexplain.training.masks")
     add("--model", default="bundled", help="as for vit_explain.py")
     add("--checkpoint", help="as for vit_explain.py")
     add("--device", default="cpu", help="auto, cpu, cuda or mps")
     add("--methods", nargs="+", choices=ALL, default=list(ALL), metavar="METHOD")
-    add("--pictures", type=int, default=30, help="for insertion, deletion and perturbation")
+    add("--held_out", action="store_true", help="of --data, only categories whose index mod 5 is 1")
+    add("--pictures", type=int, default=300, help="whose patches are removed; of --data first")
+    add("--fewer", type=int, default=100, help=f"of any images, for {' and '.join(evidence.SLOW)}")
     add("--steps", type=int, default=STEPS, help="of the curves, a multiple of 10")
-    add("--few", type=int, default=FEW, help="images for randomisation, stability and the figure")
-    add("--mosaics", type=int, default=10, help="of four images each")
-    add("--boxed", type=int, default=24, help="images with boxes")
+    add("--ceiling", type=int, default=10, help="images for the greedy order")
+    add("--few", type=int, default=10, help="images for stability")
+    add("--mosaics", type=int, default=200, help="of four images each")
+    add("--boxed", type=int, default=500, help="images with boxes")
     add("--seed", type=int, default=0)
+    add("--values", metavar="JSONL", help="keeps the values of each image: a run can be resumed")
     add("--write", metavar="PAGE", help="put the tables between the model's markers")
-    add("--json", metavar="FILE", help="write the whole report as JSON")
     add("--figure", metavar="PNG", help="draw the randomisation test, stage by stage")
+    add("--forest", metavar="PNG", help="draw the paired differences to the best method")
     return parser
 
 

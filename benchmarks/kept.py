@@ -16,7 +16,7 @@ from vitexplain.faithfulness.table import Values
 
 DIGITS = 5  # behind the point: more would be noise, and a megabyte
 
-# method -> key of a measure -> its value for one image
+# method -> key of a measure -> its value for an image
 OfImage = Mapping[str, Mapping[str, float]]
 
 
@@ -46,6 +46,7 @@ class Kept:
         *lines, last = self.path.read_text(encoding="utf-8").split("\n")
         try:
             first, *records = map(json.loads, lines)
+            first = dict(first)
             for record in records:
                 self._take(record)
         except (ValueError, KeyError, TypeError):
@@ -73,15 +74,17 @@ class Kept:
         return [name for name in methods if name not in self._values[part, image]]
 
     def add(self, part: str, image: str, values: OfImage) -> None:
-        """Keep values of an image, the same keys for each method."""
-        keys = list(next(iter(values.values())))
-        rows = {
-            name: [round(float(of[key]), DIGITS) for key in keys] for name, of in values.items()
-        }
-        record = {"part": part, "image": image, "keys": keys, "values": rows}
-        self._take(record)
-        if self.path is not None:
-            self._append(record)
+        """Keep values of an image."""
+        for keys in dict.fromkeys(tuple(of_method) for of_method in values.values()):
+            rows = {
+                name: [round(float(value), DIGITS) for value in of_method.values()]
+                for name, of_method in values.items()
+                if tuple(of_method) == keys
+            }
+            record = {"part": part, "image": image, "keys": keys, "values": rows}
+            self._take(record)
+            if self.path is not None:
+                self._append(record)
 
     def columns(self, part: str, images: Sequence[str]) -> Values:
         """Method -> key -> (n,), a value for each image, NaN where it was not measured."""

@@ -1,0 +1,213 @@
+"""The parts of benchmarks.faithfulness: each measures images that lack values, and keeps these."""
+
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.kept import Kept
+from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.faithfulness.measures import STEPS, removed
+from vitexplain.faithfulness.passes import BATCH, scores_of, top1
+from vitexplain.faithfulness.sanity import SHUFFLES, by_shuffles
+from vitexplain.faithfulness.stability import stability
+from vitexplain.faithfulness.states import FILLS, Answers
+from vitexplain.faithfulness.timing import cost
+from vitexplain.images.region import Region
+from vitexplain.methods.registry import Method
+from vitexplain.models.loading import LoadedModel
+from vitexplain.progress import bar_or_lines
+from vitexplain.training.data import LabelledImages
+from vitexplain.training.localisation import cell_share, in_boxes, map_functions, on_mosaics
+
+SLOW = ("integrated_gradients", "occlusion")  # a hundred passes for a map, or more
+CEILING = "ceiling"  # the greedy order's row
+CELLS = 4
+AT_ONCE = 4  # images whose maps are made in one batch
+TIMED = 2  # images per batch while methods are timed
+SHUFFLED = [f"shuffle {number}" for number in range(1, SHUFFLES + 1)]
+TIME = "all images"  # have one value of the time
+
+Read = Callable[[str], Image.Image]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured: a model, its methods and baselines, and where the values are kept.
+
+    Attributes:
+        fewer: images, of the first ones of each part, that slow methods explain, too.
+        steps: of the curves.
+    """
+
+    loaded: LoadedModel
+    methods: Mapping[str, Method]
+    kept: Kept
+    fewer: int
+    steps: int = STEPS
+
+    def due(
+        self, part: str, images: Sequence[str], fewer: int | None = None
+    ) -> Iterator[tuple[str, list[str]]]:
+        """Each image that lacks values, and the methods whose values it lacks."""
+        fewer = self.fewer if fewer is None else fewer
+        for place, name in enumerate(bar_or_lines(images, part)):
+            wanted = [each for each in self.methods if place < fewer or each not in SLOW]
+            if lacking := self.kept.lacking(part, name, wanted):
+                yield name, lacking
+
+    def tensors(self, read: Read, names: Collection[str]) -> Tensor:
+        """(B, 3, H, W)."""
+        return torch.stack([self.loaded.transform(read(name)) for name in names])
+
+    def scores(
+        self, methods: Collection[str], images: Tensor, categories: Sequence[int]
+    ) -> dict[str, np.ndarray]:
+        """Method -> (B, h, w), what patches are ranked by."""
+        model = self.loaded.model
+        return {name: scores_of(self.methods[name], model, images, categories) for name in methods}
+
+
+def supported(
+    methods: Mapping[str, Method], loaded: LoadedModel
+) -> tuple[dict[str, Method], dict[str, str]]:
+    """The methods that explain this model; and why the others don't."""
+    found, left_out = {}, {}
+    for name, method in methods.items():
+        try:
+            method.make(loaded.model)
+            found[name] = method
+        except UnsupportedModel as error:
+            left_out[name] = error.reason
+    return found, left_out
+
+
+def removal(bench: Bench, read: Read, images: Sequence[str]) -> None:
+    """Insertion, deletion and perturbation, of each image's most likely category."""
+    for methods, group in itertools.groupby(bench.due("removal", images), key=lambda pair: pair[1]):
+        names = (name for name, _ in group)
+        while some := list(itertools.islice(names, AT_ONCE)):
+            _remove(bench, read, some, methods)
+
+
+def _remove(bench: Bench, read: Read, names: Sequence[str], methods: Sequence[str]) -> None:
+    model = bench.loaded.model
+    images = bench.tensors(read, names)
+    categories = top1(model, images)
+    scores = bench.scores(methods, images, categories)
+    answers = Answers(model, images, bench.loaded.labels, BATCH)
+    found = removed(answers, scores, categories, bench.steps, FILLS)
+    for place, name in enumerate(names):
+        values = {method: _at(place, columns) for method, columns in found.items()}
+        bench.kept.add("removal", name, values)
+
+
+def _at(place: int, columns: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {key: values[place] for key, values in columns.items()}
+
+
+def ceilings(bench: Bench, read: Read, images: Sequence[str]) -> None:
+    """How high insertion and how low deletion get, each in its own greedy order."""
+    for name in bar_or_lines(images, "ceiling"):
+        if not bench.kept.lacking("removal", name, [CEILING]):
+            continue
+        tensor = bench.tensors(read, [name])
+        (category,) = top1(bench.loaded.model, tensor)
+        answers = Answers(bench.loaded.model, tensor, bench.loaded.labels, BATCH)
+        found = {}
+        for fill in FILLS:
+            for kind, insert in (("insertion", True), ("deletion", False)):
+                curve = ceiling(answers, 0, GRID, category, bench.steps, fill, insert=insert)
+                found[f"{kind}_{fill}"] = float(curve.areas[0])
+        bench.kept.add("removal", name, {CEILING: found | faithful(found)})
+
+
+def masks(bench: Bench, data: MaskedImages, images: Sequence[str]) -> None:
+    """How well a map tells the object of an image from its background."""
+    maps = map_functions(bench.methods, bench.loaded.model)
+    for name, methods in bench.due("masks", images):
+        given = {method: maps[method] for method in methods}
+        for _, values in on_masks(given, bench.loaded, data, [name]):
+            bench.kept.add("masks", name, values)
+
+
+def boxes(
+    bench: Bench,
+    data: LabelledImages,
+    images: Sequence[str],
+    labels: Mapping[str, int],
+    found: Mapping[str, Region],
+) -> None:
+    """The pointing game, and the share of a map of an image's label in the object's box."""
+    maps = map_functions(bench.methods, bench.loaded.model)
+    for name, methods in bench.due("boxes", images):
+        given = {method: maps[method] for method in methods}
+        columns = in_boxes(given, bench.loaded, data, {name: labels[name]}, found)
+        bench.kept.add("boxes", name, {method: _at(0, columns[method]) for method in methods})
+
+
+def mosaics(
+    bench: Bench,
+    data: LabelledImages,
+    groups: Sequence[Sequence[tuple[str, int]]],
+) -> None:
+    """The share of a category's map in its own cell, mean over the four cells.
+
+    Args:
+        groups: of each mosaic, (name, label) of its images. Slow methods explain a quarter as many
+            of them as of other images, as each has four categories.
+    """
+    maps = map_functions(bench.methods, bench.loaded.model)
+    named = {name_of(group): group for group in groups}
+    for name, methods in bench.due("mosaics", list(named), bench.fewer // CELLS):
+        given = {method: maps[method] for method in methods}
+        ((_, masks),) = on_mosaics(given, bench.loaded, data, [named[name]])
+        shares = {
+            method: np.mean([cell_share(mask, cell, CELLS) for cell, mask in enumerate(of_each)])
+            for method, of_each in masks.items()
+        }
+        bench.kept.add("mosaics", name, {method: {"cell": of} for method, of in shares.items()})
+
+
+def name_of(group: Sequence[tuple[str, int]]) -> str:
+    """A mosaic's name: those of its images."""
+    return " ".join(name for name, _ in group)
+
+
+def changes(bench: Bench, read: Read, images: Sequence[str]) -> None:
+    """Randomisation and stability: how maps change with the weights, and with the image."""
+    loaded = bench.loaded
+    for name, methods in bench.due("stability", images):
+        given = loaded.model, (tensor := bench.tensors(read, [name])), top1(loaded.model, tensor)
+        values = {
+            method: stability(bench.methods[method], *given, loaded.transform.std)[0]
+            for method in methods
+        }
+        bench.kept.add("stability", name, {m: {"stability": each} for m, each in values.items()})
+    lacking = dict.fromkeys(
+        method for _, methods in bench.due("randomisation", SHUFFLED) for method in methods
+    )
+    if not lacking:
+        return
+    tensors = bench.tensors(read, images[:SHUFFLES])
+    categories = top1(loaded.model, tensors)
+    methods = {name: bench.methods[name] for name in lacking}
+    scores = bench.scores(methods, tensors, categories)
+    found = by_shuffles(loaded.model, tensors, categories, methods, scores)
+    for place, name in enumerate(SHUFFLED):
+        values = {method: {"sanity": each[place]} for method, each in found.items()}
+        bench.kept.add("randomisation", name, values)
+
+
+def times(bench: Bench, read: Read, images: Sequence[str]) -> None:
+    """Each method's time as a ratio to a plain forward pass."""
+    for name, methods in bench.due("time", [TIME]):
+        tensors = bench.tensors(read, images[:TIMED])
+        categories = top1(bench.loaded.model, tensors)
+        given = {method: bench.methods[method] for method in methods}
+        ratios = cost(given, bench.loaded.model, tensors, categories)
+        bench.kept.add("time", name, {method: {"time": each} for method, each in ratios.items()})
