@@ -8,7 +8,7 @@ from helpers import make_vit
 from vitexplain.faithfulness.measures import REMOVED, evaluate_images, removed
 from vitexplain.faithfulness.removal import Removal, perturbation
 from vitexplain.faithfulness.score import faithfulness, faithfulness_of
-from vitexplain.faithfulness.states import FILLS, Answers, state_of
+from vitexplain.faithfulness.states import FILLS, HIDDEN_BY, Answers, state_of
 from vitexplain.methods.registry import METHODS
 from vitexplain.targets import Target
 
@@ -145,10 +145,10 @@ def test_removed_are_the_areas_of_each_map_alone(passed, images):
     found = removed(answers, maps, targets, 10, ["blur"], seed=4)
     assert count(seen) == 3 * (2 * 2 * 9 + 2)  # two different maps, both directions, the ends
     assert [set(values) for values in found.values()] == [{"deletion_blur", "insertion_blur"}] * 3
-    found = removed(answers, maps, targets, 10, ["mean", "blur"], seed=4)
+    found = removed(answers, maps, targets, 10, HIDDEN_BY, seed=4)
     assert set(found["second"]) == {measure.key for measure in REMOVED}
     for name, masks in maps.items():
-        for fill in FILLS:
+        for fill in HIDDEN_BY:
             alone = Removal(model, images, targets, fill, 10, seed=4)
             deletion, insertion = alone.deletion(masks), alone.insertion(masks)
             np.testing.assert_allclose(found[name][f"deletion_{fill}"], deletion.areas, atol=1e-6)

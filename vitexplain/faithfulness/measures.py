@@ -15,7 +15,7 @@ from vitexplain.faithfulness.passes import BATCH, check_categories, scores_of, t
 from vitexplain.faithfulness.removal import Ranking, ask_for, curves, perturbation, rankings_of
 from vitexplain.faithfulness.sanity import by_shuffles
 from vitexplain.faithfulness.stability import stability
-from vitexplain.faithfulness.states import FILLS, Answers
+from vitexplain.faithfulness.states import HIDDEN_BY, Answers, check_fills
 from vitexplain.faithfulness.table import Measure
 from vitexplain.faithfulness.timing import cost
 from vitexplain.methods.registry import METHODS, Method
@@ -26,8 +26,10 @@ ALL = METHODS | BASELINES
 REMOVED = (
     Measure("deletion_mean", "Deletion ↓ (mean)", "lower"),
     Measure("deletion_blur", "Deletion ↓ (blur)", "lower"),
+    Measure("deletion_drop", "Deletion ↓ (drop)", "lower"),
     Measure("insertion_mean", "Insertion ↑ (mean)", "higher"),
     Measure("insertion_blur", "Insertion ↑ (blur)", "higher"),
+    Measure("insertion_drop", "Insertion ↑ (drop)", "higher"),
     Measure("positive", "Perturbation, positive ↓", "lower"),
     Measure("negative", "Perturbation, negative ↑", "higher"),
 )
@@ -80,6 +82,7 @@ def evaluate_images(
     *,
     steps: int = STEPS,
     few: int = FEW,
+    fills: Sequence[str] = HIDDEN_BY,
     batch_size: int = BATCH,
     seed: int = 0,
     labels: str = "exclusive",
@@ -95,6 +98,7 @@ def evaluate_images(
         categories: B of them, or contrasts; by default the model's most likely categories.
         steps: of the curves, a multiple of 10.
         few: randomisation and stability are measured on this many images, the first ones.
+        fills: by which patches are hidden; there are no values of those that don't fit the model.
         batch_size: images per forward pass.
         seed: of shuffles, noise, and the order of equal values.
         labels: how the outputs become probabilities, "exclusive" or "independent".
@@ -105,6 +109,7 @@ def evaluate_images(
     """
     if steps < 1 or steps % 10:
         raise RequestError(f"steps must be a multiple of 10, not {steps}")
+    check_fills(fills)
     if not has_categories(model):
         raise RequestError("a model without categories has no probabilities to measure by")
     if categories is None:
@@ -114,7 +119,7 @@ def evaluate_images(
     methods = ALL if methods is None else methods
     masks, left_out = _masks(methods, case)
     methods = {name: methods[name] for name in masks}
-    by_removal = _by_removal(masks, case, steps)
+    by_removal = _by_removal(masks, case, steps, fills)
     few_masks = {name: mask[:few] for name, mask in masks.items()}
     by_change = _by_change(methods, few_masks, case.part(slice(few)), std)
     ratios = cost(methods, model, images[:TIMED], list(categories[:TIMED]))
@@ -145,12 +150,13 @@ def removed(
     scores: Mapping[str, np.ndarray],
     targets: Sequence[Chosen],
     steps: int = STEPS,
-    fills: Sequence[str] = FILLS,
+    fills: Sequence[str] = HIDDEN_BY,
     seed: int = 0,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Insertion, deletion and the perturbation test of several maps of B images.
 
-    All maps together: the batches are full, and what several of them ask passes once.
+    All maps together: the batches are full, and what several of them ask passes once. There are no
+    values of fills by which the model, or a map's grid, can't hide patches: see Answers.can_hide.
 
     Args:
         answers: the model's, to these images.
@@ -164,15 +170,25 @@ def removed(
         method -> key of REMOVED -> (B,), its value for each image.
 
     Raises:
-        RequestError: if the perturbation test is due and `steps` is no multiple of 10.
+        RequestError: if there is no such fill, or the perturbation test is due and `steps` is no
+            multiple of 10.
     """
+    check_fills(fills)
     rankings = {name: rankings_of(each, targets, seed) for name, each in scores.items()}
-    ask_for(answers, chain.from_iterable(rankings.values()), steps, fills)
-    return {name: _areas(answers, of_map, steps, fills) for name, of_map in rankings.items()}
+    fitting = {
+        name: [fill for fill in fills if answers.can_hide(fill, each.shape[1:])]
+        for name, each in scores.items()
+    }
+    for fill in fills:
+        these = (rankings[name] for name in rankings if fill in fitting[name])
+        ask_for(answers, chain.from_iterable(these), steps, [fill])
+    return {
+        name: _areas(answers, of_map, steps, fitting[name]) for name, of_map in rankings.items()
+    }
 
 
 def _by_removal(
-    masks: Mapping[str, np.ndarray], case: _Case, steps: int
+    masks: Mapping[str, np.ndarray], case: _Case, steps: int, fills: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
     """The values of REMOVED for all images, some at a time."""
     parts: dict[str, list[dict]] = {name: [] for name in masks}
@@ -182,7 +198,7 @@ def _by_removal(
         part = case.part(which)
         answers = Answers(part.model, part.images, part.labels, size)
         scores = {name: mask[which] for name, mask in masks.items()}
-        found = removed(answers, scores, part.categories, steps, seed=case.seed)
+        found = removed(answers, scores, part.categories, steps, fills, case.seed)
         for name, values in found.items():
             parts[name].append(values)
     return {

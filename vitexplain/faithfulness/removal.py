@@ -20,8 +20,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from vitexplain.errors import RequestError
+from vitexplain.faithfulness.dropping import DROP, check_drops_tokens
 from vitexplain.faithfulness.passes import check_categories
-from vitexplain.faithfulness.states import FILLS, Answers, State, state_of
+from vitexplain.faithfulness.states import FILLS, Answers, State, check_fills, state_of
 from vitexplain.progress import Watch, silent
 from vitexplain.targets import Chosen, Target
 
@@ -137,7 +138,8 @@ class Removal:
         images: (B, 3, H, W), normalised: 0 is the mean colour.
         categories: B of them, or contrasts: each category's share of its own and its rivals'
             probabilities, p_a / (p_a + p_b), takes the place of its probability.
-        fill: what takes the place of a removed patch, "mean" or "blur".
+        fill: what takes the place of a removed patch, "mean" or "blur"; or "drop", its token is
+            left out.
         steps: the number of roughly equal parts in which patches are removed.
         batch_size: images per forward pass; halved where memory does not suffice. None: what suits
             the device.
@@ -145,7 +147,7 @@ class Removal:
         labels: how the outputs become probabilities, "exclusive" or "independent".
 
     Raises:
-        RequestError: if an argument is out of range.
+        RequestError: if an argument is out of range, or tokens can't be left out of this model.
     """
 
     def __init__(
@@ -160,11 +162,12 @@ class Removal:
         seed: int = 0,
         labels: str = "exclusive",
     ):
-        if fill not in FILLS:
-            raise RequestError(f"fill must be one of {', '.join(FILLS)}, not {fill!r}")
+        check_fills([fill])
         if steps < 1:
             raise RequestError(f"steps must be at least 1, not {steps}")
         check_categories(model, images, categories)
+        if fill == DROP:
+            check_drops_tokens(model)
         self.fill, self.steps, self.seed = fill, steps, seed
         self.categories = categories
         self.answers = Answers(model, images, labels, batch_size)

@@ -6,12 +6,13 @@ whole image and at the empty one, and maps that rank alike share more: what seve
 asked once, and all of it in the same batches.
 
 The fill, which takes the place of a hidden patch, is the mean colour ("mean"), or the blurred image
-("blur"), which leaves no edges that a model could recognise as something.
+("blur"), which leaves no edges that a model could recognise as something. Nothing takes its place
+where its token is left out ("drop"), see vitexplain.faithfulness.dropping.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,13 +24,22 @@ from vitexplain.attention.batches import batch_for, notify
 from vitexplain.attention.capture import forward
 from vitexplain.attention.checks import images_for
 from vitexplain.attention.shadow import shadow_of
+from vitexplain.attention.tokens import token_layout
 from vitexplain.device import in_batches
+from vitexplain.errors import RequestError
+from vitexplain.faithfulness.dropping import (
+    DROP,
+    check_drops_tokens,
+    drops_tokens,
+    only_tokens,
+)
 from vitexplain.methods.patches import patches_of_pixels
 from vitexplain.outputs import both_sides, probabilities
 from vitexplain.progress import Watch, silent
 from vitexplain.targets import Chosen, Target, indices_of
 
 FILLS = ("mean", "blur")
+HIDDEN_BY = (*FILLS, DROP)
 # standard deviation of the blur, as a share of the shorter side: a patch keeps nothing of its own
 BLUR = 1 / 14
 GPU_BATCH = 64  # states per forward pass on a GPU
@@ -41,7 +51,7 @@ class State(NamedTuple):
 
     Attributes:
         image: its number.
-        fill: what stands where patches are hidden.
+        fill: what stands where patches are hidden, one of HIDDEN_BY.
         grid: (h, w) of the patches.
         shown: which of them are shown, a byte for each, row by row.
     """
@@ -64,6 +74,13 @@ class Answer(NamedTuple):
     first: bool
 
 
+def check_fills(fills: Sequence[str]) -> None:
+    """Each is one of HIDDEN_BY, or RequestError."""
+    for fill in fills:
+        if fill not in HIDDEN_BY:
+            raise RequestError(f"fill must be one of {', '.join(HIDDEN_BY)}, not {fill!r}")
+
+
 def state_of(image: int, fill: str, grid: tuple[int, int], shown: np.ndarray) -> State:
     """The state in which (h*w,) bool are shown; the same one for whatever looks the same."""
     if shown.all():
@@ -71,6 +88,11 @@ def state_of(image: int, fill: str, grid: tuple[int, int], shown: np.ndarray) ->
     if not shown.any():
         return State(image, fill, ALL_OF_IT, b"\0")
     return State(image, fill, grid, shown.tobytes())
+
+
+def tokens_left(state: State) -> int | None:
+    """How many patches' tokens enter the blocks; None where all do."""
+    return state.shown.count(b"\1") if state.fill == DROP else None
 
 
 class Answers:
@@ -98,41 +120,85 @@ class Answers:
         """The answer to a state, as to a target; both must have been asked before."""
         return self._known[asked]
 
+    def can_hide(self, fill: str, grid: tuple[int, int]) -> bool:
+        """Whether patches of this grid can be hidden so.
+
+        Tokens can be left out of some models alone, and where they are the patches of the grid.
+        """
+        return fill != DROP or (self._drops and tuple(grid) == self._token_grid)
+
     def ask(self, wanted: Iterable[tuple[State, Chosen]], watch: Watch = silent) -> None:
         """Have answers to all these, from as few passes as there are different states among them.
 
         Args:
             watch: shows how many states have passed, see vitexplain.progress.
+
+        Raises:
+            RequestError: if tokens are to be left out of a model, or by a grid, that does not allow
+                it, see can_hide.
         """
         targets: dict[State, dict[Chosen, None]] = {}
         for state, target in wanted:
             if (state, target) not in self._known:
                 targets.setdefault(state, {})[target] = None
-        states = list(targets)
+        groups: dict[int | None, list[State]] = {}  # the images of a pass have as many tokens
+        for state in targets:
+            groups.setdefault(tokens_left(state), []).append(state)
+        states = [state for group in groups.values() for state in group]
         run = partial(self._pass, targets)
         for state, answers in zip(
-            watch(states, "patches removed"), self._each(run, states), strict=True
+            watch(states, "patches removed"), self._each(run, groups.values()), strict=True
         ):
             for target, answer in zip(targets[state], answers, strict=True):
                 self._known[state, target] = answer
 
     def _each(
-        self, run: Callable[[Sequence[State]], list[list[Answer]]], states: Sequence[State]
+        self,
+        run: Callable[[Sequence[State]], list[list[Answer]]],
+        groups: Iterable[Sequence[State]],
     ) -> Iterator[list[Answer]]:
-        for answers in in_batches(run, states, self.batch_size, notify):
-            yield from answers
+        for group in groups:
+            for answers in in_batches(run, group, self.batch_size, notify):
+                yield from answers
 
     @torch.inference_mode()
     def _pass(
         self, targets: Mapping[State, Iterable[Chosen]], states: Sequence[State]
     ) -> list[list[Answer]]:
-        logits = forward(self.model, self._shown(states)).float()
+        logits = self._logits(states).float()
         shares = probabilities(logits, self.labels).cpu()
         ranked = both_sides(logits).cpu()
         return [
             [_answer(target, *rows) for target in targets[state]]
             for state, *rows in zip(states, shares, ranked, strict=True)
         ]
+
+    def _logits(self, states: Sequence[State]) -> Tensor:
+        """(b, K), of states that leave as many tokens."""
+        if tokens_left(states[0]) is None:
+            return forward(self.model, self._shown(states))
+        images = torch.stack([self.images[state.image] for state in states])
+        with only_tokens(self.model, self._kept(states).to(images.device)):
+            return forward(self.model, images)
+
+    def _kept(self, states: Sequence[State]) -> Tensor:
+        """(b, k): the patches whose tokens are left."""
+        check_drops_tokens(self.model)
+        for grid in {state.grid for state in states} - {ALL_OF_IT, self._token_grid}:
+            raise RequestError(
+                "tokens are left out by maps of {}x{} patches, the model's own, not of {}x{}: hide "
+                "patches by a fill, mean or blur".format(*self._token_grid, *grid)
+            )
+        shown = [np.frombuffer(state.shown, dtype=bool) for state in states]
+        return torch.from_numpy(np.stack([np.flatnonzero(each) for each in shown]))
+
+    @cached_property
+    def _drops(self) -> bool:
+        return drops_tokens(self.model)
+
+    @cached_property
+    def _token_grid(self) -> tuple[int, int]:
+        return token_layout(self.model, *self.images.shape[2:]).grid
 
     def _shown(self, states: Sequence[State]) -> Tensor:
         """(b, 3, H, W): the images in these states."""
