@@ -11,7 +11,9 @@ from torch import Tensor
 
 from benchmarks.kept import Kept
 from vitexplain.attention.tokens import UnsupportedModel
-from vitexplain.faithfulness.measures import STEPS, removed
+from vitexplain.faithfulness.baselines import BASELINES
+from vitexplain.faithfulness.ceiling import ceiling
+from vitexplain.faithfulness.measures import STEPS, faithful, removed
 from vitexplain.faithfulness.passes import BATCH, scores_of, top1
 from vitexplain.faithfulness.sanity import SHUFFLES, by_shuffles
 from vitexplain.faithfulness.stability import stability
@@ -23,6 +25,7 @@ from vitexplain.models.loading import LoadedModel
 from vitexplain.progress import bar_or_lines
 from vitexplain.training.data import LabelledImages
 from vitexplain.training.localisation import cell_share, in_boxes, map_functions, on_mosaics
+from vitexplain.training.masks import MaskedImages, on_masks
 
 SLOW = ("integrated_gradients", "occlusion")  # a hundred passes for a map, or more
 CEILING = "ceiling"  # the greedy order's row
@@ -100,7 +103,7 @@ def _remove(bench: Bench, read: Read, names: Sequence[str], methods: Sequence[st
     categories = top1(model, images)
     scores = bench.scores(methods, images, categories)
     answers = Answers(model, images, bench.loaded.labels, BATCH)
-    found = removed(answers, scores, categories, bench.steps, FILLS)
+    found = removed(answers, scores, categories, bench.steps)
     for place, name in enumerate(names):
         values = {method: _at(place, columns) for method, columns in found.items()}
         bench.kept.add("removal", name, values)
@@ -118,11 +121,12 @@ def ceilings(bench: Bench, read: Read, images: Sequence[str]) -> None:
         tensor = bench.tensors(read, [name])
         (category,) = top1(bench.loaded.model, tensor)
         answers = Answers(bench.loaded.model, tensor, bench.loaded.labels, BATCH)
+        grid = scores_of(BASELINES["random"], bench.loaded.model, tensor, [category]).shape[1:]
         found = {}
         for fill in FILLS:
             for kind, insert in (("insertion", True), ("deletion", False)):
-                curve = ceiling(answers, 0, GRID, category, bench.steps, fill, insert=insert)
-                found[f"{kind}_{fill}"] = float(curve.areas[0])
+                asked = answers, 0, grid, category, bench.steps, fill
+                found[f"{kind}_{fill}"] = ceiling(*asked, insert=insert).area
         bench.kept.add("removal", name, {CEILING: found | faithful(found)})
 
 

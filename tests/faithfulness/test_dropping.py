@@ -184,7 +184,7 @@ def test_maps_of_another_grid_are_refused_or_have_no_values(images):
 def test_an_evaluation_has_what_the_model_allows(images, monkeypatch):
     monkeypatch.setattr(
         "vitexplain.faithfulness.measures._by_change",
-        lambda methods, *_: dict.fromkeys(methods, {}),
+        lambda methods, *_: {name: {} for name in methods},
     )
     methods, keys = {"relevance": METHODS["relevance"]}, {}
     for name, changes in (("plain", {}), ("mean", {"class_token": False, "global_pool": "avg"})):

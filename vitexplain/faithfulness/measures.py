@@ -15,7 +15,7 @@ from vitexplain.faithfulness.passes import BATCH, check_categories, scores_of, t
 from vitexplain.faithfulness.removal import Ranking, ask_for, curves, perturbation, rankings_of
 from vitexplain.faithfulness.sanity import by_shuffles
 from vitexplain.faithfulness.stability import stability
-from vitexplain.faithfulness.states import HIDDEN_BY, Answers, check_fills
+from vitexplain.faithfulness.states import FILLS, HIDDEN_BY, Answers, check_fills
 from vitexplain.faithfulness.table import Measure
 from vitexplain.faithfulness.timing import cost
 from vitexplain.methods.registry import METHODS, Method
@@ -24,6 +24,7 @@ from vitexplain.targets import Chosen
 
 ALL = METHODS | BASELINES
 REMOVED = (
+    Measure("faithfulness", "Faithfulness ↑", "higher"),
     Measure("deletion_mean", "Deletion ↓ (mean)", "lower"),
     Measure("deletion_blur", "Deletion ↓ (blur)", "lower"),
     Measure("deletion_drop", "Deletion ↓ (drop)", "lower"),
@@ -220,7 +221,16 @@ def _areas(
         values[f"insertion_{fill}"] = insertion.areas
         if fill == "mean":
             values["positive"], values["negative"] = perturbation(deletion, insertion)
-    return values
+    return faithful(values) | values
+
+
+def faithful(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """ "faithfulness" as in vitexplain.faithfulness.score, where both fills were measured."""
+    keys = [(f"insertion_{fill}", f"deletion_{fill}") for fill in FILLS]
+    if not values.keys() >= {key for pair in keys for key in pair}:
+        return {}
+    differences = [values[insertion] - values[deletion] for insertion, deletion in keys]
+    return {"faithfulness": np.mean(differences, axis=0)}
 
 
 def _by_change(
