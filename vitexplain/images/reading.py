@@ -1,15 +1,19 @@
 """Open anything that Pillow reads as upright 8-bit RGB, or raise one clear error."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from vitexplain.errors import RequestError, one_line, printable
 from vitexplain.images.colour import to_srgb
 from vitexplain.images.depth import Depth, depth_of, is_deep, stretch_colours, to_8_bits
 from vitexplain.images.formats import opened_formats, why_not_opened
+
+Read = TypeVar("Read")
 
 
 class PictureError(RequestError):
@@ -33,6 +37,37 @@ def open_image(path: str | Path, *, stretch: bool = False) -> Image.Image:
 
 def read_image(source: Path | BinaryIO, name: str, *, stretch: bool = False) -> Image.Image:
     """As `open_image`, also from an open file; errors refer to it as `name`."""
+
+    def upright_rgb(image: Image.Image) -> Image.Image:
+        depth = depth_of(image)
+        image.load()
+        return to_rgb(upright(image), depth, stretch=stretch)
+
+    return _read(source, name, upright_rgb)
+
+
+def read_mask(source: Path | BinaryIO, name: str) -> np.ndarray:
+    """The numbers (H, W) in a mask's file, upright: indices of a palette, not its colours.
+
+    Raises:
+        PictureError: if it can't be read, or has several channels; errors refer to it as `name`.
+    """
+
+    def numbers(image: Image.Image) -> np.ndarray:
+        if len(image.getbands()) > 1:
+            raise PictureError(
+                f"{printable(name)} has {len(image.getbands())} channels: a mask is a grey or "
+                "palette image, whose one channel has the numbers"
+            )
+        image.load()
+        found = np.asarray(upright(image))
+        return found.astype(np.uint8) if found.dtype == bool else found
+
+    return _read(source, name, numbers)
+
+
+def _read(source: Path | BinaryIO, name: str, convert: Callable[[Image.Image], Read]) -> Read:
+    """What `convert` makes of an open image; what can go wrong, as one PictureError."""
     name = printable(name)
     try:
         with warnings.catch_warnings():
@@ -40,9 +75,7 @@ def read_image(source: Path | BinaryIO, name: str, *, stretch: bool = False) -> 
             # damaged metadata that does not matter here
             warnings.simplefilter("ignore")
             with Image.open(source, formats=opened_formats()) as image:
-                depth = depth_of(image)
-                image.load()
-                return to_rgb(upright(image), depth, stretch=stretch)
+                return convert(image)
     except PictureError:
         raise
     except FileNotFoundError:

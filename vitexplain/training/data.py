@@ -29,32 +29,24 @@ class DataError(RequestError):
     """The data hold no labelled images, or not those that are needed."""
 
 
-class LabelledImages:
-    """All files in the folders of categories, in the order of their names.
+class StoredImages:
+    """Images by their names in a folder, or in a zip file with the same layout.
 
-    Attributes:
-        names: "CATEGORY/file" of each.
+    Raises:
+        DataError: if the path is neither.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        if self.path.is_dir():
-            self._archive = None
-            files = (f for f in self.path.glob("*/*") if f.is_file())
-            names = [file.relative_to(self.path).as_posix() for file in files]
-        elif self.path.is_file():
+        self._archive = None
+        if self.path.is_file():
             self._archive, self._process = _opened(self.path), os.getpid()
-            names = [name for name in self._archive.namelist() if name.count("/") == 1]
-        else:
+        elif not self.path.is_dir():
             raise DataError(f"{path} is neither a folder nor a zip file")
-        files = {name for name in names if not name.endswith("/") and "/." not in name}
-        self.names = sorted(name for name in files if _is_category(category_of(name)))
-        if not self.names:
-            raise DataError(f"{path} holds no images in folders named by category")
 
     def __reduce__(self) -> tuple:
         """For other processes, which open archives for themselves."""
-        return LabelledImages, (self.path,)
+        return type(self), (self.path,)
 
     def read(self, name: str) -> Image.Image:
         """One image, RGB.
@@ -62,21 +54,29 @@ class LabelledImages:
         Raises:
             PictureError: if it can't be read.
         """
-        if self._archive is None:
-            return read_image(self.path / name, name)
-        return read_image(io.BytesIO(self._member(name)), name)
+        return read_image(self.source(name), name)
+
+    def source(self, name: str) -> Path | io.BytesIO:
+        """What one file is read from.
+
+        Raises:
+            PictureError: if the archive has no such file, or it can't be unpacked.
+        """
+        return self.path / name if self._archive is None else io.BytesIO(self._member(name))
 
     def _member(self, name: str) -> bytes:
         """A file of the archive, whatever its header says of its size.
 
         Raises:
-            PictureError: if it is damaged, encrypted or too large.
+            PictureError: if it is missing, damaged, encrypted or too large.
         """
         try:
             if self._process != os.getpid():  # forks would share one place in the file
                 self._archive, self._process = _opened(self.path), os.getpid()
             with self._archive.open(name) as file:
                 content = file.read(LARGEST + 1)
+        except KeyError:
+            raise PictureError(f"{self.path} holds no {name}") from None
         except RuntimeError as error:  # encrypted, or of a compression that zipfile lacks
             raise PictureError(f"{name} in {self.path}: {one_line(error)}") from None
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
@@ -87,6 +87,35 @@ class LabelledImages:
                 "training could use"
             )
         return content
+
+    def side_file(self, name: str) -> str | None:
+        """The text of a file next to the folders, such as boxes.csv; None if there is none."""
+        if self._archive is None:
+            file = self.path / name
+            return file.read_text(encoding="utf-8") if file.is_file() else None
+        if name not in self._archive.namelist():
+            return None
+        return self._member(name).decode("utf-8")
+
+
+class LabelledImages(StoredImages):
+    """All files in the folders of categories, in the order of their names.
+
+    Attributes:
+        names: "CATEGORY/file" of each.
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__(path)
+        if self._archive is None:
+            files = (f for f in self.path.glob("*/*") if f.is_file())
+            names = [file.relative_to(self.path).as_posix() for file in files]
+        else:
+            names = [name for name in self._archive.namelist() if name.count("/") == 1]
+        files = {name for name in names if not name.endswith("/") and "/." not in name}
+        self.names = sorted(name for name in files if _is_category(category_of(name)))
+        if not self.names:
+            raise DataError(f"{path} holds no images in folders named by category")
 
     def good(self, names: Iterable[str]) -> Iterator[tuple[str, Image.Image]]:
         """Each image that can be read; the others are named on stderr and skipped."""
@@ -102,15 +131,6 @@ class LabelledImages:
             return {f.name for f in self.path.iterdir() if f.is_dir() and f.name[0] != "."}
         folders = {category_of(name) for name in self._archive.namelist() if "/" in name}
         return set(filter(_is_category, folders))
-
-    def side_file(self, name: str) -> str | None:
-        """The text of a file next to the folders, such as boxes.csv; None if there is none."""
-        if self._archive is None:
-            file = self.path / name
-            return file.read_text(encoding="utf-8") if file.is_file() else None
-        if name not in self._archive.namelist():
-            return None
-        return self._member(name).decode("utf-8")
 
 
 def _opened(path: Path) -> zipfile.ZipFile:
