@@ -8,7 +8,8 @@ registers) stay, so that an empty image is they alone.
 This means the same as before only where nothing else depends on which tokens there are. The models
 are timm's VisionTransformer and DeiT's distilled one
 
-- with tokens of disjoint patches of pixels, whose position is added before the blocks;
+- with tokens of disjoint patches of pixels, whose position is added before the blocks (of a stem
+  of convolutions, as the bundled model's, tokens also show what is around their patches);
 - with timm's own blocks, in which a token's place plays no further part;
 - whose head reads a prefix token, which an empty image has, too. Where it reads the mean over all
   tokens, prefix included, it reads the mean over the shown ones and the prefix.
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from timm.layers import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -80,12 +82,17 @@ def _why_not(model: nn.Module) -> str:
         return "its class is not timm's VisionTransformer"
     if not (is_timms_own(model) and is_ordered(model)):
         return "its forward pass is not timm's own"
+    conv = getattr(model.patch_embed, "proj", None)
+    if (
+        type(model.patch_embed) is not PatchEmbed
+        or not isinstance(conv, nn.Conv2d)
+        or conv.stride != conv.kernel_size
+        or any(conv.padding)
+    ):
+        return "its tokens also see pixels beyond their own patches"
     between = (model.patch_embed, model.patch_drop, model.norm_pre, model.blocks)
     if not all(map(_is_known, (layer for part in between for layer in part.modules()))):
         return "its layers have code of their own, which may depend on where a token lies"
-    conv = getattr(model.patch_embed, "proj", None)
-    if not isinstance(conv, nn.Conv2d) or conv.stride != conv.kernel_size or any(conv.padding):
-        return "its tokens also see pixels beyond their own patches"
     try:
         layout = token_layout(model, *input_size(model)[1:])
     except UnsupportedModel as error:
