@@ -6,30 +6,14 @@ import scipy.ndimage
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from helpers import make_vit
+from helpers import Additive, make_vit
 from vitexplain.faithfulness.removal import Curves, Removal, patch_ranks, perturbation
 from vitexplain.faithfulness.score import faithfulness
 from vitexplain.faithfulness.states import BLUR, FILLS, blurred
 from vitexplain.methods.patches import patches_of_pixels
 
 CATEGORIES = [2, 0, 5]
-
-
-class Additive(nn.Module):
-    """Category 0's logit is the sum of what each of 4 x 4 patches is worth."""
-
-    num_classes = 3
-
-    def __init__(self, worth):
-        super().__init__()
-        self.worth = nn.Parameter(torch.tensor(worth, dtype=torch.float32).reshape(4, 4))
-
-    def forward(self, images):
-        patches = nn.functional.avg_pool2d(images.mean(dim=1), 8)
-        logit = (patches * self.worth).sum(dim=(1, 2))
-        return torch.stack([logit, torch.zeros_like(logit), torch.zeros_like(logit)], dim=1)
 
 
 def random_masks(count, grid, seed=0):

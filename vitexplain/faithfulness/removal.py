@@ -67,7 +67,7 @@ class Ranking:
 
     def moved(self, steps: int) -> list[int]:
         """How many patches have been removed, or inserted, after 0, 1, ... all steps."""
-        return [round(step * len(self.ranks) / steps) for step in range(steps + 1)]
+        return moved_after(len(self.ranks), steps)
 
     def states(self, fill: str, steps: int, *, insert: bool) -> list[State]:
         """The image at each of these moments."""
@@ -77,6 +77,11 @@ class Ranking:
             shown = has_moved if insert else ~has_moved
             found.append(state_of(self.image, fill, self.grid, shown))
         return found
+
+
+def moved_after(patches: int, steps: int) -> list[int]:
+    """How many of the patches have moved after 0, 1, ... all steps."""
+    return [round(step * patches / steps) for step in range(steps + 1)]
 
 
 def rankings_of(masks: np.ndarray, targets: Sequence[Chosen], seed: int = 0) -> list[Ranking]:
