@@ -164,6 +164,7 @@ def test_no_method_is_better_on_a_photograph(insert, examples):
     [
         ({"fill": "black"}, "fill must be one of mean, blur, drop"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"grid": (0, 4)}, "grid must be at least 1x1, not 0x4"),
         ({"image": 3}, "image must be from 0 to 2, not 3"),
         ({"target": 7}, "categories must be from 0 to 6"),
         ({"grid": (2, 2), "fill": "drop"}, "the model's own, not of 2x2"),

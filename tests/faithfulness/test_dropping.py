@@ -135,6 +135,20 @@ def test_passes_have_as_many_tokens_as_are_shown_and_few_batches(images):
             assert curves.probabilities[image, step] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_batch_that_did_not_fit_is_not_tried_again(images):
+    model, tried = make_vit(), []
+
+    def limited(_layer, inputs):
+        tried.append(len(inputs[0]))
+        if len(inputs[0]) > 2:
+            raise RuntimeError("out of memory")
+
+    model.blocks[0].register_forward_pre_hook(limited)
+    masks = np.random.default_rng(1).random((3, 4, 4), dtype=np.float32)
+    Removal(model, images, [2, 0, 5], "drop", 8, batch_size=4).insertion(masks)
+    assert [size for size in tried if size > 2] == [3]
+
+
 class OwnMlp(Mlp):
     pass
 

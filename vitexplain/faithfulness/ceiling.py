@@ -4,12 +4,14 @@ A greedy order of an image's n patches. At every one of S steps, each patch that
 is tried alone: inserted, or deleted. The n/S of them with the highest resulting probability, or the
 lowest, move together; the curve runs through what the model then answers.
 
-This is no map, but knows what is measured, and takes about n (S + 1) / 2 passes for a curve. Each
-direction and each fill has an order of its own, so that no single map need reach all of them.
+No map is asked: the search knows what is measured, and takes about n (S + 1) / 2 passes for a
+curve. Each direction and each fill has an order of its own, so that no single map need reach all of
+them.
 
-It is a bound on one side only. Greedy, and in groups whose patches were tried one by one, the order
-need not be the best one: what the best can reach is at least as high for insertion, and at least as
-low for deletion. (Where patches' effects add up, it is the best one.)
+The order is greedy, and made of groups whose patches were tried one by one, so that it need not be
+the best one. Its area is a lower bound of the highest insertion, and an upper bound of the lowest
+deletion, that is possible; a map may even go beyond it. (Where the effects of patches on the logit
+add up, it is the best.)
 """
 
 from collections.abc import Mapping
@@ -65,7 +67,7 @@ def ceiling(
         image: its number among those of `answers`.
         grid: (h, w) of the patches.
         target: the category, or contrast, that is measured.
-        steps: in which patches move, as those of a method's curve.
+        steps: in which patches move, S, as those of a method's curve.
         fill: by which patches are hidden.
 
     Raises:
@@ -74,6 +76,8 @@ def ceiling(
     check_fills([fill])
     if steps < 1:
         raise RequestError(f"steps must be at least 1, not {steps}")
+    if min(grid) < 1:
+        raise RequestError(f"grid must be at least 1x1, not {grid[0]}x{grid[1]}")
     if image not in range(len(answers.images)):
         raise RequestError(f"image must be from 0 to {len(answers.images) - 1}, not {image}")
     check_categories(answers.model, answers.images[[image]], [target])

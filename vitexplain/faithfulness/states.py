@@ -27,12 +27,7 @@ from vitexplain.attention.shadow import shadow_of
 from vitexplain.attention.tokens import token_layout
 from vitexplain.device import in_batches
 from vitexplain.errors import RequestError
-from vitexplain.faithfulness.dropping import (
-    DROP,
-    check_drops_tokens,
-    drops_tokens,
-    only_tokens,
-)
+from vitexplain.faithfulness.dropping import DROP, check_drops_tokens, drops_tokens, only_tokens
 from vitexplain.methods.patches import patches_of_pixels
 from vitexplain.outputs import both_sides, probabilities
 from vitexplain.progress import Watch, silent
@@ -157,8 +152,9 @@ class Answers:
         run: Callable[[Sequence[State]], list[list[Answer]]],
         groups: Iterable[Sequence[State]],
     ) -> Iterator[list[Answer]]:
+        smaller = partial(setattr, self, "batch_size")  # lest each group try anew what didn't fit
         for group in groups:
-            for answers in in_batches(run, group, self.batch_size, notify):
+            for answers in in_batches(run, group, self.batch_size, notify, smaller):
                 yield from answers
 
     @torch.inference_mode()
@@ -183,7 +179,8 @@ class Answers:
 
     def _kept(self, states: Sequence[State]) -> Tensor:
         """(b, k): the patches whose tokens are left."""
-        check_drops_tokens(self.model)
+        if not self._drops:
+            check_drops_tokens(self.model)  # says why
         for grid in {state.grid for state in states} - {ALL_OF_IT, self._token_grid}:
             raise RequestError(
                 "tokens are left out by maps of {}x{} patches, the model's own, not of {}x{}: hide "
