@@ -180,7 +180,8 @@ def sample(names: Sequence[str], count: int, seed: int) -> list[str]:
 def with_masks(bench: Bench, options: argparse.Namespace) -> list[str]:
     """Measure on images with masks; returns their names."""
     data = MaskedImages(options.masks)
-    evidence.masks(bench, data, names := sample(data.names, len(data.names), options.seed))
+    names = sample(data.names, options.masked, options.seed)
+    evidence.masks(bench, data, names)
     return names
 
 
@@ -273,6 +274,7 @@ def parser() -> argparse.ArgumentParser:
     add("--ceiling", type=int, default=10, help="images for the greedy order")
     add("--few", type=int, default=10, help="images for stability")
     add("--mosaics", type=int, default=200, help="of four images each")
+    add("--masked", type=int, default=300, help="images with masks")
     add("--boxed", type=int, default=500, help="images with boxes")
     add("--seed", type=int, default=0)
     add("--values", metavar="JSONL", help="keeps the values of each image: a run can be resumed")
