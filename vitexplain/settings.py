@@ -106,9 +106,10 @@ class RunOptions:
     """Which images, where results go, and how the work is done. Nothing here changes a map.
 
     Attributes:
-        image_path: images, folders, globs, "@list.txt".
+        image_path: images, folders, globs, "@list.txt"; empty where only `masks` are wanted.
         recursive: also folders in folders.
         evaluate: a table of how faithful methods are.
+        masks: a folder or zip of images with masks, to evaluate on, see training.masks.
         sweep: values of one or two parameters, to draw one image with all of them.
         query: tokens of one image, as "X,Y", "class" or "register:1": what each looks at.
         anatomy: one figure of what the model does with one image.
@@ -128,6 +129,7 @@ class RunOptions:
     recursive: bool = False
     output_dir: str = "output"
     evaluate: bool = False
+    masks: str | None = None
     sweep: Sweep | None = None
     anatomy: bool = False
     explore: bool = False

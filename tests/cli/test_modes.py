@@ -76,6 +76,17 @@ def test_shares_of_gpus_are_of_the_ray_engine(capsys):
         assert f"'{wrong}' is no share of a GPU, from 0.01 to 1" in capsys.readouterr().err
 
 
+def test_masks_are_for_evaluate():
+    """Whose category of each image they say themselves."""
+    for arguments in ([], ["--compare"], ["--features"], ["--image_path", "a.png", "b.png"]):
+        with pytest.raises(RequestError, match="--masks is for --evaluate: add that"):
+            chosen_mode(options_of("--masks", "m.zip", *arguments), one_image=True)
+    given = ["--evaluate", "--masks", "m.zip"]
+    assert chosen_mode(options_of(*given), one_image=False).flag == "--evaluate"
+    with pytest.raises(RequestError, match="leave out --category and --against"):
+        chosen_mode(options_of(*given, "--category_index", "0", "--against", "1"), one_image=True)
+
+
 def test_category_0_is_one_too():
     options = options_of("--anatomy", "--category_index", "0")
     with pytest.raises(RequestError, match="--anatomy can't be combined with --category"):

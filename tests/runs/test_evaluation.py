@@ -1,6 +1,9 @@
 """`--evaluate`: the faithfulness measures on the user's own images, and its table."""
 
+import dataclasses
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,13 @@ import vit_explain
 from helpers import ROOT
 from vitexplain.drawing.charts import draw_measures
 from vitexplain.faithfulness.measures import MEASURES, evaluate_images
+from vitexplain.faithfulness.segmentation import SEGMENTED, totals
 from vitexplain.faithfulness.table import Measure, as_text
 from vitexplain.images.reading import open_image
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import load_model
+from vitexplain.training.localisation import map_functions
+from vitexplain.training.masks import MaskedImages, on_masks
 
 EXAMPLES = ROOT / "examples"
 
@@ -117,9 +123,106 @@ def test_figure_shows_the_best_in_green_and_baselines_in_grey():
         (["--image_path", "nowhere.png"], "nowhere.png"),
         (["--method", "legrad", "--block", "1"], "--block does not apply to LeGrad"),
         (["--category", "no such thing"], "no such thing"),
+        (["--masks", "nowhere"], "nowhere is neither a folder nor a zip file"),
+        (["--masks", str(EXAMPLES)], "holds no index.csv"),
+        (["--masks", "x.zip", "--category", "pug"], "leave out --category"),
+        (["--masks", "x.zip", "--against", "auto"], "leave out --against"),
+        (["--masks", "x.zip", "--similar_to", "a.png"], "leave out --similar_to"),
     ],
 )
 def test_wrong_requests(arguments, message, tmp_path, capsys):
     code, out, err = run(capsys, *arguments, "--output_dir", str(tmp_path / "out"))
     assert code == 2 and message in err and out == "" and err.count("\n") == 1
     assert not list(tmp_path.glob("out/evaluation*"))
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory):
+    """A zip with two photographs and boxes for their objects; of the second no categories."""
+    path = tmp_path_factory.mktemp("masks") / "masks.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
+            "index.csv",
+            "file,mask,imagenet_indices\nimages/cat.jpg,masks/cat.png,281-285\n"
+            "images/broken.jpg,masks/cat.png,\nimages/dog.jpg,masks/dog.png,\n",
+        )
+        archive.writestr("images/broken.jpg", b"no image")
+        for name in ("cat", "dog"):
+            archive.write(EXAMPLES / f"{name}.jpg", f"images/{name}.jpg")
+            with Image.open(EXAMPLES / f"{name}.jpg") as image:
+                truth = np.zeros(image.size[::-1], dtype=np.uint8)
+            truth[len(truth) // 4 :, truth.shape[1] // 3 :] = 1
+            buffer = io.BytesIO()
+            Image.fromarray(truth).save(buffer, "PNG")
+            archive.writestr(f"masks/{name}.png", buffer.getvalue())
+    return path
+
+
+def test_masks_alone(masks, tmp_path, capsys):
+    """Their columns, as the measures give them; nothing is removed from the default image."""
+    code, out, err = run(
+        capsys, "--masks", str(masks), "--method", "relevance", "rollout", "--output_dir",
+        str(tmp_path), "--json", "--img_size", "112", "--head_fusion", "mean",
+    )  # fmt: skip
+    assert code == 3 and "skipped: images/broken.jpg is not an image" in err
+    report = json.loads(out)
+    assert (report["pictures"], report["failed"], report["images"]) == (0, 1, [])
+    assert report["masks"]["data"] == str(masks)
+    assert report["masks"]["images"] == ["images/cat.jpg", "images/dog.jpg"]
+    assert list(report["methods"]) == ["relevance", "attention_rollout", "random", "centre_blob"]
+    loaded, data = load_model("bundled", img_size=(112, 112)), MaskedImages(masks)
+    fused = {"relevance": METHODS["relevance"], "mean": METHODS["attention_rollout"]}
+    fused["mean"] = dataclasses.replace(fused["mean"], defaults={"head_fusion": "mean"})
+    found = dict(on_masks(map_functions(fused, loaded.model), loaded, data, data.names))
+    for name, ours in (("relevance", "relevance"), ("attention_rollout", "mean")):
+        columns = report["methods"][name]
+        assert set(columns) == {measure.key for measure in SEGMENTED}
+        for key, column in columns.items():
+            each = [values[ours][key] for values in found.values()]
+            assert column["values"] == pytest.approx(each, abs=1e-5)
+    counts = {
+        key: np.array([values["mean"][key] for values in found.values()])
+        for key in found["images/cat.jpg"]["mean"]
+    }
+    totals_of = report["masks"]["totals"]["attention_rollout"]
+    assert totals_of == pytest.approx(totals(counts), abs=1e-5)
+    text = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+    assert "of n = 2 images with masks" in text and "Deletion" not in text
+    assert f"| relevance | {report['masks']['totals']['relevance']['pixel_accuracy']:.3f} |" in text
+    assert Image.open(tmp_path / "evaluation.png").width == 1300
+
+
+@pytest.mark.slow
+def test_masks_beside_images(masks, folder, tmp_path, capsys):
+    """Two tables, one figure; slow methods are measured on masks only if they are named."""
+    code, out, err = run(
+        capsys, "--masks", str(masks), "--image_path", str(folder / "cat.jpg"), "--method",
+        "rollout", "--img_size", "64", "--output_dir", str(tmp_path),
+    )  # fmt: skip
+    assert code == 3 and "1 images and 2 images with masks" in out
+    assert "hundred passes" not in err
+    report = json.loads((tmp_path / "evaluation.json").read_text())
+    keys = {measure.key for measure in (*MEASURES, *SEGMENTED)}
+    assert all(set(columns) == keys for columns in report["methods"].values())
+    assert report["methods"]["random"]["ap"]["n"] == 2
+    text = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
+    assert text.index("| method | Deletion") < text.index("| method | Pixel accuracy")
+
+
+def test_slow_methods_are_left_out_of_masks_unless_named(masks, tmp_path, capsys):
+    code, out, err = run(
+        capsys, "--masks", str(masks), "--img_size", "64", "--output_dir", str(tmp_path), "--json"
+    )
+    assert code == 3 and "--masks: without integrated gradients and occlusion" in err
+    quick = {name for name, method in METHODS.items() if not method.slow}
+    assert set(json.loads(out)["methods"]) == quick | {"random", "centre_blob"}
+
+
+def test_masks_are_thinned_out_evenly(masks, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("vitexplain.runs.evaluation.MOST", 2)
+    code, out, err = run(
+        capsys, "--masks", str(masks), "--img_size", "64", "--output_dir", str(tmp_path), "--json",
+        "--method", "rollout",
+    )  # fmt: skip
+    assert code == 3 and "measuring on 2 of 3 images with masks" in err
+    assert json.loads(out)["masks"]["images"] == ["images/cat.jpg"]  # the second is broken

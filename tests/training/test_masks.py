@@ -5,10 +5,12 @@ import zipfile
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from helpers import make_vit
+from vitexplain.faithfulness.baselines import BASELINES, centre_blob
 from vitexplain.faithfulness.segmentation import OBJECT, SEGMENTED, UNKNOWN, segmented
 from vitexplain.images.reading import PictureError
 from vitexplain.methods.registry import METHODS
@@ -243,8 +245,6 @@ def test_work_resumes_after_any_image(loaded, data):
 
 def test_baselines_are_those_of_the_measures(loaded, data):
     """The same maps as `--evaluate` gives, which need no method to know the grid."""
-    from vitexplain.faithfulness.baselines import BASELINES
-
     tensor = loaded.transform(data.read("images/a.png"))[None]
     relevance = map_functions({"relevance": METHODS["relevance"]}, loaded.model)["relevance"]
     known, ours = map_functions(BASELINES, loaded.model), baselines_like(relevance)
@@ -273,6 +273,20 @@ def test_a_model_without_categories(data):
     truth = seen_mask(transform, data.truth("images/a.png", image.size))
     mask = rollout.make(model)(transform(image)[None])
     assert found == {"rollout": segmented(mask, truth)}
+
+
+def test_a_cnn(data):
+    """Grad-CAM, and both baselines on its grid."""
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=5).eval()
+    transform = InputTransform((64, 64), (0.5,) * 3, (0.5,) * 3)
+    loaded = LoadedModel(model, "resnet10t", transform, list("abcde"))
+    maps = map_functions({"gradcam": METHODS["gradcam"]}, model)
+    maps |= baselines_like(maps["gradcam"])
+    ((_, found),) = on_masks(maps, loaded, data, ["images/b.png"])
+    truth = seen_mask(transform, data.truth("images/b.png", (90, 60)))
+    assert found["centre_blob"] == segmented(centre_blob(2, 2), truth)
+    assert found["gradcam"] != found["random"]
 
 
 def test_a_member_that_is_missing_is_named(tmp_path):

@@ -64,6 +64,8 @@ def _main(arguments: list[str]) -> int:
         options[name] = tuple(options[name] or ())
     options["method"] = tuple(dict.fromkeys(options["method"]))
     options["sweep"] = parse_sweep(options["sweep"]) if options["sweep"] else None
+    if options["masks"] is not None and options["image_path"] is Settings.defaults()["image_path"]:
+        options["image_path"] = ()  # the default image is for those who name nothing
     options["lines"] = not (as_json or options["quiet"])  # a program reads JSON
     options["command"] = shlex.join(["vit_explain.py", *arguments])
     logging.getLogger().addHandler(logging.NullHandler())  # libraries' logs: not our output

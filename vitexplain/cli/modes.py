@@ -13,6 +13,8 @@ from vitexplain.settings import Settings
 
 Options = Mapping[str, object]  # by their own names
 
+TARGETS = ("category", "against", "similar_to")  # what is explained, where data don't say it
+
 
 @dataclass(frozen=True)
 class Mode:
@@ -158,11 +160,23 @@ def chosen_mode(options: Options, one_image: bool) -> Mode:
         raise RequestError(
             f"{mode.flag} can't be combined with {' and '.join(given)}: leave out one or the other"
         )
+    if options["masks"] is not None:
+        _check_masks(mode, options)
     if options["gpus_per_worker"] is not None and options["engine"] != "ray":
         raise RequestError("--gpus_per_worker is for --engine ray: add that, or leave it out")
     if mode.one_image and not one_image:
         raise RequestError(f"{mode.flag} is for one image: name one with --image_path")
     return mode
+
+
+def _check_masks(mode: Mode, options: Options) -> None:
+    if mode.flag != "--evaluate":
+        raise RequestError("--masks is for --evaluate: add that, or leave it out")
+    given = [name for option in TARGETS if (name := _given(option, options))]
+    if given:
+        raise RequestError(
+            f"--masks explains the category of each image's object: leave out {' and '.join(given)}"
+        )
 
 
 def work_of(

@@ -169,6 +169,13 @@ def _add_views(group: argparse._ArgumentGroup) -> None:
         help="measure how faithful all methods are on these images, or those of --method",
     )
     add(
+        "--masks",
+        metavar="DATA",
+        help="with --evaluate, how well maps find the objects: a folder or zip with images/, "
+        "masks/ (0 background, 1 object, 255 unknown) and index.csv (file, mask, and if wanted "
+        "imagenet_indices); these images alone, unless --image_path names others",
+    )
+    add(
         "--sweep",
         nargs="+",
         metavar="PARAMETER=VALUES",

@@ -51,7 +51,10 @@ def comparison_text(report: dict) -> str:
 
 def evaluation_text(report: dict) -> str:
     """Methods measured on images."""
-    measured = [f"{report['pictures']} images", report["table"]]
+    counts = [f"{report['pictures']} images"] if report["images"] else []
+    if masked := report["masks"]["images"]:
+        counts.append(f"{len(masked)} images with masks")
+    measured = [" and ".join(counts), report["table"]]
     return "\n".join([*_opening(report), *measured, *_wrote(report)])
 
 

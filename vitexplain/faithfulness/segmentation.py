@@ -32,13 +32,6 @@ SEGMENTED = (
     Measure("iou", "mIoU ↑", "higher", MASKED),
     Measure("foreground_iou", "Foreground IoU ↑", "higher", MASKED),
 )
-# as published: one value each, of all pixels of the data together
-TOTALS = (
-    Measure("total_pixel_accuracy", "Pixel accuracy ↑, all pixels", "higher", ""),
-    Measure("total_ap", "AP ↑, both classes", "higher", ""),
-    Measure("total_iou", "mIoU ↑, all pixels", "higher", ""),
-    Measure("total_foreground_iou", "Foreground IoU ↑, all pixels", "higher", ""),
-)
 # of one image, for `totals`: pixels, and an AP
 COUNTS = ("true_positive", "false_positive", "false_negative", "true_negative")
 BOTH_CLASSES = "ap_both_classes"
@@ -87,7 +80,9 @@ def segmented(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def totals(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The values of TOTALS, 0 to 1, from what `segmented` gives of one method for each of M images.
+    """SEGMENTED as published, 0 to 1, from what `segmented` gives of one method for M images.
+
+    One value each, of all pixels of the data together; AP is the mean of BOTH_CLASSES.
 
     Args:
         values: COUNTS and BOTH_CLASSES, (M,) each.
@@ -95,7 +90,7 @@ def totals(values: Mapping[str, np.ndarray]) -> dict[str, float]:
     accuracy, both, foreground = _shares(*(float(np.sum(values[key])) for key in COUNTS))
     precision = float(np.mean(values[BOTH_CLASSES]))
     figures = accuracy, precision, both, foreground
-    return {measure.key: figure for measure, figure in zip(TOTALS, figures, strict=True)}
+    return {measure.key: figure for measure, figure in zip(SEGMENTED, figures, strict=True)}
 
 
 def enlarged(mask: np.ndarray, height: int, width: int) -> np.ndarray:

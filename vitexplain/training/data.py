@@ -48,13 +48,16 @@ class StoredImages:
         """For other processes, which open archives for themselves."""
         return type(self), (self.path,)
 
-    def read(self, name: str) -> Image.Image:
+    def read(self, name: str, *, stretch: bool = False) -> Image.Image:
         """One image, RGB.
+
+        Args:
+            stretch: make its darkest values black and its brightest white.
 
         Raises:
             PictureError: if it can't be read.
         """
-        return read_image(self.source(name), name)
+        return read_image(self.source(name), name, stretch=stretch)
 
     def source(self, name: str) -> Path | io.BytesIO:
         """What one file is read from.

@@ -67,10 +67,10 @@ class MaskedImages(StoredImages):
         try:
             text = self.side_file(INDEX)
         except UnicodeDecodeError:
-            raise DataError(f"{INDEX} in {path} is no text in UTF-8") from None
+            raise DataError(f"{INDEX} in {self.path} is no text in UTF-8") from None
         if text is None:
-            raise DataError(f"{path} holds no {INDEX}, which names images and their masks")
-        self._rows = _read_index(text, f"{INDEX} in {path}")
+            raise DataError(f"{self.path} holds no {INDEX}, which names images and their masks")
+        self._rows = _read_index(text, f"{INDEX} in {self.path}")
         self.names = list(self._rows)
 
     @property
@@ -145,7 +145,7 @@ def on_masks(
     tell = _on_stderr if tell is None else tell
     for name in watch(names, "images with masks"):
         try:
-            image = data.read(name)
+            image = data.read(name, stretch=loaded.transform.stretch)
             truth = seen_mask(loaded.transform, data.truth(name, image.size))
             if not (truth == OBJECT).any():
                 raise PictureError(f"{name}: its mask has no object in what the model sees of it")
