@@ -33,7 +33,6 @@ CELLS = 4
 AT_ONCE = 4  # images whose maps are made in one batch
 TIMED = 2  # images per batch while methods are timed
 SHUFFLED = [f"shuffle {number}" for number in range(1, SHUFFLES + 1)]
-TIME = "all images"  # have one value of the time
 
 Read = Callable[[str], Image.Image]
 
@@ -207,9 +206,9 @@ def changes(bench: Bench, read: Read, images: Sequence[str]) -> None:
         bench.kept.add("randomisation", name, values)
 
 
-def times(bench: Bench, read: Read, images: Sequence[str]) -> None:
-    """Each method's time as a ratio to a plain forward pass."""
-    for name, methods in bench.due("time", [TIME]):
+def times(bench: Bench, read: Read, images: Sequence[str], machine: str) -> None:
+    """Each method's time as a ratio to a plain forward pass, on this machine."""
+    for name, methods in bench.due("time", [machine]):
         tensors = bench.tensors(read, images[:TIMED])
         categories = top1(bench.loaded.model, tensors)
         given = {method: bench.methods[method] for method in methods}

@@ -80,6 +80,10 @@ def model_of(loaded: LoadedModel) -> str:
     return Path(loaded.name).name
 
 
+def machine_of(loaded: LoadedModel) -> str:
+    return machine(str(next(loaded.model.parameters()).device))
+
+
 def markers(model: str) -> tuple[str, str]:
     """Begin and end of a model's tables in their page."""
     return (
@@ -98,17 +102,22 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> str:
     data = LabelledImages(options.data)
     images = pictures(options, data)
     few = images.names[: options.few]
-    parts = {"removal": images.names, "stability": few}
+    parts = {
+        "removal": images.names,
+        "stability": few,
+        "randomisation": evidence.SHUFFLED,
+        "time": [machine_of(loaded)],
+    }
     evidence.removal(bench, images.read, images.names)
     evidence.ceilings(bench, images.read, images.names[: options.ceiling])
     evidence.changes(bench, images.read, few)
-    evidence.times(bench, images.read, images.names)
+    evidence.times(bench, images.read, images.names, machine_of(loaded))
     if options.masks:
         parts["masks"] = with_masks(bench, options)
     if options.boxes:
         parts["boxes"] = with_boxes(bench, options)
     parts["mosaics"] = on_mosaics(bench, data, options)
-    values = merged(kept, methods, parts)
+    values = merged(bench, parts)
     if options.figure:
         draw(bench, images, options.figure)
     if options.forest:
@@ -123,17 +132,15 @@ def about(loaded: LoadedModel, options: argparse.Namespace) -> dict:
         "model": model_of(loaded),
         "steps": options.steps,
         "seed": options.seed,
-        "machine": machine(str(next(loaded.model.parameters()).device)),
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
     }
 
 
-def merged(kept: Kept, methods: Collection[str], parts: Mapping[str, Sequence[str]]) -> Values:
+def merged(bench: Bench, parts: Mapping[str, Sequence[str]]) -> Values:
     """Method -> key -> its values, of all parts; a ceiling is a row of its own."""
-    everything = {**parts, "randomisation": evidence.SHUFFLED, "time": [evidence.TIME]}
-    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in (*methods, CEILING)}
-    for part, images in everything.items():
-        for method, columns in kept.columns(part, images).items():
+    found: dict[str, dict[str, np.ndarray]] = {name: {} for name in (*bench.methods, CEILING)}
+    for part, images in parts.items():
+        for method, columns in bench.kept.columns(part, images).items():
             if method in found:
                 found[method] |= columns
     return {method: columns for method, columns in found.items() if columns}
@@ -234,7 +241,7 @@ def heading(loaded: LoadedModel, images: Pictures, options: argparse.Namespace) 
     return (
         f"{model_of(loaded)}: {of}{held_out}; curves of {options.steps} steps; methods that need "
         f"a hundred passes on {options.fewer} at most; "
-        f"{machine(str(next(loaded.model.parameters()).device))}; {versions}."
+        f"times on {machine_of(loaded)}; {versions}."
     )
 
 

@@ -225,7 +225,7 @@ def _areas(
 
 
 def faithful(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """"faithfulness" as in vitexplain.faithfulness.score, where both fills were measured."""
+    """ "faithfulness" as in vitexplain.faithfulness.score, where both fills were measured."""
     keys = [(f"insertion_{fill}", f"deletion_{fill}") for fill in FILLS]
     if not values.keys() >= {key for pair in keys for key in pair}:
         return {}
