@@ -17,17 +17,16 @@ from vitexplain.faithfulness.baselines import centre_blob, random_map
 from vitexplain.faithfulness.score import faithfulness_of
 from vitexplain.lens import predictions_by_block
 from vitexplain.methods.base import CategoryMethod, Explanation
+from vitexplain.methods.questions import TIE
 from vitexplain.methods.registry import METHODS, Method, methods_of
-from vitexplain.models.categories import short_name
 from vitexplain.models.loading import LoadedModel
 from vitexplain.outputs import are_probabilities, are_values, both_sides, probabilities
 from vitexplain.progress import Watch, silent
 from vitexplain.settings import MapOptions
 from vitexplain.targets import AUTO, Chosen, among, set_against
-from vitexplain.words import share_of
+from vitexplain.words import share_of, short_name
 
 TOP = 5
-TIE = 0.01  # of faithfulness: a smaller lead is noise
 GPU_BATCH = 32
 
 
@@ -109,6 +108,16 @@ class Map:
     def about(self) -> dict:
         """Method and target as reports and results have them (JSON-ready)."""
         return {"method": self.method, **self.target}
+
+    @property
+    def measured(self) -> dict:
+        """The same with its faithfulness, as comparisons have it."""
+        return {
+            **self.about,
+            "faithfulness": self.faithfulness,
+            "baseline": self.baseline,
+            "beats_baselines": self.beats_baselines,
+        }
 
     @property
     def target(self) -> dict:

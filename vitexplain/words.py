@@ -7,6 +7,16 @@ from collections.abc import Mapping
 # where a measured map leads neither of the baselines by more than noise
 UNBEATEN = "No map beats the random map and the centre Gaussian on this image"
 
+# the questions that maps answer, see vitexplain.methods.questions
+CHANGES = "which patches change the answer"
+OBJECT = "where the object is"
+TAKEN_IN = "what was taken in, whatever the answer"
+
+
+def short_name(name: str) -> str:
+    """The first synonym: "tiger cat" of "tiger cat, Felis silvestris"."""
+    return name.split(",")[0]
+
 
 def share_of(category: Mapping) -> str:
     """A category's probability in words, "97.3%", or its value, "output 3.21".

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vitexplain.errors import RequestError
+from vitexplain.words import CHANGES, OBJECT, TAKEN_IN
 
 if TYPE_CHECKING:  # the command line asks for names before torch is loaded
     from torch import nn
@@ -31,6 +32,7 @@ class Method:
         options: which of head_fusion, discard_ratio, start_block, as_published, block, head it
             takes.
         slow: it takes many passes for each map.
+        answers: the questions that its map answers, by measurement, see methods.questions.
         defaults: of options, where they are not those of the class. `make`, the command, `explain`
             and `anatomy` all take them from here.
     """
@@ -42,6 +44,7 @@ class Method:
     place: tuple[str, str]
     options: tuple[str, ...] = ()
     slow: bool = False
+    answers: tuple[str, ...] = ()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, model: "nn.Module", **options: Any) -> "ImageMethod | CategoryMethod":
@@ -66,6 +69,7 @@ _ALL = (
         ("head_fusion", "discard_ratio", "start_block", "as_published"),
         # in the paper and the class "mean"; "max" as in the older script's published images
         defaults={"head_fusion": "max"},
+        answers=(TAKEN_IN,),
     ),
     Method(
         "value_rollout",
@@ -74,6 +78,7 @@ _ALL = (
         False,
         ("vitexplain.methods.value_rollout", "ValueRollout"),
         ("start_block",),
+        answers=(TAKEN_IN,),
     ),
     Method(
         "attention",
@@ -83,6 +88,7 @@ _ALL = (
         ("vitexplain.methods.block_attention", "BlockAttention"),
         ("head_fusion", "block", "head"),
         defaults={"head_fusion": "mean"},
+        answers=(TAKEN_IN,),
     ),
     Method(
         "grad_rollout",
@@ -92,6 +98,7 @@ _ALL = (
         ("vit_grad_rollout", "VITAttentionGradRollout"),
         ("head_fusion", "discard_ratio", "start_block", "as_published"),
         defaults={"head_fusion": "mean"},
+        answers=(CHANGES, OBJECT),
     ),
     Method(
         "relevance",
@@ -100,6 +107,7 @@ _ALL = (
         True,
         ("vitexplain.methods.relevance", "Relevance"),
         ("start_block",),
+        answers=(OBJECT,),
     ),
     Method(
         "legrad",
@@ -108,6 +116,7 @@ _ALL = (
         True,
         ("vitexplain.methods.legrad", "LeGrad"),
         ("start_block",),
+        answers=(CHANGES,),
     ),
     Method(
         "gradcam",
@@ -115,6 +124,7 @@ _ALL = (
         "Selvaraju et al. 2017",
         True,
         ("vitexplain.methods.gradcam", "GradCam"),
+        answers=(OBJECT,),
     ),
     Method(
         "attnlrp",
@@ -122,6 +132,7 @@ _ALL = (
         "Achtibat et al. 2024",
         True,
         ("vitexplain.methods.attnlrp", "AttnLRP"),
+        answers=(CHANGES,),
     ),
     Method(
         "consensus",
@@ -129,6 +140,7 @@ _ALL = (
         "after Rieger & Hansen 2019",
         True,
         ("vitexplain.methods.consensus", "Consensus"),
+        answers=(CHANGES,),
     ),
     Method(
         "integrated_gradients",
@@ -137,6 +149,7 @@ _ALL = (
         True,
         ("vitexplain.methods.integrated_gradients", "IntegratedGradients"),
         slow=True,
+        answers=(CHANGES,),
     ),
     Method(
         "occlusion",
@@ -145,6 +158,7 @@ _ALL = (
         True,
         ("vitexplain.methods.occlusion", "Occlusion"),
         slow=True,
+        answers=(CHANGES,),
     ),
 )
 

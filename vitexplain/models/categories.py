@@ -14,11 +14,6 @@ class CategoryError(RequestError):
     """A category is unknown, ambiguous or out of range, or names don't fit the model."""
 
 
-def short_name(name: str) -> str:
-    """The first synonym: "tiger cat" of "tiger cat, Felis silvestris"."""
-    return name.split(",")[0]
-
-
 def default_names(num_classes: int, pretrained_cfg: dict) -> list[str]:
     """The model's own names, else ImageNet's if their number fits, else numbers."""
     labels = pretrained_cfg.get("label_names") or ()

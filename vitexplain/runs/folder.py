@@ -24,7 +24,6 @@ from vitexplain.errors import one_line
 from vitexplain.images.finding import find_images
 from vitexplain.images.reading import PictureError
 from vitexplain.methods.registry import METHODS
-from vitexplain.models.categories import short_name
 from vitexplain.parallel import in_order, processors
 from vitexplain.progress import Bar
 from vitexplain.runs.batches import ahead, batch_size, explained
@@ -36,6 +35,7 @@ from vitexplain.runs.truth import accuracy, digest_of, true_categories
 from vitexplain.runs.workers import Decoded, SameThread, Workers, Written
 from vitexplain.settings import Settings
 from vitexplain.versions import versions
+from vitexplain.words import short_name
 
 # errors of writing that the next image would meet too
 FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vitexplain.drawing.charts import as_image
-from vitexplain.models.categories import short_name
+from vitexplain.words import short_name
 
 NAMED = 30  # with more categories than this the matrix is drawn without their names
 
