@@ -14,6 +14,7 @@ from vitexplain.drawing.sheet import (
     lettering,
     line_height,
     sheet_size,
+    with_answers,
 )
 
 
@@ -116,6 +117,26 @@ def test_other_letters_are_drawn_where_a_font_has_them():
     assert (drawn == draw_sheet([[("\\u732b", None)]]).tobytes()) == (
         font_with(frozenset("猫"), 14) is None
     )
+
+
+def test_answers_stand_below_in_one_column_whatever_their_length():
+    sheet = Image.new("RGB", (400, 50), "lime")
+    answers = [("a question", "no"), ("a longer question", "a long answer " * 30), ("?", "猫")]
+    drawn = np.asarray(with_answers(sheet, answers))
+    assert (drawn[:50] == (0, 255, 0)).all() and drawn.shape[1] == 400
+    line = line_height(224)
+    assert drawn.shape[0] == 50 + 4 * line + GAP  # the second one has two lines, and an ellipsis
+    dark = (drawn[50:] < 100).all(axis=2)
+    start = np.nonzero((drawn[50:] == 0).all(axis=2).any(axis=0))[0].min()
+    starts = []
+    for place in range(4):
+        columns = np.nonzero(dark[place * line : (place + 1) * line].any(axis=0))[0]
+        assert columns.max() < 400 - GAP
+        starts.append(columns[columns >= start].min())
+        asked = columns[columns < start - GAP]
+        assert bool(len(asked)) == (place != 2)  # a question is not repeated beside the second line
+    assert max(starts) - min(starts) <= 2
+    assert with_answers(sheet, []).tobytes() == sheet.tobytes()
 
 
 def test_nothing_is_an_error():

@@ -25,7 +25,8 @@ from vitexplain.choices import (
 )
 from vitexplain.errors import RequestError, run_command
 from vitexplain.markers import write_between
-from vitexplain.methods.registry import METHODS, method_named
+from vitexplain.methods.questions import by_question
+from vitexplain.methods.registry import method_named
 from vitexplain.settings import Settings
 
 EXAMPLES = """\
@@ -116,8 +117,8 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         type=_method_name,
         metavar="NAME",
-        help=f"one or several of {', '.join(METHODS)} (default: attention_rollout; grad_rollout "
-        "with a category)",
+        help=f"one or several of {_methods()} (default: attention_rollout; grad_rollout with a "
+        "category)",
     )
     add(
         "--head_fusion",
@@ -156,12 +157,18 @@ def _add_method(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _methods() -> str:
+    """The names of all methods, by the questions that they answer."""
+    return "; ".join(f"{', '.join(of)} ({question})" for question, of in by_question().items())
+
+
 def _add_views(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--compare",
         action="store_true",
-        help="all methods side by side, or those of --method, the most faithful marked",
+        help="all methods side by side, or those of --method, the most faithful marked, and which "
+        "map to look at for which question",
     )
     add(
         "--evaluate",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from vitexplain.methods.questions import in_words
 from vitexplain.methods.registry import METHODS
 from vitexplain.words import UNBEATEN, share_of
 
@@ -36,7 +37,7 @@ def sweep_text(report: dict) -> str:
 
 
 def comparison_text(report: dict) -> str:
-    """All methods on one image, each with its faithfulness."""
+    """All methods on one image, each with its faithfulness, and which map to look at."""
     lines = _opening(report)
     for found in report["maps"]:
         marked = ", the most faithful" if found["most_faithful"] else ""
@@ -46,6 +47,7 @@ def comparison_text(report: dict) -> str:
         lines.append(f"{UNBEATEN}: none of them tells what the model looked at here")
     elif not any(found["most_faithful"] for found in report["maps"]):
         lines.append("No map is clearly the most faithful: differences as small as these are noise")
+    lines += [f"{question}: {methods}" for question, methods in in_words(report["look_at"])]
     return "\n".join([*lines, *_wrote(report)])
 
 

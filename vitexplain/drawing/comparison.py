@@ -4,8 +4,17 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw
 
-from vitexplain.drawing.sheet import Cell, draw_sheet, fit, in_one_line, with_scale, wrap
+from vitexplain.drawing.sheet import (
+    Cell,
+    draw_sheet,
+    fit,
+    in_one_line,
+    with_answers,
+    with_scale,
+    wrap,
+)
 from vitexplain.explainer import Map, most_faithful, rows_of, unbeaten
+from vitexplain.methods.questions import in_words, look_at
 from vitexplain.methods.registry import METHODS
 from vitexplain.words import UNBEATEN
 
@@ -22,6 +31,8 @@ def draw_compare(
     colormap: str = "turbo",
 ) -> Image.Image:
     """A sheet: the image, then every method's map of it; a row for each category, if several.
+
+    Below it stands which map to look at for which question.
 
     Args:
         colormap: the one that `draw` uses, for the scale below.
@@ -46,7 +57,7 @@ def draw_compare(
     sheet = draw_sheet(cells, (CELL, height), lines)
     for signed in sorted({found.signed for found in maps}):
         sheet = with_scale(sheet, colormap, signed=signed)
-    return sheet
+    return with_answers(sheet, in_words(look_at([found.measured for found in maps])))
 
 
 def _heading(maps: Sequence[Map]) -> str:

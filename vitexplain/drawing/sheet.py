@@ -19,6 +19,7 @@ Cell = tuple[str, Image.Image | None]
 
 GAP = 8
 CELL = 224  # pixels, whose letters a scale has
+SOFT = (85, 88, 94)  # of what stands beside something more important
 LINES = 2  # of a caption; what is longer is cut
 
 
@@ -98,6 +99,27 @@ def with_scale(
         else:
             whole.paste(part, (left, top + (line - part.height) // 2))
             left += part.width + GAP
+    return whole
+
+
+def with_answers(sheet: Image.Image, answers: Sequence[tuple[str, str]]) -> Image.Image:
+    """The sheet, and below it a line for each (question, answer), the answers in one column."""
+    if not answers:
+        return sheet
+    font, line = _font(CELL), line_height(CELL)
+    column = round(max(font.getlength(question) for question, _ in answers)) + 3 * GAP
+    room = sheet.width - column - GAP
+    fonts = [lettering(answer, font) for _, answer in answers]
+    said = [wrapped(text, of, room, LINES) for of, text in fonts]
+    height = line * sum(map(len, said)) + GAP
+    whole = Image.new("RGB", (sheet.width, sheet.height + height), "white")
+    whole.paste(sheet)
+    draw, top = ImageDraw.Draw(whole), sheet.height
+    for (question, _), (of, _), texts in zip(answers, fonts, said, strict=True):
+        draw.text((GAP, top), question, SOFT, font)
+        for text in texts:
+            draw.text((column, top), text, "black", of)
+            top += line
     return whole
 
 

@@ -17,6 +17,7 @@ from vitexplain.drawing.sweep import Draw, draw_sweep, shrunk, write_gif
 from vitexplain.explainer import Explainer, Map, most_faithful
 from vitexplain.images.reading import open_image
 from vitexplain.images.writing import short_stem, write_png
+from vitexplain.methods.questions import look_at, questions_of
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.zero_shot import seen_from
 from vitexplain.progress import watch_of
@@ -99,7 +100,10 @@ def explain_sweep(settings: Settings) -> dict:
 
 
 def explain_compare(settings: Settings) -> dict:
-    """All methods' maps of one image on a sheet, the most faithful one marked."""
+    """All methods' maps of one image on a sheet, the most faithful one marked.
+
+    What it says of them includes which map to look at for which question.
+    """
     session, path, opened = open_one(settings)
     (explained,) = session.explainer(opened.tensor[None], watch_of(settings.run))
     small, draw = _small(session, opened)
@@ -112,14 +116,13 @@ def explain_compare(settings: Settings) -> dict:
         "top": [each.as_json() for each in explained.top],
         "maps": [
             {
-                **found.about,
-                "faithfulness": found.faithfulness,
-                "baseline": found.baseline,
-                "beats_baselines": found.beats_baselines,
+                **found.measured,
                 "most_faithful": place in best,
+                "answers": questions_of(found.about),
             }
             for place, found in enumerate(explained.maps)
         ],
+        "look_at": look_at([found.measured for found in explained.maps]),
     }
 
 
