@@ -216,8 +216,10 @@ def test_large_view(page):
     captions = large.locator("figcaption").all_inner_texts()
     assert captions == [
         "input",
-        "gradient attention rollout: category 1, 20.0 % · overlay",
-        "attention rollout: every category · overlay · faithfulness 0.25 · the most faithful",
+        "gradient attention rollout: category 1, 20.0 % · overlay\nwhich patches change the "
+        "answer and where the object is",
+        "attention rollout: every category · overlay · faithfulness 0.25 · the most faithful\n"
+        "what was taken in, whatever the answer",
     ]
     assert large.locator("figure.best").all() and large.locator("strong").count() == 1
     links = [link.get_attribute("href") for link in large.locator("a").all()]
@@ -270,6 +272,71 @@ def test_the_large_view_says_where_no_map_beats_the_baselines(folder, open_page)
         page.locator("#close").click()
 
 
+def test_the_large_view_says_which_map_to_look_at(folder, open_page):
+    """As of the maps of this image; nothing of a single one, nor where none beats the baselines."""
+    one = result(folder / "white.png", "a.png", 1, 0.9)
+    one["top"][0]["name"] = CLOSING
+    (first,) = one["maps"]
+    names = ["consensus", "relevance", "legrad", "attention"]
+
+    def several(name, beats, category=one["top"][0]):
+        maps = [
+            first | {"method": {"name": each}, "category": category if each != "attention" else
+                     None, "faithfulness": 0.3, "beats_baselines": beats}
+            for each in names
+        ]  # fmt: skip
+        return dict(one, name=name, maps=maps)
+
+    results = [one, several("b.png", True), several("c.png", False)]
+    results[1]["maps"][2]["faithfulness"] = 0.4
+    other = dict(results[1]["maps"][0], category=one["top"][1])
+    results.append(dict(results[1], name="d.png", maps=[*results[1]["maps"], other]))
+    write_report(results, folder / "answers.html", "answers")
+    page = open_page(folder / "answers.html")
+    large = page.locator("#large")
+
+    def said(number):
+        page.locator(".card button").nth(number).click()
+        tables = large.locator("table", has_text="which map to look at")
+        rows = [row.split("\t") for row in tables.locator("tr").all_inner_texts()]
+        page.locator("#close").click()
+        return dict(rows)
+
+    assert said(0) == said(2) == {}
+    others = {
+        "Where the object is": "relevance",
+        "What was taken in, whatever the answer": "attention of one block",
+    }
+    assert said(1) == {"Which patches change the answer": "LeGrad"} | others
+    page.locator(".card button").nth(1).click()
+    assert large.locator("figcaption .answers").all_inner_texts() == [
+        "which patches change the answer", "where the object is",
+        "which patches change the answer", "what was taken in, whatever the answer",
+    ]  # fmt: skip
+    page.locator("#close").click()
+    assert said(3)["Which patches change the answer"] == (
+        f"LeGrad for {CLOSING}, consensus of four methods for another"
+    )
+
+
+def test_the_page_says_what_all_of_its_maps_answer(folder, open_page):
+    """Methods that answer the same are not told apart; a contrast answers no question here."""
+    one = result(folder / "white.png", "a.png", 1, 0.9)
+    (first,) = one["maps"]
+    for names, against, expected in (
+        (["legrad", "consensus"], {}, "Maps by LeGrad, consensus of four methods: which patches "
+         "change the answer"),
+        (["grad_rollout"], {}, "Maps by gradient attention rollout: which patches change the "
+         "answer and where the object is"),
+        (["relevance", "legrad"], {"against": [one["top"][1]]}, "Maps of which patches change the "
+         "answer: LeGrad; others: relevance"),
+        (["relevance"], {"against": [one["top"][1]]}, "Maps by relevance"),
+    ):  # fmt: skip
+        maps = [first | against | {"method": {"name": name}} for name in names]
+        write_report([dict(one, maps=maps)], folder / "made.html", "made")
+        assert open_page(folder / "made.html").locator("#made").inner_text() == expected
+
+
 def test_harmful_names_are_only_text(page):
     """That no dialog opens and nothing is asked for, the page's fixture checks."""
     assert HARMFUL in names(page)
@@ -283,7 +350,11 @@ def test_harmful_names_are_only_text(page):
 
 def test_the_page_says_what_was_drawn_and_what_the_colours_mean(page):
     made = page.locator("#made").inner_text()
-    assert made == "Maps by gradient attention rollout, attention rollout"
+    assert made == (
+        "Maps of which patches change the answer: gradient attention rollout; of where the object "
+        "is: gradient attention rollout; of what was taken in, whatever the answer: attention "
+        "rollout"
+    )
     bar = page.locator("header .scale img")
     bar.scroll_into_view_if_needed()
     colours = pixels(bar)
@@ -488,15 +559,18 @@ def test_focus_is_seen_whole_and_not_below_the_header(open_page, page_file):
         )  # fmt: skip
         sticky = page.evaluate("getComputedStyle(document.querySelector('header')).position")
         assert sticky == "static" or card >= header - 1, key
-    page.set_viewport_size({"width": 1000, "height": 460})
-    page.wait_for_timeout(100)
-    page.keyboard.press("End")
-    page.keyboard.press("Home")
-    page.wait_for_timeout(100)
+    for height, position in ((460, "static"), (560, "sticky")):  # a low window needs its room
+        page.set_viewport_size({"width": 1000, "height": height})
+        page.wait_for_timeout(100)
+        page.keyboard.press("End")
+        page.keyboard.press("Home")
+        page.wait_for_timeout(100)
+        header = "document.querySelector('header')"
+        assert page.evaluate(f"getComputedStyle({header}).position") == position
+        top = page.evaluate("document.activeElement.getBoundingClientRect().top")
+        assert top >= page.evaluate(f"{header}.getBoundingClientRect().bottom")
     ring = page.evaluate("getComputedStyle(document.activeElement).outlineOffset")
     assert ring == "-3px"  # inside: the card clips what is outside
-    top = page.evaluate("document.activeElement.getBoundingClientRect().top")
-    assert top >= page.evaluate("document.querySelector('header').getBoundingClientRect().bottom")
 
 
 def test_paper_has_all_images(open_page, tmp_path, folder):
@@ -532,7 +606,7 @@ def test_contrast(open_page, page_file, scheme):
     for selector, ground in (
         *(("h1", "header"), ("#count", "header"), ("label", "header"), ("#search", "#search")),
         *((".card .name", ".card button"), ("#large h2", "#large"), ("#large th", "#large")),
-        *(("#large a", "#large"), ("#close", "#close")),
+        *(("#large a", "#large"), ("#close", "#close"), ("#large .answers", "#large")),
     ):
         colour, behind = (
             page.evaluate(f"getComputedStyle(document.querySelector('{where}')).{what}")

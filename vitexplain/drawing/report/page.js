@@ -269,6 +269,7 @@ function open(place) {
     const text = make("figcaption", "", `${map.method}: ${describe(map)} · `, link);
     if (map.faithfulness !== null) text.append(` · faithfulness ${map.faithfulness.toFixed(2)}`);
     if (map.best) text.append(" · ", make("strong", "", "the most faithful"));
+    if (map.answers) text.append(make("span", "answers", map.answers));
     const alternative = `map of ${image.name} for ${describe(map)}, ${map.method}`;
     const figure = make("figure", map.best ? "best" : "",
       drawn(image, pixels, { ...map, number }, alternative), text);
@@ -279,6 +280,7 @@ function open(place) {
   $("unbeaten").textContent = image.unbeaten;
   $("unbeaten").hidden = !image.unbeaten;
   $("numbers").replaceChildren(
+    ...(image.lookAt.length ? [table("which map to look at", image.lookAt)] : []),
     ...(image.truth ? [table("true category", [[`${image.truth.index} ${image.truth.name}`,
       image.correct ? "predicted" : "not predicted"]])] : []),
     table("most likely categories", image.top.map((c) => [`${c.index} ${c.name}`, share(c)])),
@@ -327,11 +329,14 @@ for (const slider of document.querySelectorAll("input[type=range]"))
 for (const id of ["search", "category", "truth", "correct", "sort"]) $(id).addEventListener("input", list);
 $("map").addEventListener("input", () => cards.forEach((card) => near.observe(card)));
 
-// Focus must not move below the header, which stays where it is.
-new ResizeObserver(([{ target }]) => {
-  const stays = getComputedStyle(target).position === "sticky";
-  document.documentElement.style.scrollPaddingTop = stays ? `${target.offsetHeight + 8}px` : "0";
-}).observe(document.querySelector("header"));
+// Focus must not move below the header, which stays where it is; in a low window it does not.
+function padding() {
+  const header = document.querySelector("header");
+  const stays = getComputedStyle(header).position === "sticky";
+  document.documentElement.style.scrollPaddingTop = stays ? `${header.offsetHeight + 8}px` : "0";
+}
+new ResizeObserver(padding).observe(document.querySelector("header"));
+addEventListener("resize", padding);
 
 $("made").textContent = run.made;
 for (const name of kinds) $("map").append(new Option(name));

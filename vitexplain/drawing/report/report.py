@@ -31,6 +31,7 @@ from vitexplain.drawing.html import filled, json_text, policy, printable_name, w
 from vitexplain.images.reading import PictureError, open_image
 from vitexplain.images.region import Region
 from vitexplain.images.writing import write_whole
+from vitexplain.methods.questions import QUESTIONS, by_question, in_words, look_at, questions_of
 from vitexplain.methods.registry import METHODS
 from vitexplain.parallel import in_order
 from vitexplain.words import UNBEATEN
@@ -80,11 +81,30 @@ def write_report(
 
 
 def _made(results: Sequence[dict]) -> str:
-    """By which methods: "Maps by gradient attention rollout, relevance"."""
-    methods = dict.fromkeys(
-        METHODS[found["method"]["name"]].title for result in results for found in result["maps"]
+    """By which methods, and what their maps answer.
+
+    "Maps by LeGrad: which patches change the answer"; where methods answer different questions,
+    "Maps of which patches change the answer: LeGrad; of where the object is: relevance".
+    """
+    answers: dict[str, set[str]] = {}  # name of a method -> the questions
+    for found in (found for result in results for found in result["maps"]):
+        answers.setdefault(found["method"]["name"], set()).update(questions_of(found))
+    if len(set(map(frozenset, answers.values()))) == 1:
+        said = " and ".join(each for each in QUESTIONS if each in next(iter(answers.values())))
+        return f"Maps by {_titles(answers)}" + (f": {said}" if said else "")
+    groups = {
+        question: [name for name in names if question in answers[name]]
+        for question, names in by_question(answers).items()
+    }
+    said = "; of ".join(
+        f"{question}: {_titles(names)}" for question, names in groups.items() if names
     )
-    return f"Maps by {', '.join(methods)}"
+    others = [name for name in answers if not answers[name]]
+    return f"Maps of {said}" + (f"; others: {_titles(others)}" if others else "")
+
+
+def _titles(names: Iterable[str]) -> str:
+    return ", ".join(METHODS[name].title for name in names)
 
 
 def _ahead(
@@ -110,6 +130,7 @@ def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, s
                 "method": METHODS[found["method"]["name"]].title,
                 "category": found["category"],
                 "against": found.get("against", []),
+                "answers": " and ".join(questions_of(found)),
                 "faithfulness": found.get("faithfulness"),
                 "best": found.get("most_faithful", False),
                 "overlay": quote(os.fsencode(found["overlay"])),
@@ -127,6 +148,7 @@ def _image(result: dict, folder: Path, side: int, colormap: str) -> tuple[str, s
         "correct": result.get("correct"),
         "maps": maps,
         "unbeaten": _unbeaten(result["maps"]),
+        "lookAt": in_words(look_at(result["maps"])),
         "facts": _facts(result),
         "details": _details(result),
     }
