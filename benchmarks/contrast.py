@@ -11,18 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.faithfulness import CELLS, CONFIDENCE, cell_shares
+from benchmarks.evidence import CELLS, mosaics_of, own_cells
 from vitexplain.device import choose_device
 from vitexplain.errors import RequestError, run_command
-from vitexplain.faithfulness.passes import BATCH
 from vitexplain.markers import write_between
 from vitexplain.methods.base import CategoryMethod
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.progress import bar_or_lines
-from vitexplain.training.classify import classify, confident
-from vitexplain.training.data import LabelledImages, category_of, is_held_out
-from vitexplain.training.localisation import MapFunction, groups, map_functions
+from vitexplain.training.data import LabelledImages
+from vitexplain.training.localisation import MapFunction, map_functions, on_mosaics
 
 TWO_SIDED = 1.97  # deviations of 95 % of Student's t, from some 200 mosaics on
 
@@ -52,22 +50,21 @@ def markers(model: str) -> tuple[str, str]:
 def shares(loaded: LoadedModel, options: argparse.Namespace) -> dict[str, np.ndarray]:
     """Method -> (mosaics, 2): the mean share of a map in its own cell, plain and in contrast."""
     data = LabelledImages(options.data)
-    names = data.names
-    if options.held_out:
-        names = [name for name in names if is_held_out(int(category_of(name)))]
-    names, labels, probabilities = classify(loaded, data, names, BATCH)
-    sure = confident(labels, probabilities, CONFIDENCE)
-    chosen = groups(labels[sure], CELLS, options.mosaics, options.seed)
-    if not chosen:
+    given = {"held_out": options.held_out, "seed": options.seed}
+    mosaics = mosaics_of(loaded, data, options.mosaics, **given)
+    if not mosaics:
         raise RequestError(f"{options.data}: too few categories are recognised for mosaics")
-    mosaics = [[(names[sure[i]], int(labels[sure[i]])) for i in group] for group in chosen]
     methods = {name: METHODS[name] for name in options.methods}
     contrasts = {
         f"{name} auto": in_contrast(method.make(loaded.model)) for name, method in methods.items()
     }
     maps = map_functions(methods, loaded.model) | contrasts
-    found = cell_shares(maps, loaded, data, bar_or_lines(mosaics, "mosaics"))
-    return {name: np.stack([found[name], found[f"{name} auto"]], axis=1) for name in methods}
+    found = on_mosaics(maps, loaded, data, bar_or_lines(mosaics, "mosaics"))
+    of_each = [{name: own_cells(of) for name, of in masks.items()} for _, masks in found]
+    return {
+        name: np.array([[shares[name], shares[f"{name} auto"]] for shares in of_each])
+        for name in methods
+    }
 
 
 def in_contrast(made: CategoryMethod) -> MapFunction:

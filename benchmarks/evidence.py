@@ -23,13 +23,21 @@ from vitexplain.images.region import Region
 from vitexplain.methods.registry import Method
 from vitexplain.models.loading import LoadedModel
 from vitexplain.progress import bar_or_lines
-from vitexplain.training.data import LabelledImages
-from vitexplain.training.localisation import cell_share, in_boxes, map_functions, on_mosaics
+from vitexplain.training.classify import classify, confident
+from vitexplain.training.data import LabelledImages, category_of, is_held_out
+from vitexplain.training.localisation import (
+    cell_share,
+    groups,
+    in_boxes,
+    map_functions,
+    on_mosaics,
+)
 from vitexplain.training.masks import MaskedImages, on_masks
 
 SLOW = ("integrated_gradients", "occlusion")  # a hundred passes for a map, or more
 CEILING = "ceiling"  # the greedy order's row
 CELLS = 4
+CONFIDENCE = 0.5  # smallest probability of an image in a mosaic
 AT_ONCE = 4  # images whose maps are made in one batch
 TIMED = 2  # images per batch while methods are timed
 SHUFFLED = [f"shuffle {number}" for number in range(1, SHUFFLES + 1)]
@@ -169,11 +177,33 @@ def mosaics(
     for name, methods in bench.due("mosaics", list(named), bench.fewer // CELLS):
         given = {method: maps[method] for method in methods}
         ((_, masks),) = on_mosaics(given, bench.loaded, data, [named[name]])
-        shares = {
-            method: np.mean([cell_share(mask, cell, CELLS) for cell, mask in enumerate(of_each)])
-            for method, of_each in masks.items()
-        }
-        bench.kept.add("mosaics", name, {method: {"cell": of} for method, of in shares.items()})
+        values = {method: {"cell": own_cells(of_each)} for method, of_each in masks.items()}
+        bench.kept.add("mosaics", name, values)
+
+
+def own_cells(masks: np.ndarray) -> float:
+    """The share of a map in its own cell, mean over the maps (CELLS, h, w) of a mosaic's cells."""
+    return float(np.mean([cell_share(mask, cell, CELLS) for cell, mask in enumerate(masks)]))
+
+
+def mosaics_of(
+    loaded: LoadedModel, data: LabelledImages, count: int, *, held_out: bool, seed: int
+) -> list[list[tuple[str, int]]]:
+    """(name, label) of the images of each mosaic: classified correctly and confidently.
+
+    Args:
+        held_out: only images that training of the bundled model left out.
+        seed: decides which of them form a mosaic.
+    """
+    names, labels, probabilities = classify(loaded, data, chosen(data, held_out), BATCH)
+    sure = confident(labels, probabilities, CONFIDENCE)
+    made = groups(labels[sure].tolist(), CELLS, count, seed)
+    return [[(names[sure[i]], int(labels[sure[i]])) for i in group] for group in made]
+
+
+def chosen(data: LabelledImages, held_out: bool) -> list[str]:
+    """All names, or those that training of the bundled model left out."""
+    return [name for name in data.names if not held_out or is_held_out(int(category_of(name)))]
 
 
 def name_of(group: Sequence[tuple[str, int]]) -> str:

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 
 from benchmarks import evidence
-from benchmarks.evidence import CEILING, CELLS, Bench
+from benchmarks.evidence import CEILING, Bench
 from benchmarks.kept import Kept
 from benchmarks.machine import machine
 from vitexplain.device import choose_device
@@ -33,18 +33,17 @@ from vitexplain.drawing.charts import draw_differences, draw_randomisation
 from vitexplain.errors import RequestError, run_command
 from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.measures import ALL, OTHERS, REMOVED, STEPS
-from vitexplain.faithfulness.passes import BATCH, top1
+from vitexplain.faithfulness.passes import top1
 from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.segmentation import SEGMENTED
 from vitexplain.faithfulness.table import Measure, Values, as_markdown, caption
 from vitexplain.markers import write_between
 from vitexplain.models.loading import LoadedModel, load_model
-from vitexplain.training.classify import classify, confident, label_of
-from vitexplain.training.data import LabelledImages, category_of, is_held_out
-from vitexplain.training.localisation import groups, read_boxes, thinned
+from vitexplain.training.classify import label_of
+from vitexplain.training.data import LabelledImages, category_of
+from vitexplain.training.localisation import read_boxes, thinned
 from vitexplain.training.masks import MaskedImages
 
-CONFIDENCE = 0.5  # smallest probability of an image in a mosaic
 DRAWN = 5  # images of the randomisation test's figure
 TITLES = {name: method.title for name, method in ALL.items()} | {CEILING: "greedy order"}
 IN_ITALICS = {*BASELINES, CEILING}  # never the best
@@ -164,18 +163,13 @@ class Pictures:
 
 def pictures(options: argparse.Namespace, data: LabelledImages) -> Pictures:
     """`options.pictures` of the data; and where these do not suffice, of the images with masks."""
-    names = sample(chosen(data, options.held_out), options.pictures, options.seed)
+    names = sample(evidence.chosen(data, options.held_out), options.pictures, options.seed)
     sources: dict[str, LabelledImages | MaskedImages] = dict.fromkeys(names, data)
     if options.masks and len(names) < options.pictures:
         masked = MaskedImages(options.masks)
         others = sample(masked.names, options.pictures - len(names), options.seed)
         sources |= dict.fromkeys(others, masked)
     return Pictures(list(sources), sources)
-
-
-def chosen(data: LabelledImages, held_out: bool) -> list[str]:
-    """All names, or those that training of the bundled model left out."""
-    return [name for name in data.names if not held_out or is_held_out(int(category_of(name)))]
 
 
 def sample(names: Sequence[str], count: int, seed: int) -> list[str]:
@@ -211,14 +205,11 @@ def with_boxes(bench: Bench, options: argparse.Namespace) -> list[str]:
 
 
 def on_mosaics(bench: Bench, data: LabelledImages, options: argparse.Namespace) -> list[str]:
-    """Measure on mosaics of images that are classified correctly and confidently; their names."""
-    names = chosen(data, options.held_out)
-    names, labels, probabilities = classify(bench.loaded, data, names, BATCH)
-    sure = confident(labels, probabilities, CONFIDENCE)
-    made = groups(labels[sure].tolist(), CELLS, options.mosaics, options.seed)
-    cells = [[(names[sure[i]], int(labels[sure[i]])) for i in group] for group in made]
-    evidence.mosaics(bench, data, cells)
-    return [evidence.name_of(group) for group in cells]
+    """Measure on mosaics; returns their names."""
+    given = {"held_out": options.held_out, "seed": options.seed}
+    groups = evidence.mosaics_of(bench.loaded, data, options.mosaics, **given)
+    evidence.mosaics(bench, data, groups)
+    return [evidence.name_of(group) for group in groups]
 
 
 def draw(bench: Bench, images: Pictures, path: str) -> None:

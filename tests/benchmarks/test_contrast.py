@@ -6,13 +6,13 @@ import zipfile
 import numpy as np
 import pytest
 
-from benchmarks import contrast
+from benchmarks import contrast, evidence
 from helpers import ROOT, make_vit
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel
 from vitexplain.models.transform import InputTransform
 from vitexplain.training.data import LabelledImages
-from vitexplain.training.localisation import cell_share, mosaic
+from vitexplain.training.localisation import cell_share, groups, mosaic
 
 IMAGES = ["cat", "coffee", "koala", "panda", "macaw", "dog"]
 
@@ -24,7 +24,7 @@ def loaded(monkeypatch):
     loaded = LoadedModel(make_vit(), "tiny", transform, [f"category {i}" for i in range(7)])
     monkeypatch.setattr(contrast, "load_model", lambda *_, **__: loaded)
     # a random model is right about nothing
-    monkeypatch.setattr(contrast, "confident", lambda labels, *_: np.arange(len(labels)))
+    monkeypatch.setattr(evidence, "confident", lambda labels, *_: np.arange(len(labels)))
     return loaded
 
 
@@ -47,7 +47,7 @@ def test_the_table_is_that_of_maps_by_hand(loaded, data, tmp_path, capsys):
     images = LabelledImages(data)
     names = sorted(images.names)
     expected = []
-    for group in contrast.groups(range(6), 4, 3, 0):
+    for group in groups(range(6), 4, 3, 0):
         tensor = loaded.transform(mosaic([images.read(names[i]) for i in group], 32))[None]
         made = METHODS["gradcam"].make(loaded.model)
         expected.append([
@@ -64,6 +64,6 @@ def test_the_table_is_that_of_maps_by_hand(loaded, data, tmp_path, capsys):
 
 
 def test_too_few_categories(loaded, data, capsys, monkeypatch):
-    monkeypatch.setattr(contrast, "confident", lambda *_: np.arange(2))
+    monkeypatch.setattr(evidence, "confident", lambda *_: np.arange(2))
     assert contrast.main(["--data", str(data)]) == 2
     assert "too few categories are recognised" in capsys.readouterr().err
