@@ -9,6 +9,7 @@ from vitexplain.training.localisation import (
     in_box,
     mosaic,
     read_boxes,
+    spread,
 )
 
 
@@ -66,3 +67,11 @@ def test_groups_are_of_different_categories_and_repeatable():
     assert all(len({labels[i] for i in group}) == 4 for group in found)
     assert found == groups(labels, 4, 20, seed=3)
     assert groups([0, 0, 1], 4, 20, seed=3) == []
+
+
+def test_spread_is_even():
+    assert spread(list("abcde"), 5) == spread(list("abcde"), 9) == list("abcde")
+    found = spread(range(299), 200)
+    assert len(found) == 200 and found[0] == 0 and found[-1] >= 297
+    assert set(np.diff(found)) == {1, 2}
+    assert spread([], 3) == []

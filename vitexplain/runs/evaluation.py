@@ -31,6 +31,7 @@ from vitexplain.progress import watch_of
 from vitexplain.runs.masks import Masked, measure_masks, totals_as_markdown
 from vitexplain.runs.session import Session, existing, model_report, open_session
 from vitexplain.settings import Settings
+from vitexplain.training.localisation import spread
 from vitexplain.training.masks import MaskedImages
 from vitexplain.versions import versions
 from vitexplain.words import to_json
@@ -193,11 +194,10 @@ def _images(settings: Settings, tell: Callable[[str], None]) -> Sequence[ImageFi
 
 
 def _thinned(items: Sequence[Item], title: str, tell: Callable[[str], None]) -> Sequence[Item]:
-    """At most MOST of them, evenly spread."""
-    if len(items) <= MOST:
-        return items
-    tell(f"measuring on {MOST} of {len(items)} {title}")
-    return [items[number * len(items) // MOST] for number in range(MOST)]
+    """At most MOST of them."""
+    if len(items) > MOST:
+        tell(f"measuring on {MOST} of {len(items)} {title}")
+    return spread(items, MOST)
 
 
 def _tensors(

@@ -1,14 +1,13 @@
 """Evaluate a model on labels: `python -m vitexplain.training.evaluate --data FOLDER_OR_ZIP`.
 
 Accuracy, calibration and confusion, and whether the model's maps fall on what they explain: in
-boxes, if the data have a boxes.csv, and on mosaics of confidently classified images of several
-categories.
+boxes, if the data have a boxes.csv, on masks, if they have an index.csv (see training.masks) or
+--masks names some, and on mosaics of confidently classified images of several categories.
 """
 
 import argparse
 import csv
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,33 +15,18 @@ from PIL import Image
 
 from vitexplain.choices import CROPS
 from vitexplain.device import choose_device
-from vitexplain.drawing.heatmap import draw_overlay
 from vitexplain.errors import run_command
-from vitexplain.faithfulness.intervals import interval_of
-from vitexplain.images.region import Region
 from vitexplain.images.writing import writable_folder
+from vitexplain.models.categories import CategoryError
 from vitexplain.models.loading import LoadedModel, any_model, load_model
-from vitexplain.progress import bar_or_lines
-from vitexplain.training.accuracy import Share, confusion
-from vitexplain.training.classify import accuracy, classify, confident
+from vitexplain.training.accuracy import confusion
+from vitexplain.training.classify import accuracy, classify, confident, label_of
 from vitexplain.training.data import DataError, LabelledImages, category_of, is_held_out
-from vitexplain.training.localisation import (
-    MapFunction,
-    cell_share,
-    groups,
-    in_boxes,
-    map_functions,
-    methods_for,
-    on_mosaics,
-    read_boxes,
-    thinned,
-)
+from vitexplain.training.localisation import methods_for, read_boxes
+from vitexplain.training.masks import INDEX, MaskedImages
 from vitexplain.training.page import confusion_image, page
-from vitexplain.training.pointing import in_words, worst
+from vitexplain.training.placement import placement
 from vitexplain.words import to_json
-
-SHOWN_MOSAICS = 6
-SHOWN_MISSES = 6
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,8 +50,9 @@ def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> 
     """
     output = writable_folder(options.output)
     data = LabelledImages(options.data)
+    masked = _masked(options, data)
     loaded = loaded or loaded_for(options)
-    names = _chosen(data.names, options.held_out)
+    names = _chosen(_labelled(loaded, data, masked), options.held_out)
     names, labels, probabilities = classify(loaded, data, names, options.batch_size)
     report = {
         "model": loaded.name,
@@ -79,26 +64,23 @@ def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> 
     report["per_category"] = per_category(loaded, labels, probabilities, output)
     shown: list[tuple[str, Image.Image]] = []
     if methods := methods_for(loaded.model):
-        maps = map_functions(methods, loaded.model)
-        of_category = {name: maps[name] for name in maps if methods[name].of_category}
-        if text := data.side_file("boxes.csv"):
-            boxes = read_boxes(text)
-            labelled = dict(zip(names, labels.tolist(), strict=True))
-            found, chosen = _on_boxes(maps, loaded, data, labelled, boxes, options.boxes)
-            report["boxes"] = {name: _box_figures(**columns) for name, columns in found.items()}
-            report["boxes_in_words"] = in_words(found) if found else []
-            if found:
-                method = next(iter(of_category))
-                missed = found[method]["energy"], chosen, boxes, maps[method]
-                shown += worst(*missed, loaded, data, SHOWN_MISSES)
-        sure = [
-            (names[i], int(labels[i])) for i in confident(labels, probabilities, options.confidence)
-        ]
-        for cells in (2, 4):
-            report[f"mosaics_{cells}"], samples = _on_mosaics(
-                of_category, loaded, data, sure, cells, options
-            )
-            shown += samples
+        text = data.side_file("boxes.csv")
+        sure = confident(labels, probabilities, options.confidence)
+        found = placement(
+            loaded,
+            methods,
+            data,
+            dict(zip(names, labels.tolist(), strict=True)),
+            [(names[i], int(labels[i])) for i in sure],
+            read_boxes(text) if text else None,
+            masked,
+            most={"boxes": options.boxes, "mosaics": options.mosaics, "masks": options.masked},
+            seed=options.seed,
+        )
+        report |= found.report() | {"table": found.as_text()}
+        shown = found.shown
+        if found.values:
+            (output / "maps.md").write_text(found.as_markdown(), encoding="utf-8")
     counts = confusion(probabilities.argmax(axis=1), labels)
     image = confusion_image(*counts, loaded.categories)
     image.save(output / "confusion.png")
@@ -106,6 +88,39 @@ def evaluate(options: argparse.Namespace, loaded: LoadedModel | None = None) -> 
     (output / "report.html").write_text(text, encoding="utf-8")
     (output / "report.json").write_text(to_json(report, indent=2), encoding="utf-8")
     return report
+
+
+def _masked(options: argparse.Namespace, data: LabelledImages) -> MaskedImages | None:
+    """The images with masks: those of --masks, or of the data themselves."""
+    if options.masks is not None:
+        return MaskedImages(options.masks)
+    return None if data.side_file(INDEX) is None else MaskedImages(options.data)
+
+
+def _labelled(loaded: LoadedModel, data: LabelledImages, masked: MaskedImages | None) -> list[str]:
+    """The images that have a label: neither masks of the same data, nor what only has a mask."""
+    if masked is None or masked.path.resolve() != data.path.resolve():
+        return data.names
+    masks, with_mask = masked.masks, set(masked.names)
+    names = [
+        name
+        for name in data.names
+        if name not in masks and (name not in with_mask or _has_label(loaded, name))
+    ]
+    if not names:
+        raise DataError(
+            f"{data.path} holds no images in folders named by category; for masks alone there is "
+            "vit_explain.py --evaluate --masks"
+        )
+    return names
+
+
+def _has_label(loaded: LoadedModel, name: str) -> bool:
+    try:
+        label_of(loaded, category_of(name))
+    except CategoryError:
+        return False
+    return True
 
 
 def loaded_for(options: argparse.Namespace) -> LoadedModel:
@@ -137,68 +152,6 @@ def per_category(
     return str(path)
 
 
-def _on_boxes(
-    maps: Mapping[str, MapFunction],
-    loaded: LoadedModel,
-    data: LabelledImages,
-    labels: Mapping[str, int],
-    boxes: Mapping[str, Region],
-    count: int,
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
-    """Of every method, and of a centre Gaussian, the values of at most `count` images with boxes;
-    and these images with their categories."""
-    chosen = thinned([name for name in labels if name in boxes], count)
-    chosen = {name: labels[name] for name in chosen}
-    return in_boxes(maps, loaded, data, chosen, boxes, bar_or_lines), chosen
-
-
-def _box_figures(pointing: np.ndarray, energy: np.ndarray) -> dict:
-    share = Share(pointing.sum(), len(pointing))
-    return {
-        "pictures": len(pointing),
-        "pointing": share.value,
-        "pointing_interval": share.interval,
-        "energy": energy.mean(),
-        "energy_interval": interval_of(energy),
-    }
-
-
-def _on_mosaics(
-    maps: Mapping[str, MapFunction],
-    loaded: LoadedModel,
-    data: LabelledImages,
-    sure: Sequence[tuple[str, int]],
-    cells: int,
-    options: argparse.Namespace,
-) -> tuple[dict, list[tuple[str, Image.Image]]]:
-    """Figures of every method on mosaics of 2 or 4 images, and some mosaics with a map."""
-    labels = [label for _, label in sure]
-    chosen = groups(labels, cells, options.mosaics, options.seed)
-    of_cells = [[sure[i] for i in group] for group in chosen]
-    shares: dict[str, list[float]] = {}
-    shown = []
-    found = on_mosaics(maps, loaded, data, bar_or_lines(of_cells, f"mosaics of {cells}"))
-    for number, (group, (canvas, masks)) in enumerate(zip(of_cells, found, strict=True)):
-        for method, of_each in masks.items():
-            shares.setdefault(method, []).extend(
-                cell_share(mask, index, cells) for index, mask in enumerate(of_each)
-            )
-        if number < SHOWN_MOSAICS:
-            name, drawn = loaded.categories[group[0][1]], next(iter(masks.values()))[0]
-            shown.append((f"{cells} images, for: {name}", draw_overlay(canvas, drawn)))
-    return {m: _mosaic_figures(np.array(v), cells) for m, v in shares.items()}, shown
-
-
-def _mosaic_figures(shares: np.ndarray, cells: int) -> dict:
-    return {
-        "maps": len(shares),
-        "chance": 1 / cells,
-        "in_right_cell": shares.mean(),
-        "interval": interval_of(shares),
-        "right_cell_heavier_than_the_rest": float((shares > 0.5).mean()),
-    }
-
-
 def _chosen(names: list[str], held_out: bool) -> list[str]:
     if not held_out:
         return names
@@ -217,24 +170,10 @@ def as_text(report: dict) -> str:
         low, high = top["interval"]
         lines.append(f"  top-{k}: {top['value']:.3f} ({low:.3f} to {high:.3f}), {top['right']}")
     lines.append(f"  expected calibration error: {figures['calibration_error']:.3f}")
-    for method, found in report.get("boxes", {}).items():
-        lines.append(
-            f"  boxes, {method}: pointing {found['pointing']:.3f}, energy {found['energy']:.3f}"
-            f"{_in_brackets(found['energy_interval'])}"
-        )
-    lines += (f"  {sentence}" for sentence in report.get("boxes_in_words", ()))
-    for cells in (2, 4):
-        for method, found in report.get(f"mosaics_{cells}", {}).items():
-            lines.append(
-                f"  mosaics of {cells}, {method}: {found['in_right_cell']:.3f} of the map in the "
-                f"right cell{_in_brackets(found['interval'])}, heavier "
-                f"there in {found['right_cell_heavier_than_the_rest']:.3f} of {found['maps']}"
-            )
+    if table := report.get("table"):
+        lines += ["", table]
+    lines += report.get("boxes_in_words", ())
     return "\n".join(lines)
-
-
-def _in_brackets(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -252,6 +191,8 @@ def parser() -> argparse.ArgumentParser:
     add("--confidence", type=float, default=0.5, help="least probability for mosaics")
     add("--mosaics", type=int, default=100, help="mosaics of each size")
     add("--boxes", type=int, default=500, help="how many images with boxes, at most")
+    add("--masks", help="images with masks, a folder or a zip file; by default those of --data")
+    add("--masked", type=int, default=500, help="how many images with masks, at most")
     add("--batch_size", type=int, default=32)
     add("--seed", type=int, default=0, help="decides which images form a mosaic")
     add("--json", action="store_true", help="print JSON instead of a table")

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ from vitexplain.models.transform import InputTransform
 from vitexplain.progress import Watch, silent
 from vitexplain.training.data import LabelledImages
 
+Item = TypeVar("Item")
 # one image (1, 3, H, W) and K categories -> (K, h, w)
 MapFunction = Callable[[Tensor, Sequence[int]], np.ndarray]
 
@@ -53,6 +55,13 @@ def map_functions(methods: Mapping[str, Method], model: nn.Module) -> dict[str, 
 def thinned(names: Sequence[str], count: int) -> list[str]:
     """At most `count` of them, evenly spread over all but the last ones."""
     return list(names[:: max(1, len(names) // max(1, count))][:count])
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of them, evenly spread over all."""
+    if len(items) <= count:
+        return list(items)
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def in_boxes(
