@@ -185,7 +185,7 @@ def test_padding_is_unknown():
 
 
 def test_values_of_each_image(loaded, data):
-    """Those of the map of the likeliest of its categories, or of all; what fails is named."""
+    """Those of the map of the most likely of its categories, or of all; what fails is named."""
     asked, told = [], []
 
     def first_channel(x, categories):
@@ -207,7 +207,7 @@ def test_values_of_each_image(loaded, data):
     expected = [
         "images/broken.png is not an image",
         "masks/small.png has 45x30 pixels, and its image images/a2.png 90x60",
-        "images/a3.png: its mask has no object in what the model sees of it",
+        "masks/none.png has no pixel of value 1, the object; 0 is background and 255 unknown",
         "no image at masks/missing.png",
         "masks/seven.png holds the value 7: 0 is background",
         "masks/colours.png has 3 channels",
@@ -226,7 +226,7 @@ def test_an_object_outside_the_crop_is_skipped(loaded, tmp_path):
     central = load_model("bundled", img_size=(64, 64), crop="center")
     told = []
     assert list(on_masks({}, central, data, data.names, tell=told.append)) == []
-    assert "no object in what the model sees" in told[0]
+    assert "images/a.png: the model sees nothing of its object" in told[0]
     assert len(list(on_masks({}, loaded, data, data.names, tell=told.append))) == 1
 
 

@@ -6,8 +6,8 @@ A folder, or a zip file with the same layout:
     images/       what `file` names
     masks/        what `mask` names: 0 is background, 1 the object, 255 unknown, not counted
 
-`imagenet_indices` are the categories of the object, "281-285" or several of these: the likeliest of
-them is explained, so that a dog is one of any breed. Without any, it is the likeliest of all.
+`imagenet_indices` are the categories of the object, "281-285" or several of these: the most likely
+of them is explained, so that a dog is one of any breed. Without any, it is the most likely of all.
 """
 
 import csv
@@ -89,7 +89,7 @@ class MaskedImages(StoredImages):
             raise DataError(
                 f"{INDEX} in {self.path}, line {row.line}: the model has the categories 0 to "
                 f"{count - 1}, not {max(row.categories)}; leave {INDICES} empty to explain the "
-                "likeliest"
+                "most likely one"
             )
         return row.categories
 
@@ -100,8 +100,8 @@ class MaskedImages(StoredImages):
             size: (width, height) of the image.
 
         Raises:
-            PictureError: if the mask can't be read, is not as large as its image, or has other
-                values.
+            PictureError: if the mask can't be read, is not as large as its image, has other
+                values, or no object.
         """
         name_of_mask = self._rows[name].mask
         mask = read_mask(self.source(name_of_mask), name_of_mask)
@@ -115,6 +115,11 @@ class MaskedImages(StoredImages):
             raise PictureError(
                 f"{name_of_mask} holds the value {min(others)}: {BACKGROUND} is background, "
                 f"{OBJECT} the object and {UNKNOWN} unknown"
+            )
+        if not (mask == OBJECT).any():
+            raise PictureError(
+                f"{name_of_mask} has no pixel of value {OBJECT}, the object; {BACKGROUND} is "
+                f"background and {UNKNOWN} unknown"
             )
         return mask.astype(np.uint8)
 
@@ -148,19 +153,14 @@ def on_masks(
             image = data.read(name, stretch=loaded.transform.stretch)
             truth = seen_mask(loaded.transform, data.truth(name, image.size))
             if not (truth == OBJECT).any():
-                raise PictureError(f"{name}: its mask has no object in what the model sees of it")
+                raise PictureError(f"{name}: the model sees nothing of its object")
         except PictureError as error:
             tell(f"skipped: {error}")
             continue
         tensor = loaded.transform(image)[None]
         category = _category(loaded.model, tensor, data, name)
-        yield (
-            name,
-            {
-                method: segmented(explain(tensor, [category])[0], truth)
-                for method, explain in maps.items()
-            },
-        )
+        found = {method: explain(tensor, [category])[0] for method, explain in maps.items()}
+        yield name, {method: segmented(mask, truth) for method, mask in found.items()}
 
 
 def seen_mask(transform: InputTransform, mask: np.ndarray) -> np.ndarray:
@@ -197,7 +197,7 @@ def baselines_like(explain: MapFunction) -> dict[str, MapFunction]:
 
 @torch.inference_mode()
 def _category(model: nn.Module, tensor: Tensor, data: MaskedImages, name: str) -> int:
-    """The likeliest of those that the image's object may have; 0 of a model that has none."""
+    """The most likely of those that the image's object may have; 0 of a model that has none."""
     if not has_categories(model):
         return 0
     shadow = shadow_of(model)
