@@ -110,7 +110,7 @@ def average_precision(scores: np.ndarray, is_object: np.ndarray) -> float:
         scores: (n,); equal ones pass a threshold together.
         is_object: (n,) bool, at least one of them true.
     """
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores)  # in any order among equals: only their last one is read
     ranked = scores[order]
     last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each group of equals
     found = np.cumsum(is_object[order])[last]
