@@ -208,7 +208,7 @@ def test_masks_beside_images(masks, folder, tmp_path, capsys):
     assert all(set(columns) == keys for columns in report["methods"].values())
     assert report["methods"]["random"]["ap"]["n"] == 2
     text = (tmp_path / "evaluation.md").read_text(encoding="utf-8")
-    assert text.index("| method | Deletion") < text.index("| method | Pixel accuracy")
+    assert text.index("| method | Faithfulness") < text.index("| method | Pixel accuracy")
 
 
 def test_slow_methods_are_left_out_of_masks_unless_named(masks, tmp_path, capsys):
