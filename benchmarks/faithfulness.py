@@ -36,7 +36,7 @@ from vitexplain.faithfulness.measures import ALL, OTHERS, REMOVED, STEPS
 from vitexplain.faithfulness.passes import top1
 from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.segmentation import SEGMENTED
-from vitexplain.faithfulness.table import Measure, Values, as_markdown, caption
+from vitexplain.faithfulness.table import Behind, Measure, Values, as_markdown, behind, caption
 from vitexplain.markers import write_between
 from vitexplain.models.loading import LoadedModel, load_model
 from vitexplain.training.classify import label_of
@@ -56,6 +56,10 @@ TABLES = {
     "Which patches change the answer": REMOVED,
     "Where the object is": (*SEGMENTED, *LOCALISED),
     "Whether the map is of this model and image, and what it costs": OTHERS,
+}
+DECISIVE = {
+    "Which patches change the answer": "faithfulness",
+    "Where the object is": "foreground_iou",
 }
 COLUMNS = tuple(measure for table in TABLES.values() for measure in table)
 FOREST = ("faithfulness", "foreground_iou", "cell", "energy")
@@ -247,9 +251,37 @@ def as_text(heading: str, values: Values, left_out: Mapping[str, str]) -> str:
                 if any(measure.key in columns for measure in measures)
             }
             table = as_markdown(rows, measures, TITLES, IN_ITALICS)
-            lines += ["", f"**{question}**", "", table]
+            lines += ["", f"**{question}**", "", table, *advice(question, values)]
     lines += [f"\n{TITLES[name]} is left out: {reason}." for name, reason in left_out.items()]
     return "\n".join(lines)
+
+
+def advice(question: str, values: Values) -> list[str]:
+    """What to use for a question: the best by its decisive measure, and who is not worse."""
+    measure = next((measure for measure in COLUMNS if measure.key == DECISIVE.get(question)), None)
+    measured = {name: of for name, of in values.items() if measure and measure.key in of}
+    if not measured:
+        return []
+    compared = behind(measured, measure, IN_ITALICS)
+    methods = sorted(
+        (name for name in measured if name not in IN_ITALICS),
+        key=lambda name: -compared[name].mean if name in compared else -np.inf,
+    )
+    best = [name for name in methods if name not in compared or not compared[name].worse]
+    use = " or ".join(TITLES[name] for name in best)
+    worse = [name for name in methods if name not in best]
+    sentence = f"For {question[0].lower()}{question[1:]}, use {use}"
+    if worse:
+        of = measure.title[0].lower() + measure.title[1:].rstrip(" ↑")
+        sentence += f"; {TITLES[worse[0]]} comes next, {_in_words(compared[worse[0]])} in {of}"
+    return ["", f"{sentence}."]
+
+
+def _in_words(each: Behind) -> str:
+    if each.interval is None:
+        return f"{each.mean:+.3f} (n = {each.count})"
+    low, high = each.interval
+    return f"{each.mean:+.3f} ({low:+.3f} to {high:+.3f}, n = {each.count})"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from benchmarks.kept import Kept
 from helpers import ROOT, make_vit
 from vitexplain.faithfulness.baselines import centre_blob
 from vitexplain.faithfulness.ceiling import ceiling as ceiling_of
+from vitexplain.faithfulness.intervals import interval_of
 from vitexplain.faithfulness.measures import ALL, REMOVED, evaluate_images
 from vitexplain.faithfulness.passes import top1
 from vitexplain.faithfulness.states import Answers
@@ -101,16 +102,40 @@ def test_benchmark_writes_tables_and_figures(measured, data, masks, tmp_path, ca
     tables = [part.split("\n\n") for part in printed.split("\n\n**")[1:]]
     assert [title for title, *_ in tables] == [f"{title}**" for title in faithfulness.TABLES]
     # in every column some method is best, and it is never a baseline
-    for _, table in tables:
+    for _, table, *_ in tables:
         cells = [row.strip("|").split(" | ") for row in table.strip().splitlines()[2:]]
         rows = ["*random map*", "*centre Gaussian*", "*greedy order*"]
         assert [row[0].strip() for row in cells][2:] == rows[: len(cells) - 2]
         for column in list(zip(*cells, strict=True))[1:]:
             assert any("**" in cell for cell in column[:2])
             assert not any("**" in cell for cell in column[2:])
+    assert [text.startswith("For ") for *_, text in tables] == [True, True, False]
     for drawn in (figure, forest):
         with Image.open(drawn) as image:
             assert np.asarray(image).std() > 10
+
+
+def test_the_sentence_below_a_table_says_what_to_use():
+    rng = np.random.default_rng(3)
+    image = rng.random(40)
+    noise = rng.normal(0, 0.01, (2, 40))
+    values = {
+        "consensus": image + 0.1,
+        "legrad": image + 0.09 + 0.05 * (-1) ** np.arange(40),
+        "gradcam": image + noise[0],
+        "relevance": image - 0.2 + noise[1],
+        "random": image + 1,
+    }
+    values = {name: {"faithfulness": of} for name, of in values.items()}
+    question = "Which patches change the answer"
+    _, sentence = faithfulness.advice(question, values)
+    difference = values["gradcam"]["faithfulness"] - values["consensus"]["faithfulness"]
+    low, high = interval_of(difference)
+    assert sentence == (
+        "For which patches change the answer, use consensus of four methods or LeGrad; Grad-CAM "
+        f"comes next, {difference.mean():+.3f} ({low:+.3f} to {high:+.3f}, n = 40) in faithfulness."
+    )
+    assert faithfulness.advice("Where the object is", values) == []
 
 
 def test_an_interrupted_run_goes_on(measured, data, masks, tmp_path, capsys, monkeypatch):
