@@ -43,15 +43,12 @@ from vitexplain.training.classify import label_of
 from vitexplain.training.data import LabelledImages, category_of
 from vitexplain.training.localisation import read_boxes, thinned
 from vitexplain.training.masks import MaskedImages
+from vitexplain.training.placement import BOXED
 
 DRAWN = 5  # images of the randomisation test's figure
 TITLES = {name: method.title for name, method in ALL.items()} | {CEILING: "greedy order"}
 IN_ITALICS = {*BASELINES, CEILING}  # never the best
-LOCALISED = (
-    Measure("cell", "Mosaic ↑", "higher", "mosaics"),
-    Measure("pointing", "Pointing ↑", "higher", "images with boxes"),
-    Measure("energy", "Energy ↑", "higher", "images with boxes"),
-)
+LOCALISED = (Measure("cell", "Mosaic ↑", "higher", "mosaics"), *BOXED)
 TABLES = {
     "Which patches change the answer": REMOVED,
     "Where the object is": (*SEGMENTED, *LOCALISED),
