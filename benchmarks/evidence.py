@@ -17,7 +17,7 @@ from vitexplain.faithfulness.measures import STEPS, faithful, removed
 from vitexplain.faithfulness.passes import BATCH, scores_of, top1
 from vitexplain.faithfulness.sanity import SHUFFLES, by_shuffles
 from vitexplain.faithfulness.stability import stability
-from vitexplain.faithfulness.states import FILLS, Answers
+from vitexplain.faithfulness.states import FILLS, HIDDEN_BY, Answers
 from vitexplain.faithfulness.timing import cost
 from vitexplain.images.region import Region
 from vitexplain.methods.registry import Method
@@ -52,6 +52,7 @@ class Bench:
     Attributes:
         fewer: images, of the first ones of each part, that slow methods explain, too.
         steps: of the curves.
+        fills: by which patches are hidden.
     """
 
     loaded: LoadedModel
@@ -59,6 +60,7 @@ class Bench:
     kept: Kept
     fewer: int
     steps: int = STEPS
+    fills: Sequence[str] = HIDDEN_BY
 
     def due(
         self, part: str, images: Sequence[str], fewer: int | None = None
@@ -109,8 +111,8 @@ def _remove(bench: Bench, read: Read, names: Sequence[str], methods: Sequence[st
     images = bench.tensors(read, names)
     categories = top1(model, images)
     scores = bench.scores(methods, images, categories)
-    answers = Answers(model, images, bench.loaded.labels, BATCH)
-    found = removed(answers, scores, categories, bench.steps)
+    answers = Answers(model, images, bench.loaded.labels)
+    found = removed(answers, scores, categories, bench.steps, bench.fills)
     for place, name in enumerate(names):
         values = {method: _at(place, columns) for method, columns in found.items()}
         bench.kept.add("removal", name, values)

@@ -185,13 +185,16 @@ def test_table_of_options_is_up_to_date():
     assert page.split(begin)[1].split("<!-- options end -->")[0].strip() == made.strip()
 
 
-@pytest.mark.parametrize("name", ["speed", "peers", "folder", "families", "faithfulness"])
+@pytest.mark.parametrize(
+    "name", ["speed", "peers", "folder", "families", "faithfulness", "candidates"]
+)
 def test_benchmarks_find_their_markers(name):
     """The page of each benchmark's table, where `--write` looks for its markers."""
-    page = {"peers": "speed", "folder": "folders", "families": "models"}.get(name, name)
+    pages = {"peers": "speed", "folder": "folders", "families": "models"}
+    page = (pages | {"candidates": "faithfulness"}).get(name, name)
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     benchmark = import_module(f"benchmarks.{name}")
-    if name == "faithfulness":
+    if name in ("faithfulness", "candidates"):
         pairs = [benchmark.markers(model) for model in ("bundled", "deit_tiny_patch16_224")]
     else:
         pairs = [(benchmark.BEGIN, benchmark.END)]
