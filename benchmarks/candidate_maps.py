@@ -67,18 +67,23 @@ def of_later_blocks(model: nn.Module, method: str) -> CategoryMethod:
     return METHODS[method].make(model, start_block=middle(model))
 
 
+def named(name: str) -> Method:
+    """The method of a name in METHODS or CANDIDATES."""
+    return METHODS[name] if name in METHODS else CANDIDATES[name].method
+
+
 class Mixture(CategoryMethod):
     """Scores made of those of several methods, each from passes of its own.
 
     Args:
         model: one that all of them explain; left as it was found.
-        parts: names of METHODS.
+        parts: names of METHODS or CANDIDATES.
         mix: name -> (B, h, w) in, (B, h, w) out.
     """
 
     def __init__(self, model: nn.Module, parts: Sequence[str], mix: Mix):
         self.model, self.mix = check_supported(model), mix
-        self.parts = {name: METHODS[name].make(model) for name in parts}
+        self.parts = {name: named(name).make(model) for name in parts}
 
     def _scores(self, images: Tensor, layout: TokenLayout, choose: Choose) -> Scores:
         found = {}
@@ -158,11 +163,11 @@ class Shifted(CategoryMethod):
     """The mean of a method's scores over 2 x 2 shifts of the image by half a patch.
 
     Args:
-        method: name of one in METHODS.
+        method: name of one in METHODS or CANDIDATES.
     """
 
     def __init__(self, model: nn.Module, method: str):
-        self.model, self.method = check_supported(model), METHODS[method].make(model)
+        self.model, self.method = check_supported(model), named(method).make(model)
 
     def _scores(self, images: Tensor, layout: TokenLayout, choose: Choose) -> Scores:
         half = images.shape[2] // layout.grid[0] // 2
@@ -439,6 +444,13 @@ CANDIDATES = dict(
         _mixed("consensus_of_five", "consensus of the four and relevance", all_agree, FIVE, BOTH),
         _mixed("consensus_times_relevance", "consensus times relevance", multiplied, BOTH, BOTH),
         _mixed(
+            "consensus_with_libragrad",
+            "consensus with LibraGrad in AttnLRP's place",
+            all_agree,
+            ("grad_rollout", "legrad", "libragrad", "gradcam"),
+            ("consensus", "libragrad"),
+        ),
+        _mixed(
             "relevance_by_consensus",
             "relevance, its values in the order of the consensus",
             relevance_in_order,
@@ -531,6 +543,13 @@ CANDIDATES = dict(
             "Shifted",
             ["grad_rollout"],
             method="grad_rollout",
+        ),
+        _of(
+            "libragrad_shifted",
+            "LibraGrad, mean of 4 shifts by half a patch",
+            "Shifted",
+            ["libragrad"],
+            method="libragrad",
         ),
     ]
 )

@@ -6,7 +6,14 @@ import torch
 from conftest import state_of
 from torch.nn import functional as F
 
-from benchmarks.candidate_maps import CANDIDATES, LibraRules, in_order, mean_of_shifts, moved_back
+from benchmarks.candidate_maps import (
+    CANDIDATES,
+    LibraRules,
+    in_order,
+    mean_of_shifts,
+    moved_back,
+    named,
+)
 from helpers import make_vit
 from vitexplain.attention.capture import inference_state
 from vitexplain.attention.tokens import UnsupportedModel
@@ -198,11 +205,17 @@ def test_against_rivals(model, images, name):
     assert (found < 0).any()
 
 
-def test_consensus_of_five(model, images):
-    """Its order is that of the sums of five methods' ranks."""
-    names = ("grad_rollout", "legrad", "attnlrp", "gradcam", "relevance")
-    parts = [of_method(name, model, images) for name in names]
-    for image, found in enumerate(scores_of("consensus_of_five", model, images)):
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("consensus_of_five", ["attnlrp", "relevance"]), ("consensus_with_libragrad", ["libragrad"])],
+)
+def test_other_consensuses(model, images, name, own):
+    """Their order is that of the sums of their methods' ranks."""
+    parts = [
+        named(each).make(model).explain(images, CATEGORIES).scores.reshape(3, -1)
+        for each in ("grad_rollout", "legrad", "gradcam", *own)
+    ]
+    for image, found in enumerate(scores_of(name, model, images)):
         sums = np.sum([counted_ranks(part[image]) for part in parts], axis=0)
         assert counted_ranks(found) == counted_ranks(sums)
 
@@ -266,17 +279,20 @@ def test_mean_of_shifts():
     np.testing.assert_allclose(mean_of_shifts(moved)[0], expected)
 
 
-def test_shifts_begin_with_the_image_itself(model, images):
-    """An image that looks the same wherever it is shifted to has the map of each shift."""
+@pytest.mark.parametrize("name", ["grad_rollout", "libragrad"])
+def test_shifts_of_an_even_image(model, images, name):
+    """It looks the same wherever it is shifted to: each shift has its map, elsewhere."""
     even = torch.ones_like(images) * images.mean(dim=(2, 3), keepdim=True)
-    fine = of_method("grad_rollout", model, even).reshape(3, 4, 4).repeat(2, 1).repeat(2, 2)
-    padded = np.pad(fine, ((0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    scores = named(name).make(model).explain(even, CATEGORIES).scores
+    padded = np.pad(
+        scores.repeat(2, 1).repeat(2, 2), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan
+    )
     shifts = [
         padded[:, down : down + 8, across : across + 8] for down in (0, 1) for across in (0, 1)
     ]
     expected = np.nanmean(shifts, axis=0).reshape(3, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(3, -1)
-    found = scores_of("grad_rollout_shifted", model, even)
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    found = scores_of(f"{name}_shifted", model, even)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CANDIDATES)
