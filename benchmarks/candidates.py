@@ -88,7 +88,7 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> str:
 
 
 def columns(bench: Bench, part: str, images: Sequence[str], key: str) -> dict[str, np.ndarray]:
-    """Method -> (n,), its values of one measure, NaN where there is none.
+    """Method -> (n,), all kept values of one measure, NaN where there is none.
 
     Raises:
         RequestError: if there is no value at all.
@@ -96,7 +96,7 @@ def columns(bench: Bench, part: str, images: Sequence[str], key: str) -> dict[st
     found = bench.kept.columns(part, images)
     if not found:
         raise RequestError(f"nothing to compare: no image for {key} was measured")
-    return {name: found[name][key] for name in bench.methods if name in found}
+    return {name: found[name][key] for name in ALL if name in found}
 
 
 def as_text(heading: str, answers: Answers, left_out: Mapping[str, str]) -> str:
@@ -112,11 +112,11 @@ def as_text(heading: str, answers: Answers, left_out: Mapping[str, str]) -> str:
     for name, candidate in CANDIDATES.items():
         if name not in answers["faithfulness"]:
             continue
-        title = candidate.method.title
+        title = f" {candidate.method.title} "
         for other in candidate.others:
             cells = " | ".join(column.cell(name, other) for column in columns)
-            lines.append(f"| {title} | {ALL[other].title} | {cells} |")
-            title = ""
+            lines.append(f"|{title}| {ALL[other].title} | {cells} |")
+            title = " "
         cells = " | ".join(column.cell(name, best[column.key]) for column in columns)
         lines.append(f"| | the best single method | {cells} |")
     lines += [f"\n{ALL[name].title} is left out: {reason}." for name, reason in left_out.items()]
@@ -200,7 +200,14 @@ def parser() -> argparse.ArgumentParser:
     add("--model", default="bundled", help="as for vit_explain.py")
     add("--checkpoint", help="as for vit_explain.py")
     add("--device", default="cpu", help="auto, cpu, cuda or mps")
-    add("--candidates", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="NAME")
+    add(
+        "--candidates",
+        nargs="+",
+        choices=CANDIDATES,
+        default=list(CANDIDATES),
+        metavar="NAME",
+        help="that are measured; the table has all whose values are kept",
+    )
     add("--held_out", action="store_true", help="of --data, only categories whose index mod 5 is 1")
     add("--pictures", type=int, default=80, help="whose patches are removed, half of them explored")
     add("--masked", type=int, default=60, help="images with masks, half of them explored")

@@ -87,6 +87,23 @@ def test_the_table_is_that_of_maps_by_hand(loaded, data, tmp_path, capsys):
     assert len(set(cells)) > 1
 
 
+def test_the_table_has_all_that_is_kept(loaded, data, tmp_path, capsys):
+    """A candidate that is measured on fewer images says so."""
+    given = ["--data", str(data[0]), "--values", str(tmp_path / "values.jsonl")]
+    candidates.main([*given, "--candidates", "cdam", "--pictures", "2"])
+    own = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| CDAM")]
+    candidates.main([*given, "--candidates", "relevance_later", "--pictures", "4"])
+    text = capsys.readouterr().out
+    assert "explored, n = 2 | Faithfulness, confirmed, n = 2 |" in text
+    assert "| relevance of the later blocks | relevance |" in text
+    assert own[0].replace(" |", ", n = 1 |").split(" | ")[2:] == [
+        cell
+        for line in text.splitlines()
+        if line.startswith("| CDAM")
+        for cell in line.split(" | ")[2:]
+    ]
+
+
 def test_what_is_kept_is_not_measured_again(loaded, data, tmp_path, capsys, monkeypatch):
     given = ["--data", str(data[0]), "--candidates", "relevance_later", "--pictures", "2"]
     given += ["--values", str(tmp_path / "values.jsonl")]
