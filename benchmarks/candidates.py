@@ -20,7 +20,7 @@ import timm
 import torch
 
 from benchmarks import evidence
-from benchmarks.candidate_maps import CANDIDATES, FIVE
+from benchmarks.candidate_list import CANDIDATES, FIVE
 from benchmarks.evidence import Bench
 from benchmarks.faithfulness import Pictures, about, model_of, pictures, with_masks
 from benchmarks.kept import Kept

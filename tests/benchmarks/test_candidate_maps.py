@@ -6,14 +6,9 @@ import torch
 from conftest import state_of
 from torch.nn import functional as F
 
-from benchmarks.candidate_maps import (
-    CANDIDATES,
-    LibraRules,
-    in_order,
-    mean_of_shifts,
-    moved_back,
-    named,
-)
+from benchmarks.candidate_list import CANDIDATES
+from benchmarks.candidate_maps import LibraRules
+from benchmarks.candidate_mixtures import in_order, mean_of_shifts, moved_back
 from helpers import make_vit
 from vitexplain.attention.capture import inference_state
 from vitexplain.attention.tokens import UnsupportedModel
@@ -28,7 +23,7 @@ def model():
 
 
 def scores_of(name, model, images):
-    """(B, 16)."""
+    """(B, 16), of a candidate."""
     made = CANDIDATES[name].method.make(model)
     return made.explain(images, CATEGORIES).scores.reshape(len(images), -1)
 
@@ -186,7 +181,9 @@ def test_libragrad_rollout(model, images):
 
 
 def of_method(name, model, images, **options):
-    return METHODS[name].make(model, **options).explain(images, CATEGORIES).scores.reshape(3, -1)
+    """(B, 16), of a method or another candidate."""
+    method = METHODS[name] if name in METHODS else CANDIDATES[name].method
+    return method.make(model, **options).explain(images, CATEGORIES).scores.reshape(3, -1)
 
 
 def test_of_later_blocks(model, images):
@@ -212,7 +209,10 @@ def test_against_rivals(model, images, name):
 def test_other_consensuses(model, images, name, own):
     """Their order is that of the sums of their methods' ranks."""
     parts = [
-        named(each).make(model).explain(images, CATEGORIES).scores.reshape(3, -1)
+        (METHODS.get(each) or CANDIDATES[each].method)
+        .make(model)
+        .explain(images, CATEGORIES)
+        .scores.reshape(3, -1)
         for each in ("grad_rollout", "legrad", "gradcam", *own)
     ]
     for image, found in enumerate(scores_of(name, model, images)):
@@ -283,7 +283,9 @@ def test_mean_of_shifts():
 def test_shifts_of_an_even_image(model, images, name):
     """It looks the same wherever it is shifted to: each shift has its map, elsewhere."""
     even = torch.ones_like(images) * images.mean(dim=(2, 3), keepdim=True)
-    scores = named(name).make(model).explain(even, CATEGORIES).scores
+    scores = (
+        (METHODS.get(name) or CANDIDATES[name].method).make(model).explain(even, CATEGORIES).scores
+    )
     padded = np.pad(
         scores.repeat(2, 1).repeat(2, 2), ((0, 0), (0, 1), (0, 1)), constant_values=np.nan
     )
