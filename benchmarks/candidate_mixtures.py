@@ -64,11 +64,7 @@ def geometric(parts: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def relevance_in_order(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Relevance's own values, in the order of the mean ranks of all the parts but relevance.
-
-    Quantile normalisation, see vitexplain.methods.consensus. To have relevance's own ranks among
-    these, see `relevance_half_in_order`.
-    """
+    """Relevance's own values, in the order of the mean ranks of all the parts but relevance."""
     return in_order(
         parts["relevance"], [part for name, part in parts.items() if name != "relevance"]
     )
@@ -80,7 +76,10 @@ def relevance_half_in_order(parts: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def in_order(values: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """The values (B, h, w) of each image, moved to where the mean ranks of the parts put them."""
+    """The values (B, h, w) of each image, moved to where the mean ranks of the parts put them.
+
+    Quantile normalisation, see vitexplain.methods.consensus.
+    """
     flat = np.stack([part.reshape(len(part), -1) for part in parts]).astype(np.float64)
     mean_ranks = np.apply_along_axis(ranks, 2, flat).mean(axis=0)
     by_place = np.sort(values.reshape(len(values), -1), axis=1)

@@ -42,7 +42,7 @@ QUESTIONS = {"faithfulness": "Faithfulness", "foreground_iou": "Foreground IoU"}
 HALVES = {"explored": slice(0, None, 2), "confirmed": slice(1, None, 2)}
 
 # key of a question -> method -> its value for each image
-Answers = Mapping[str, Mapping[str, np.ndarray]]
+ByQuestion = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +99,7 @@ def columns(bench: Bench, part: str, images: Sequence[str], key: str) -> dict[st
     return {name: found[name][key] for name in ALL if name in found}
 
 
-def as_text(heading: str, answers: Answers, left_out: Mapping[str, str]) -> str:
+def as_text(heading: str, answers: ByQuestion, left_out: Mapping[str, str]) -> str:
     """Markdown: what was measured, and a row for each candidate and each that it has to beat."""
     best = {key: best_single(values) for key, values in answers.items()}
     columns = [Column(key, half, answers[key]) for key in answers for half in HALVES]
