@@ -79,8 +79,8 @@ class GradEclip(CategoryMethod):
         S_i = sum_d dy_c/do_d v_id lambda_i,
 
     lambda_i the similarity of the class token's query and key i, "loosened": cos(q, k_i), scaled to
-    0 to 1 over the patches. Of several blocks, their sum. As in the paper's equations, q and k are
-    taken as they are; the authors' code passes them through that linear layer first.
+    0 to 1 over the patches. Of several blocks, their sum. Here q and k are taken as they are; the
+    authors' code passes them through that linear layer first.
 
     Args:
         later: of the later blocks; else of the last one.
@@ -160,9 +160,9 @@ class SeenAttention(TorchFunctionMode):
 class LibraGrad(CategoryMethod):
     """LibraGrad: tokens times gradients that are balanced, summed over the later blocks.
 
-    Mehri, Fayyaz, Soleymani Baghshah & Pilehvar 2025, "LibraGrad: Balancing Gradient Flow for
-    Universally Better Vision Transformer Attributions" (CVPR). Backward paths are pruned and scaled
-    until what arrives at the inputs, and at the biases, sums to the logit, see LibraRules. Then
+    Mehri, Baghshah & Pilehvar 2025, "LibraGrad: Balancing Gradient Flow for Universally Better
+    Vision Transformer Attributions" (CVPR). Backward paths are pruned and scaled until what arrives
+    at the inputs, and at the biases, sums to the logit, see LibraRules. Then
 
         S_i = sum_l sum_d z_l,id dy_c/dz_l,id,    z_l the tokens before block l.
     """
