@@ -232,8 +232,7 @@ def heading(loaded: LoadedModel, images: Pictures, options: argparse.Namespace) 
     versions = f"torch {torch.__version__}, timm {timm.__version__}"
     return (
         f"{model_of(loaded)}: {of}{held_out}; curves of {options.steps} steps; methods that need "
-        f"a hundred passes on {options.fewer} at most; "
-        f"times on {machine_of(loaded)}; {versions}."
+        f"a hundred passes on fewer; times on {machine_of(loaded)}; {versions}."
     )
 
 

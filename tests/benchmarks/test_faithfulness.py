@@ -200,7 +200,6 @@ def test_values_are_those_of_the_measures(measured, loaded, data, tmp_path, caps
         )
 
 
-@pytest.mark.xfail(strict=True, reason="the page's tables were made before intervals were paired")
 @pytest.mark.parametrize("model", ["bundled", "deit_tiny_patch16_224"])
 def test_the_page_has_the_tables_that_are_made_today(model):
     """The same heads, rows and sentences; the figures are those of the latest run."""
