@@ -13,26 +13,25 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 
-from benchmarks import evidence
+from benchmarks import evidence, pages
 from benchmarks.candidate_list import CANDIDATES, FIVE
-from benchmarks.evidence import Bench
-from benchmarks.faithfulness import Pictures, about, model_of, pictures, with_masks
-from benchmarks.kept import Kept
-from vitexplain.device import choose_device
-from vitexplain.errors import RequestError, run_command
+from benchmarks.evidence import Bench, bench_for
+from benchmarks.faithfulness import Pictures, pictures, with_masks
+from benchmarks.pages import model_of
+from vitexplain.errors import RequestError
 from vitexplain.faithfulness.intervals import interval_of
 from vitexplain.faithfulness.measures import STEPS
 from vitexplain.faithfulness.states import FILLS
 from vitexplain.faithfulness.table import known
-from vitexplain.markers import write_between
 from vitexplain.methods.registry import METHODS
-from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.models.loading import LoadedModel
 from vitexplain.training.data import LabelledImages
 
 ALL = {name: METHODS[name] for name in FIVE} | {
@@ -45,39 +44,17 @@ HALVES = {"explored": slice(0, None, 2), "confirmed": slice(1, None, 2)}
 ByQuestion = Mapping[str, Mapping[str, np.ndarray]]
 
 
+markers = partial(pages.markers, "candidates on", "candidates")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-
-    def work() -> None:
-        device, _ = choose_device(options.device)
-        loaded = load_model(options.model, options.checkpoint, device=device)
-        text = measure(loaded, options)
-        print(text)
-        if options.write:
-            write_between(Path(options.write), *markers(model_of(loaded)), text)
-
-    return run_command("candidates", work)
-
-
-def markers(model: str) -> tuple[str, str]:
-    """Begin and end of a model's table in its page."""
-    return (
-        f"<!-- candidates on {model}: made by benchmarks.candidates -->",
-        f"<!-- candidates on {model} end -->",
-    )
+    return pages.run("candidates", parser().parse_args(arguments), measure, markers)
 
 
 def measure(loaded: LoadedModel, options: argparse.Namespace) -> str:
     """Measure what is not kept yet, and return the table."""
-    if options.steps < 1 or options.steps % 10:
-        raise RequestError(f"--steps must be a multiple of 10, not {options.steps}")
     wanted = {name: ALL[name] for name in dict.fromkeys((*FIVE, *options.candidates))}
-    methods, left_out = evidence.supported(wanted, loaded)
-    kept = Kept(
-        Path(options.values) if options.values else None,
-        about(loaded, options) | {"fills": list(FILLS)},
-    )
-    bench = Bench(loaded, methods, kept, 0, options.steps, FILLS)
+    bench, left_out = bench_for(loaded, wanted, options, 0, FILLS)
     images = pictures(options, LabelledImages(options.data))
     evidence.removal(bench, images.read, images.names)
     answers = {"faithfulness": columns(bench, "removal", images.names, "faithfulness")}
@@ -195,11 +172,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0], formatter_class=formatter
     )
     add = parser.add_argument
-    add("--data", required=True, help="folder of folders, or a zip file of the same layout")
+    pages.add_options(parser)
     add("--masks", help="images with masks of their objects, see vitexplain.training.masks")
-    add("--model", default="bundled", help="as for vit_explain.py")
-    add("--checkpoint", help="as for vit_explain.py")
-    add("--device", default="cpu", help="auto, cpu, cuda or mps")
     add(
         "--candidates",
         nargs="+",
@@ -208,13 +182,10 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="that are measured; the table has all whose values are kept",
     )
-    add("--held_out", action="store_true", help="of --data, only categories whose index mod 5 is 1")
     add("--pictures", type=int, default=80, help="whose patches are removed, half of them explored")
     add("--masked", type=int, default=60, help="images with masks, half of them explored")
     add("--steps", type=int, default=STEPS, help="of the curves, a multiple of 10")
-    add("--seed", type=int, default=0)
     add("--values", metavar="JSONL", help="keeps the values of each image: a run can be resumed")
-    add("--write", metavar="PAGE", help="put the table between the model's markers")
     return parser
 
 

@@ -7,17 +7,17 @@ cell. Each mosaic is explained as it is, and with `--against auto`; the differen
 
 import argparse
 import sys
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
+from benchmarks import pages
 from benchmarks.evidence import CELLS, mosaics_of, own_cells
-from vitexplain.device import choose_device
-from vitexplain.errors import RequestError, run_command
-from vitexplain.markers import write_between
+from benchmarks.pages import model_of
+from vitexplain.errors import RequestError
 from vitexplain.methods.base import CategoryMethod
 from vitexplain.methods.registry import METHODS
-from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.models.loading import LoadedModel
 from vitexplain.progress import bar_or_lines
 from vitexplain.training.data import LabelledImages
 from vitexplain.training.localisation import MapFunction, map_functions, on_mosaics
@@ -25,26 +25,15 @@ from vitexplain.training.localisation import MapFunction, map_functions, on_mosa
 TWO_SIDED = 1.97  # deviations of 95 % of Student's t, from some 200 mosaics on
 
 
+markers = partial(pages.markers, "contrast of", "contrast")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-
-    def work() -> None:
-        device, _ = choose_device(options.device)
-        loaded = load_model(options.model, options.checkpoint, device=device)
-        table = as_table(loaded, shares(loaded, options))
-        print(table)
-        if options.write:
-            write_between(Path(options.write), *markers(Path(loaded.name).name), table)
-
-    return run_command("contrast", work)
+    return pages.run("contrast", parser().parse_args(arguments), measure, markers)
 
 
-def markers(model: str) -> tuple[str, str]:
-    """Begin and end of a model's table in its page."""
-    return (
-        f"<!-- contrast of {model}: made by benchmarks.contrast -->",
-        f"<!-- contrast of {model} end -->",
-    )
+def measure(loaded: LoadedModel, options: argparse.Namespace) -> str:
+    return as_table(loaded, shares(loaded, options))
 
 
 def shares(loaded: LoadedModel, options: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -78,7 +67,7 @@ def as_table(loaded: LoadedModel, values: dict[str, np.ndarray]) -> str:
     """Means, and the paired difference with its 95 % interval."""
     count = len(next(iter(values.values())))
     lines = [
-        f"{Path(loaded.name).name}, {count} mosaics of {CELLS} images: share of a map in its cell.",
+        f"{model_of(loaded)}, {count} mosaics of {CELLS} images: share of a map in its cell.",
         "",
         "| method | plain | `--against auto` | paired difference |",
         "|---|---|---|---|",
@@ -99,15 +88,9 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     of_category = [name for name, method in METHODS.items() if method.of_category]
-    add("--data", required=True, help="folders of images named by category index, or a zip file")
-    add("--model", default="bundled", help="as for vit_explain.py")
-    add("--checkpoint", help="as for vit_explain.py")
-    add("--device", default="cpu", help="auto, cpu, cuda or mps")
-    add("--held_out", action="store_true", help="only categories whose index mod 5 is 1")
+    pages.add_options(parser)
     add("--methods", nargs="+", choices=of_category, default=["grad_rollout", "relevance"])
     add("--mosaics", type=int, default=240)
-    add("--seed", type=int, default=0, help="decides which images form a mosaic")
-    add("--write", help="page with this model's markers, whose table is replaced")
     return parser
 
 

@@ -1,16 +1,21 @@
 """The parts of benchmarks.faithfulness: each measures images that lack values, and keeps these."""
 
+import argparse
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 from torch import Tensor
 
 from benchmarks.kept import Kept
+from benchmarks.pages import model_of
 from vitexplain.attention.tokens import UnsupportedModel
+from vitexplain.errors import RequestError
 from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.ceiling import ceiling
 from vitexplain.faithfulness.measures import STEPS, faithful, removed
@@ -82,6 +87,33 @@ class Bench:
         """Method -> (B, h, w), what patches are ranked by."""
         model = self.loaded.model
         return {name: scores_of(self.methods[name], model, images, categories) for name in methods}
+
+
+def bench_for(
+    loaded: LoadedModel,
+    methods: Mapping[str, Method],
+    options: argparse.Namespace,
+    fewer: int,
+    fills: Sequence[str] = HIDDEN_BY,
+) -> tuple[Bench, dict[str, str]]:
+    """A bench of those methods that explain the model; and why the others don't.
+
+    Raises:
+        RequestError: if the options' steps are none, or their file has other values.
+    """
+    if options.steps < 1 or options.steps % 10:
+        raise RequestError(f"--steps must be a multiple of 10, not {options.steps}")
+    methods, left_out = supported(methods, loaded)
+    about = {  # what all values depend on, besides their image and method
+        "model": model_of(loaded),
+        "steps": options.steps,
+        "seed": options.seed,
+        "versions": {"torch": torch.__version__, "timm": timm.__version__},
+    }
+    if fills != HIDDEN_BY:
+        about["fills"] = list(fills)
+    kept = Kept(Path(options.values) if options.values else None, about)
+    return Bench(loaded, methods, kept, fewer, options.steps, fills), left_out
 
 
 def supported(

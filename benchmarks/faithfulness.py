@@ -17,88 +17,63 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
 
-from benchmarks import evidence
-from benchmarks.evidence import CEILING, Bench
-from benchmarks.kept import Kept
+from benchmarks import evidence, pages
+from benchmarks.evidence import CEILING, Bench, bench_for
 from benchmarks.machine import machine
-from vitexplain.device import choose_device
+from benchmarks.pages import model_of
 from vitexplain.drawing.charts import draw_differences, draw_randomisation
-from vitexplain.errors import RequestError, run_command
+from vitexplain.errors import RequestError
 from vitexplain.faithfulness.baselines import BASELINES
 from vitexplain.faithfulness.measures import ALL, OTHERS, REMOVED, STEPS
 from vitexplain.faithfulness.passes import top1
 from vitexplain.faithfulness.sanity import randomisation
 from vitexplain.faithfulness.segmentation import SEGMENTED
 from vitexplain.faithfulness.table import Behind, Measure, Values, as_markdown, behind, caption
-from vitexplain.markers import write_between
-from vitexplain.models.loading import LoadedModel, load_model
+from vitexplain.methods.questions import sentence
+from vitexplain.models.loading import LoadedModel
 from vitexplain.training.classify import label_of
 from vitexplain.training.data import LabelledImages, category_of
 from vitexplain.training.localisation import read_boxes, thinned
 from vitexplain.training.masks import MaskedImages
 from vitexplain.training.placement import BOXED
+from vitexplain.words import CHANGES, OBJECT
 
 DRAWN = 5  # images of the randomisation test's figure
 TITLES = {name: method.title for name, method in ALL.items()} | {CEILING: "greedy order"}
 IN_ITALICS = {*BASELINES, CEILING}  # never the best
 LOCALISED = (Measure("cell", "Mosaic ↑", "higher", "mosaics"), *BOXED)
 TABLES = {
-    "Which patches change the answer": REMOVED,
-    "Where the object is": (*SEGMENTED, *LOCALISED),
+    sentence(CHANGES): REMOVED,
+    sentence(OBJECT): (*SEGMENTED, *LOCALISED),
     "Whether the map is of this model and image, and what it costs": OTHERS,
 }
-DECISIVE = {
-    "Which patches change the answer": "faithfulness",
-    "Where the object is": "foreground_iou",
-}
+DECISIVE = {sentence(CHANGES): "faithfulness", sentence(OBJECT): "foreground_iou"}
 COLUMNS = tuple(measure for table in TABLES.values() for measure in table)
 FOREST = ("faithfulness", "foreground_iou", "cell", "energy")
 
 
+markers = partial(pages.markers, "faithfulness of", "faithfulness")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-
-    def work() -> None:
-        device, _ = choose_device(options.device)
-        loaded = load_model(options.model, options.checkpoint, device=device)
-        table = measure(loaded, options)
-        print(table)
-        if options.write:
-            write_between(Path(options.write), *markers(model_of(loaded)), table)
-
-    return run_command("faithfulness", work)
-
-
-def model_of(loaded: LoadedModel) -> str:
-    return Path(loaded.name).name
+    return pages.run("faithfulness", parser().parse_args(arguments), measure, markers)
 
 
 def machine_of(loaded: LoadedModel) -> str:
     return machine(str(next(loaded.model.parameters()).device))
 
 
-def markers(model: str) -> tuple[str, str]:
-    """Begin and end of a model's tables in their page."""
-    return (
-        f"<!-- faithfulness of {model}: made by benchmarks.faithfulness -->",
-        f"<!-- faithfulness of {model} end -->",
-    )
-
-
 def measure(loaded: LoadedModel, options: argparse.Namespace) -> str:
     """Measure what is not kept yet, draw the figures that are wanted, and return the tables."""
-    if options.steps < 1 or options.steps % 10:
-        raise RequestError(f"--steps must be a multiple of 10, not {options.steps}")
-    methods, left_out = evidence.supported({name: ALL[name] for name in options.methods}, loaded)
-    kept = Kept(Path(options.values) if options.values else None, about(loaded, options))
-    bench = Bench(loaded, methods, kept, options.fewer, options.steps)
+    methods = {name: ALL[name] for name in options.methods}
+    bench, left_out = bench_for(loaded, methods, options, options.fewer)
     data = LabelledImages(options.data)
     images = pictures(options, data)
     few = images.names[: options.few]
@@ -124,16 +99,6 @@ def measure(loaded: LoadedModel, options: argparse.Namespace) -> str:
         shown = [measure for measure in COLUMNS if measure.key in FOREST]
         draw_differences(values, shown, TITLES, BASELINES).save(options.forest)
     return as_text(heading(loaded, images, options), values, left_out)
-
-
-def about(loaded: LoadedModel, options: argparse.Namespace) -> dict:
-    """What all values depend on, besides their image and method."""
-    return {
-        "model": model_of(loaded),
-        "steps": options.steps,
-        "seed": options.seed,
-        "versions": {"torch": torch.__version__, "timm": timm.__version__},
-    }
 
 
 def merged(bench: Bench, parts: Mapping[str, Sequence[str]]) -> Values:
@@ -286,14 +251,10 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__.partition("\n")[0], formatter_class=formatter
     )
     add = parser.add_argument
-    add("--data", required=True, help="folder of folders, or a zip file of the same layout")
+    pages.add_options(parser)
     add("--boxes", help="the same with a boxes.csv; may be small images")
     add("--masks", help="images with masks of their objects, see vitexplain.training.masks")
-    add("--model", default="bundled", help="as for vit_explain.py")
-    add("--checkpoint", help="as for vit_explain.py")
-    add("--device", default="cpu", help="auto, cpu, cuda or mps")
     add("--methods", nargs="+", choices=ALL, default=list(ALL), metavar="METHOD")
-    add("--held_out", action="store_true", help="of --data, only categories whose index mod 5 is 1")
     add("--pictures", type=int, default=300, help="whose patches are removed; of --data first")
     add("--fewer", type=int, default=100, help=f"of any images, for {' and '.join(evidence.SLOW)}")
     add("--steps", type=int, default=STEPS, help="of the curves, a multiple of 10")
@@ -302,9 +263,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mosaics", type=int, default=200, help="of four images each")
     add("--masked", type=int, default=300, help="images with masks")
     add("--boxed", type=int, default=500, help="images with boxes")
-    add("--seed", type=int, default=0)
     add("--values", metavar="JSONL", help="keeps the values of each image: a run can be resumed")
-    add("--write", metavar="PAGE", help="put the tables between the model's markers")
     add("--figure", metavar="PNG", help="draw the randomisation test, stage by stage")
     add("--forest", metavar="PNG", help="draw the paired differences to the best method")
     return parser

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import candidates
+from benchmarks import candidates, pages
 from helpers import ROOT, make_vit
 from vitexplain.faithfulness.measures import evaluate_images
 from vitexplain.images.reading import open_image
@@ -29,7 +29,7 @@ def loaded(monkeypatch):
     half = (0.5, 0.5, 0.5)
     transform = InputTransform((32, 32), half, half)
     loaded = LoadedModel(make_vit(), "tiny", transform, [f"category {i}" for i in range(7)])
-    monkeypatch.setattr(candidates, "load_model", lambda *_, **__: loaded)
+    monkeypatch.setattr(pages, "load_model", lambda *_, **__: loaded)
     return loaded
 
 

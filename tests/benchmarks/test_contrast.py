@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from benchmarks import contrast, evidence
+from benchmarks import contrast, evidence, pages
 from helpers import ROOT, make_vit
 from vitexplain.methods.registry import METHODS
 from vitexplain.models.loading import LoadedModel
@@ -22,7 +22,7 @@ def loaded(monkeypatch):
     half = (0.5, 0.5, 0.5)
     transform = InputTransform((32, 32), half, half)
     loaded = LoadedModel(make_vit(), "tiny", transform, [f"category {i}" for i in range(7)])
-    monkeypatch.setattr(contrast, "load_model", lambda *_, **__: loaded)
+    monkeypatch.setattr(pages, "load_model", lambda *_, **__: loaded)
     # a random model is right about nothing
     monkeypatch.setattr(evidence, "confident", lambda labels, *_: np.arange(len(labels)))
     return loaded

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import evidence, faithfulness
+from benchmarks import evidence, faithfulness, pages
 from benchmarks.evidence import Bench
 from benchmarks.kept import Kept
 from helpers import ROOT, make_vit
@@ -77,7 +77,7 @@ def given_for(data, masks, tmp_path):
 
 @pytest.fixture
 def measured(loaded, monkeypatch):
-    monkeypatch.setattr(faithfulness, "load_model", lambda *_, **__: loaded)
+    monkeypatch.setattr(pages, "load_model", lambda *_, **__: loaded)
     # a random model is right about nothing
     monkeypatch.setattr(evidence, "confident", lambda labels, *_: np.arange(len(labels)))
 
@@ -263,7 +263,7 @@ def test_sample_is_repeatable():
     [(["--data", "nowhere"], "neither a folder nor a zip"), (["--steps", "7"], "multiple of 10")],
 )
 def test_errors_are_one_line(loaded, data, monkeypatch, capsys, given, message):
-    monkeypatch.setattr(faithfulness, "load_model", lambda *_, **__: loaded)
+    monkeypatch.setattr(pages, "load_model", lambda *_, **__: loaded)
     assert faithfulness.main(["--data", str(data), "--pictures", "1", *given]) == 2
     error = capsys.readouterr().err
     assert message in error
