@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -38,27 +40,16 @@ def draw_measures(
 ) -> Image.Image:
     """A panel for each measure: means, 95 % intervals; who is not worse than the best is green."""
     names, measures, best = arranged(values, measures, baselines)
-    rows = math.ceil(len(measures) / 3)
-    size = (13, rows * (1 + 0.25 * len(names)))
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    panels = figure.subplots(rows, 3, squeeze=False).flatten()
-    for panel in panels[len(measures) :]:
-        panel.set_axis_off()
+    figure, panels = _panels(len(measures), columns=3, height=1 + 0.25 * len(names))
     for number, (panel, measure) in enumerate(zip(panels, measures, strict=False)):
         for place, name in enumerate(names):
             if measure.key not in values[name]:
                 continue
             each = known(values[name][measure.key])
-            interval = interval_of(each)
             color = "grey" if name in baselines else GREEN if name in best[measure.key] else "black"
-            if interval is not None:
-                panel.plot(interval, [place, place], color=color)
-            panel.plot(each.mean(), place, "o", color=color)
+            _mark(panel, place, each.mean(), interval_of(each), color=color)
         labels = [titles[name] for name in names] if number % 3 == 0 else []
-        panel.set_yticks(range(len(names)), labels or [""] * len(names))
-        panel.invert_yaxis()
-        panel.set_title(measure.title, fontsize=10)
-        panel.grid(axis="x", alpha=0.3)
+        _finish(panel, measure.title, labels or [""] * len(names))
         if measure.key == "time":  # some methods take hundreds of passes
             panel.set_xscale("log")
     return as_image(figure)
@@ -76,27 +67,50 @@ def draw_differences(
     best are green. A difference without an interval is drawn as a dot alone.
     """
     _, measures, best = arranged(values, measures, baselines)
-    rows = math.ceil(len(measures) / 2)
-    size = (13, rows * (1 + 0.22 * len(values)))
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    panels = figure.subplots(rows, 2, squeeze=False).flatten()
-    for panel in panels[len(measures) :]:
-        panel.set_axis_off()
+    figure, panels = _panels(len(measures), columns=2, height=1 + 0.22 * len(values))
     for panel, measure in zip(panels, measures, strict=False):
         compared = behind(values, measure, baselines)
         found = [name for name in values if measure.key in values[name]]
         found.sort(key=lambda name: BETTER[measure.better](_mean_of(compared, name)))
         for place, name in enumerate(found):
             color = "grey" if name in baselines else GREEN if name in best[measure.key] else "black"
-            panel.plot(_mean_of(compared, name), place, "o", markersize=4, color=color)
-            if name in compared and (interval := compared[name].interval) is not None:
-                panel.plot(interval, [place, place], color=color)
+            interval = compared[name].interval if name in compared else None
+            _mark(panel, place, _mean_of(compared, name), interval, markersize=4, color=color)
         panel.axvline(0, color="black", linewidth=0.8)
-        panel.set_yticks(range(len(found)), [titles[name] for name in found])
-        panel.invert_yaxis()
-        panel.set_title(f"{measure.title}: difference to the best", fontsize=10)
-        panel.grid(axis="x", alpha=0.3)
+        title = f"{measure.title}: difference to the best"
+        _finish(panel, title, [titles[name] for name in found])
     return as_image(figure)
+
+
+def _panels(count: int, columns: int, height: float) -> tuple[Figure, np.ndarray]:
+    """A figure, and its panels, some of them left empty.
+
+    Args:
+        height: of a panel, in inches.
+    """
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(13, rows * height), dpi=100, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for panel in panels[count:]:
+        panel.set_axis_off()
+    return figure, panels
+
+
+def _mark(
+    panel: Axes, place: int, mean: float, interval: tuple[float, float] | None, **style: Any
+) -> None:
+    """A dot in one row, on a line as long as its interval."""
+    if interval is not None:
+        panel.plot(interval, [place, place], color=style["color"])
+    panel.plot(mean, place, "o", **style)
+
+
+def _finish(panel: Axes, title: str, labels: Sequence[str]) -> None:
+    """The title, and a label for each row, the first one above."""
+    panel.set_yticks(range(len(labels)), labels)
+    panel.invert_yaxis()
+    panel.set_title(title, fontsize=10)
+    panel.grid(axis="x", alpha=0.3)
 
 
 def _mean_of(compared: Mapping[str, Behind], name: str) -> float:
