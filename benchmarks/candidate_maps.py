@@ -4,8 +4,9 @@ Each is one as in vitexplain.methods, so that what proves itself can move there.
 for a ViT with a class token. "Later blocks" are the second half.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import numpy as np
 import torch
@@ -49,11 +50,10 @@ def plain(model: nn.Module) -> nn.Module:
     return model
 
 
-class Cdam(CategoryMethod):
-    """CDAM: each token's features times their gradients, sum_d T_id dy_c/dT_id.
+class TimesGradients(CategoryMethod):
+    """Tokens times their gradients, summed over channels, and over the layers that read them.
 
-    Brocki, Binda & Chung 2024, "Class-Discriminative Attention Maps for Vision Transformers"; T is
-    the input of the last attention, as in Grad-CAM, whose weights are means over the places.
+    S_i = sum_l sum_d z_l,id dy_c/dz_l,id,    z_l the tokens (B, N, C) before layer l
     """
 
     linear = True
@@ -61,12 +61,43 @@ class Cdam(CategoryMethod):
     def __init__(self, model: nn.Module):
         self.model = plain(model)
 
+    @property
+    @abstractmethod
+    def layers(self) -> Sequence[nn.Module]:
+        """Those whose tokens count."""
+
+    def rules(self) -> AbstractContextManager:
+        """What changes the gradients."""
+        return nullcontext()
+
     def _scores(self, images: Tensor, layout: TokenLayout, choose: Choose) -> Scores:
         with ExitStack() as undo:
             undo.enter_context(inference_state(self.model, freeze=True, fused=True))
-            tokens = watched([blocks_of(self.model)[-1].attn], undo)
+            tokens = watched(self.layers, undo)
+            undo.enter_context(self.rules())
             logits = forward(self.model, images)
-        return times_gradients(tokens, logits, layout, choose)
+        categories = choose(logits.detach())
+        scores = []
+        for logit, again in chosen_logits(logits, categories):
+            gradients = torch.autograd.grad(logit, tokens, retain_graph=again)
+            products = [
+                (each.detach() * gradient).sum(dim=-1)
+                for each, gradient in zip(tokens, gradients, strict=True)
+            ]
+            scores.append(on_grid(sum(products)[:, layout.prefix_tokens :], layout.grid))
+        return scores, logits, categories
+
+
+class Cdam(TimesGradients):
+    """CDAM: each token's features times their gradients, sum_d T_id dy_c/dT_id.
+
+    Brocki, Binda & Chung 2024, "Class-Discriminative Attention Maps for Vision Transformers"; T is
+    the input of the last attention, as in Grad-CAM, whose weights are means over the places.
+    """
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return [blocks_of(self.model)[-1].attn]
 
 
 class GradEclip(CategoryMethod):
@@ -157,28 +188,20 @@ class SeenAttention(TorchFunctionMode):
         return output
 
 
-class LibraGrad(CategoryMethod):
+class LibraGrad(TimesGradients):
     """LibraGrad: tokens times gradients that are balanced, summed over the later blocks.
 
     Mehri, Baghshah & Pilehvar 2025, "LibraGrad: Balancing Gradient Flow for Universally Better
     Vision Transformer Attributions" (CVPR). Backward paths are pruned and scaled until what arrives
-    at the inputs, and at the biases, sums to the logit, see LibraRules. Then
-
-        S_i = sum_l sum_d z_l,id dy_c/dz_l,id,    z_l the tokens before block l.
+    at the inputs, and at the biases, sums to the logit, see LibraRules.
     """
 
-    linear = True
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return blocks_of(self.model)[middle(self.model) :]
 
-    def __init__(self, model: nn.Module):
-        self.model = plain(model)
-
-    def _scores(self, images: Tensor, layout: TokenLayout, choose: Choose) -> Scores:
-        with ExitStack() as undo:
-            undo.enter_context(inference_state(self.model, freeze=True, fused=True))
-            tokens = watched(blocks_of(self.model)[middle(self.model) :], undo)
-            undo.enter_context(LibraRules())
-            logits = forward(self.model, images)
-        return times_gradients(tokens, logits, layout, choose)
+    def rules(self) -> AbstractContextManager:
+        return LibraRules()
 
 
 class LibraRollout(CategoryMethod):
@@ -243,19 +266,3 @@ def watched(modules: Sequence[nn.Module], undo: ExitStack) -> list[Tensor]:
     for module in modules:
         undo.callback(module.register_forward_pre_hook(see).remove)
     return inputs
-
-
-def times_gradients(
-    tokens: Sequence[Tensor], logits: Tensor, layout: TokenLayout, choose: Choose
-) -> Scores:
-    """sum_l sum_d z_l,id dy_c/dz_l,id at the patches, from tokens (B, N, C) of one pass."""
-    categories = choose(logits.detach())
-    scores = []
-    for logit, again in chosen_logits(logits, categories):
-        gradients = torch.autograd.grad(logit, tokens, retain_graph=again)
-        products = [
-            (each.detach() * gradient).sum(dim=-1)
-            for each, gradient in zip(tokens, gradients, strict=True)
-        ]
-        scores.append(on_grid(sum(products)[:, layout.prefix_tokens :], layout.grid))
-    return scores, logits, categories

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmarks.candidate_maps import Scores, middle
 from vitexplain.attention.tokens import TokenLayout, check_supported
 from vitexplain.methods.base import CategoryMethod, Choose, contrasts, on_shadow
-from vitexplain.methods.consensus import consensus, ranks
+from vitexplain.methods.consensus import at_mean_ranks, consensus
 from vitexplain.methods.registry import Method
 from vitexplain.targets import AUTO, Chosen
 
@@ -80,15 +80,7 @@ def in_order(values: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
 
     Quantile normalisation, see vitexplain.methods.consensus.
     """
-    flat = np.stack([part.reshape(len(part), -1) for part in parts]).astype(np.float64)
-    mean_ranks = np.apply_along_axis(ranks, 2, flat).mean(axis=0)
-    by_place = np.sort(values.reshape(len(values), -1), axis=1)
-    places = np.arange(by_place.shape[1])
-    moved = [
-        np.interp(ranks(of_image), places, of)
-        for of_image, of in zip(mean_ranks, by_place, strict=True)
-    ]
-    return np.float32(moved).reshape(values.shape)
+    return at_mean_ranks(np.sort(values.reshape(len(values), -1), axis=1), parts)
 
 
 class AgainstRivals(CategoryMethod):

@@ -100,17 +100,27 @@ def consensus(parts: Sequence[np.ndarray]) -> np.ndarray:
     Returns:
         float32, -1 to 1, the patches in the order of their mean ranks.
     """
-    shape = parts[0].shape
     flat = np.stack([part.reshape(len(part), -1) for part in parts]).astype(np.float64)  # (M, B, n)
-    mean_ranks = np.apply_along_axis(ranks, 2, flat).mean(axis=0)
     largest = np.abs(flat).max(axis=2, keepdims=True)
     values = np.sort(flat / np.where(largest > 0, largest, 1), axis=2).mean(axis=0)
-    places = np.arange(flat.shape[2])
+    return at_mean_ranks(values, parts)
+
+
+def at_mean_ranks(by_place: np.ndarray, parts: Sequence[np.ndarray]) -> np.ndarray:
+    """(B, h, w) float32: values, moved to where the mean ranks of the parts put them.
+
+    Args:
+        by_place: (B, h*w), ascending.
+        parts: (B, h, w) each.
+    """
+    flat = np.stack([part.reshape(len(part), -1) for part in parts])
+    mean_ranks = np.apply_along_axis(ranks, 2, flat).mean(axis=0)
+    places = np.arange(by_place.shape[1])
     scores = [
-        np.interp(ranks(of_image), places, by_place)
-        for of_image, by_place in zip(mean_ranks, values, strict=True)
+        np.interp(ranks(of_image), places, of)
+        for of_image, of in zip(mean_ranks, by_place, strict=True)
     ]
-    return np.float32(scores).reshape(shape)
+    return np.float32(scores).reshape(parts[0].shape)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
