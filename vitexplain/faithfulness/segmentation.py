@@ -47,8 +47,7 @@ def segmented(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     Raises:
         RequestError: if the truth has other values, or no pixel of the object.
     """
-    others = set(np.unique(truth).tolist()) - {BACKGROUND, OBJECT, UNKNOWN}
-    if others:
+    if others := other_values(truth):
         raise RequestError(
             f"a mask has the values {BACKGROUND} (background), {OBJECT} (object) and {UNKNOWN} "
             f"(unknown), not {min(others)}"
@@ -77,6 +76,11 @@ def segmented(mask: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         ),
         **dict(zip(COUNTS, map(float, counts), strict=True)),
     }
+
+
+def other_values(truth: np.ndarray) -> set[int]:
+    """What a mask holds besides BACKGROUND, OBJECT and UNKNOWN."""
+    return set(np.unique(truth).tolist()) - {BACKGROUND, OBJECT, UNKNOWN}
 
 
 def totals(values: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -29,7 +29,13 @@ from vitexplain.attention.readout import has_categories
 from vitexplain.attention.shadow import shadow_of
 from vitexplain.errors import one_line
 from vitexplain.faithfulness.baselines import centre_blob, random_map
-from vitexplain.faithfulness.segmentation import BACKGROUND, OBJECT, UNKNOWN, segmented
+from vitexplain.faithfulness.segmentation import (
+    BACKGROUND,
+    OBJECT,
+    UNKNOWN,
+    other_values,
+    segmented,
+)
 from vitexplain.images.reading import PictureError, read_mask
 from vitexplain.models.loading import LoadedModel
 from vitexplain.models.transform import InputTransform
@@ -110,8 +116,7 @@ class MaskedImages(StoredImages):
                 f"{name_of_mask} has {mask.shape[1]}x{mask.shape[0]} pixels, and its image {name} "
                 f"{size[0]}x{size[1]}: they must be of one size"
             )
-        others = set(np.unique(mask).tolist()) - {BACKGROUND, OBJECT, UNKNOWN}
-        if others:
+        if others := other_values(mask):
             raise PictureError(
                 f"{name_of_mask} holds the value {min(others)}: {BACKGROUND} is background, "
                 f"{OBJECT} the object and {UNKNOWN} unknown"
